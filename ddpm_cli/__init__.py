@@ -1,0 +1,1 @@
+"""Config-driven training and sampling of denoising diffusion models."""

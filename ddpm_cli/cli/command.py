@@ -1,0 +1,111 @@
+"""What the commands share: Hydra, the schemas, errors in one line, the folder that is written to."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm_cli.cli.help import help_text
+from ddpm_cli.cli.messages import one_line
+from ddpm_cli.cli.sweeps import check_jobs
+from ddpm_cli.config import GROUPS, option_name
+from ddpm_cli.errors import UserError
+
+CONFIGS = "pkg://ddpm_cli.configs"
+
+
+def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float | None]) -> None:
+    """The body of `ddpm-<name>`: Hydra composes configs/<name>.yaml, `run` gets it as a checked `schema`, and
+    the folder to write to. `usage` opens the --help.
+
+    An error that the user can mend is one line on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows where it
+    came from.
+    """
+    _register_schemas(name, schema)
+    traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
+
+    def task(cfg: DictConfig) -> float | None:
+        config = OmegaConf.to_object(cfg)
+        return run(config, _folder(config))
+
+    def refuse(message: str) -> NoReturn:
+        print(f"ddpm-{name}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+    try:
+        parser = get_args_parser()
+        parser.error = refuse  # type: ignore[method-assign]
+        args = parser.parse_args()
+        if args.help:
+            print(help_text(name, usage))
+            return
+        if args.multirun:
+            check_jobs(name, args.overrides)
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(task)()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if traceback:
+            raise
+        refuse(one_line(error, schema))
+    except KeyboardInterrupt:
+        print(f"ddpm-{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def claim(folder: Path) -> None:
+    """Make `folder` this run's own: create it, note in .hydra/ how it came to be, log into it.
+
+    Raises `UserError` where it already holds a run; of two processes that claim one folder, one wins.
+    """
+    notes = folder / ".hydra"
+    try:
+        notes.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"out={folder}: already holds a run; resume={folder} goes on with it, another out=… starts anew"
+        ) from error
+    except OSError as error:
+        raise UserError(f"out={folder}: cannot be created ({error.strerror}); choose another folder") from error
+    OmegaConf.save(HydraConfig.get().overrides.task, notes / "overrides.yaml")
+
+
+def new_folder(folder: Path) -> None:
+    """Create `folder`. Raises `UserError` where it holds anything already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"out={folder}: cannot be created ({error.strerror}); choose another folder") from error
+    if not empty:
+        raise UserError(f"out={folder}: already holds files; choose another folder")
+
+
+def log_into(file: Path) -> None:
+    """Send all log lines to `file` too, with the time."""
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def _folder(config: Any) -> Path:
+    """Where to write: `out`, or the folder that Hydra made for a job of a sweep or was told of."""
+    made = Path(HydraConfig.get().runtime.output_dir)
+    return Path(config.out) if made == Path.cwd() else made
+
+
+def _register_schemas(name: str, schema: type) -> None:
+    store = ConfigStore.instance()
+    store.store(name=f"{name}_schema", node=schema)
+    for base, options in GROUPS.items():
+        for option in options:
+            store.store(group=f"schema/{base.__name__.lower()}", name=option_name(option), node=option)

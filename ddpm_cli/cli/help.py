@@ -1,0 +1,24 @@
+"""The text of --help, from the YAML files themselves. Hydra's own help takes over a second to gather."""
+
+from importlib.resources import files
+
+
+def help_text(name: str, usage: str) -> str:
+    """`usage`, then the groups with their options, then the values of configs/<name>.yaml with their comments."""
+    root = (files("ddpm_cli.configs") / f"{name}.yaml").read_text()
+    defaults, values = root.split("\n\n", 1)
+    values = values.split("\nhydra:")[0]
+    lines = [usage.strip(), "", "Groups (group=option):"]
+    for group in ["dataset", "schedule", "loss", "model", "sampler", "experiment"]:
+        if f"- {group}:" in defaults:
+            lines.append(f"  {group:11} {' '.join(options_of(group))}")
+    lines += ["", "Values (key=value), as they stand:"]
+    lines += [f"  {line}".rstrip() for line in values.strip().splitlines()]
+    lines += ["", f"ddpm-{name} --cfg job shows those of the groups too, --hydra-help what else Hydra can do."]
+    return "\n".join(lines)
+
+
+def options_of(group: str) -> list[str]:
+    """The options of a config group, by name."""
+    folder = files("ddpm_cli.configs") / group
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))

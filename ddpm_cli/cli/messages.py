@@ -1,0 +1,80 @@
+"""Hydra's and OmegaConf's errors as one line: the key, its value, what is allowed, what to do."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from ddpm_cli.config import GROUPS, Option, option_name
+from ddpm_cli.errors import UserError, one_of
+
+TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
+
+
+def one_line(error: Exception, schema: type) -> str:
+    """`error` for the person who typed the command whose config is a `schema`."""
+    match error:
+        case UserError():
+            message = str(error)
+        case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
+            group, _, option = file.rpartition("/")
+            message = f"{group}={option}: must be {one_of(sorted(options))}"
+        case MissingMandatoryValue():
+            message = f"{error.full_key}=: missing; give it a value"
+        case ConfigCompositionException(__cause__=ValidationError() as cause):
+            message = _wrong_type(str(error), cause)
+        case ConfigCompositionException():
+            message = _unknown_key(str(error), schema)
+        case OmegaConfBaseException() if error.full_key:
+            message = f"{error.full_key}: {str(error.msg).splitlines()[0]}"
+        case _:
+            message = str(error)
+    return " ".join(message.split())
+
+
+def _wrong_type(message: str, cause: ValidationError) -> str:
+    typed = re.search(r"override '?(.*?)'?$", message.splitlines()[0])
+    key = typed[1] if typed else f"{cause.full_key}={cause.value}"
+    wanted = re.search(r"could not be converted to (\w+)", str(cause.msg))
+    if wanted and wanted[1] in TYPES:
+        return f"{key}: must be {TYPES[wanted[1]]}"
+    return f"{key}: {str(cause.msg).splitlines()[0]}"
+
+
+def _unknown_key(message: str, schema: type) -> str:
+    unknown = re.search(r"Could not override '(.+?)'", message)
+    if not unknown:
+        return message
+    key = unknown[1]
+    keys: dict[str, list[str]] = {}
+    for known, owner in _known_keys(schema):
+        keys.setdefault(known, []).append(owner)
+    if owners := [owner for owner in keys.get(key, []) if owner]:
+        return f"{key}: only {one_of(owners)} has this key; choose it too, or leave the key out"
+    nested = [known for known in keys if known.endswith(f".{key}")]
+    near = nested or difflib.get_close_matches(key, keys, n=1)
+    hint = f"did you mean {one_of(near)}?" if near else "--cfg job lists the keys"
+    return f"{key}: no such key; {hint}"
+
+
+def _known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key below `schema`, and the option, `group=name`, that it belongs to, or nothing."""
+    for key, hint in get_type_hints(schema).items():
+        if not any(field.name == key for field in fields(schema)):
+            continue
+        yield prefix + key, ""
+        for kind in get_args(hint) or (hint,):
+            yield from _keys_of(kind, prefix + key)
+
+
+def _keys_of(kind: Any, group: str) -> Iterator[tuple[str, str]]:
+    if kind in GROUPS:
+        for option in GROUPS[kind]:
+            for key, _ in _known_keys(option, f"{group}."):
+                yield key, f"{group}={option_name(option)}"
+    elif is_dataclass(kind) and isinstance(kind, type) and not issubclass(kind, Option):
+        yield from _known_keys(kind, f"{group}.")

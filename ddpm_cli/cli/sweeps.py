@@ -1,0 +1,29 @@
+"""Checking every job of a sweep before the first one starts, and before anything is written."""
+
+from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from ddpm_cli.errors import UserError
+
+
+def check_jobs(config_name: str, overrides: list[str]) -> None:
+    """Raise what composing or checking the first bad job of `ddpm-<config_name> -m <overrides>` raises.
+
+    Jobs that a search will only choose as it goes (intervals, for instance) cannot be checked beforehand.
+    """
+    with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
+        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+        for override in parsed:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                return
+            if override.key_or_group == "out":
+                raise UserError(
+                    f"{override.input_line}: the jobs of a sweep write to hydra.sweep.dir/0, 1, …; "
+                    "use hydra.sweep.dir=… instead"
+                )
+        for jobs in BasicSweeper.split_arguments(parsed, None):
+            for job in jobs:
+                OmegaConf.to_object(compose(config_name, job))

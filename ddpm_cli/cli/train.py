@@ -1,0 +1,106 @@
+"""ddpm-train: a run from a config, or the rest of one from its last checkpoint."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from ddpm_cli.cli.command import claim, launch, log_into
+from ddpm_cli.config import TrainConfig, train_config
+from ddpm_cli.errors import UserError
+
+log = logging.getLogger(__name__)
+
+USAGE = """
+ddpm-train learns to make images like those of a dataset, by denoising diffusion.
+
+  ddpm-train                                        Fashion-MNIST, a small U-Net, the best device there is
+  ddpm-train experiment=quickstart                  pictures of clothes in minutes on a CPU
+  ddpm-train dataset=image_folder dataset.root=/pictures dataset.image_size=32
+  ddpm-train -m schedule=linear,cosine loss=l1,l2   a run for each combination
+  ddpm-train resume=outputs/train/…                 go on with a run that was stopped
+"""
+
+MAY_CHANGE = ("train.", "device", "compile", "dataset.root")
+"""Keys that may be given beside resume=; all others are the run's own."""
+
+
+def main() -> None:
+    """The console script."""
+    launch("train", USAGE, TrainConfig, run)
+
+
+def run(config: TrainConfig, folder: Path) -> float:
+    """Train as `config` says into `folder`; returns the last loss logged."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ddpm_cli import rng
+    from ddpm_cli.data.sources import load_images
+    from ddpm_cli.data.table import Table
+    from ddpm_cli.models import build_network
+    from ddpm_cli.training.devices import resolve_device
+    from ddpm_cli.training.trainer import Trainer
+
+    state = None
+    if config.resume is not None:
+        folder, state = _stopped_run(config.resume)
+        config = _resumed_config(config, state["config"])
+    device = resolve_device(config.device)
+    images = load_images(config.dataset, train=True)
+    table = Table(images, config.dataset.flip, config.train.seed, device)
+    rng.seed_everything(config.train.seed, "network")
+    trainer = Trainer(config, build_network(config.model, config.dataset.channels), table, device)
+    if state is None:
+        claim(folder)
+        OmegaConf.save(OmegaConf.create(asdict(config)), folder / ".hydra" / "config.yaml")
+    else:
+        trainer.restore(state)
+    log_into(folder / "train.log")
+    _describe(trainer, folder)
+    with logging_redirect_tqdm():
+        loss = trainer.train(folder)
+    log.info("done; ddpm-sample ckpt=%s makes more images", folder)
+    return loss
+
+
+def _stopped_run(resume: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of the run that `resume` names, and the checkpoint to go on from."""
+    from ddpm_cli.training.checkpoint import find_checkpoint, load_checkpoint
+
+    path = find_checkpoint("resume", resume)
+    if path.parent.name != "checkpoints":
+        raise UserError(f"resume={resume}: must be a run folder, or a checkpoint in the checkpoints/ of one")
+    return path.parent.parent, load_checkpoint("resume", path)
+
+
+def _resumed_config(typed: TrainConfig, own: dict[str, Any]) -> TrainConfig:
+    """The run's own config, with what was typed beside `resume=` where that may change."""
+    merged = OmegaConf.create(asdict(train_config(own)))
+    now = OmegaConf.create(asdict(typed))
+    for override in HydraConfig.get().overrides.task:
+        key = override.split("=")[0].lstrip("+~")
+        if key == "resume":
+            continue
+        if not key.startswith(MAY_CHANGE):
+            raise UserError(
+                f"{override}: not with resume=, which goes on with the run's own config; "
+                "only device, compile, dataset.root and train.* may change"
+            )
+        OmegaConf.update(merged, key, OmegaConf.select(now, key))
+    merged.resume = typed.resume
+    return train_config(OmegaConf.to_container(merged))  # type: ignore[arg-type]  # a dict
+
+
+def _describe(trainer: Any, folder: Path) -> None:
+    """A few lines at the start: what is trained on what, where it goes."""
+    config = trainer.config
+    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    channels, height, width = config.dataset.shape
+    log.info("dataset   %s, %d images of %dx%dx%d", config.dataset.name, len(trainer.table), channels, height, width)
+    log.info("network   %s, %.2fM parameters, predicts %s", config.model.name, parameters / 1e6, config.prediction)
+    log.info("schedule  %s, T=%d; loss %s", config.schedule.name, config.schedule.timesteps, config.loss.name)
+    log.info("training  steps %d to %d on %s, %s", trainer.step, trainer.steps, trainer.device, trainer.dtype)
+    log.info("folder    %s", folder)

@@ -1,0 +1,147 @@
+"""A folder of images of any kind, decoded once and kept as a memory-mapped table."""
+
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ddpm_cli.config import ImageFolder
+from ddpm_cli.data.table import Images
+from ddpm_cli.errors import UserError
+from ddpm_cli.files import atomic
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Images:
+    """The images below `dataset.root`, sorted by name; sub-folders directly below it are the classes.
+
+    Splits: the sub-folders train/ and test/ where there are both, else a share of `test_fraction` held out by
+    a hash of each file's name. Raises `UserError` for a folder without images and for an image that cannot
+    be decoded, unless `dataset.skip_broken`.
+    """
+    root, files = _split(dataset, train)
+    if not files:
+        kinds = " ".join(sorted(SUFFIXES))
+        raise UserError(f"dataset.root={dataset.root}: no images for {'training' if train else 'testing'}; "
+                        f"looked for {kinds} at any depth")  # fmt: skip
+    pixels, sound = _cached(dataset, root, files, cache)
+    classes = sorted({parts[0] for file in files if len(parts := file.relative_to(root).parts) > 1})
+    labels = None
+    if classes and all(len(file.relative_to(root).parts) > 1 for file in files):
+        number = {name: i for i, name in enumerate(classes)}
+        labels = torch.tensor([number[files[i].relative_to(root).parts[0]] for i in sound])
+    return Images(torch.from_numpy(pixels), labels, classes if labels is not None else [])
+
+
+def decode(file: Path, height: int, width: int, channels: int) -> np.ndarray:
+    """An image as (channels, height, width) uint8: upright, on white where transparent, resized to cover and
+    centre-cropped. Raises what Pillow raises for a file that it cannot read.
+    """
+    with Image.open(file) as opened:
+        image = _flattened(ImageOps.exif_transpose(opened))
+    image = image.convert("L" if channels == 1 else "RGB")
+    image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """8 bits a channel and opaque."""
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((deep // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
+
+
+def _split(dataset: ImageFolder, train: bool) -> tuple[Path, list[Path]]:
+    root = Path(str(dataset.root)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"dataset.root={dataset.root}: no such folder; name a folder of images")
+    try:
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            root = root / ("train" if train else "test")
+            return root, sorted(_images_below(root))
+        files = sorted(_images_below(root))
+    except OSError as error:
+        raise UserError(f"dataset.root={dataset.root}: cannot be read ({error.strerror})") from error
+    return root, [f for f in files if (_share(f.relative_to(root)) >= dataset.test_fraction) == train]
+
+
+def _images_below(root: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _share(name: Path) -> float:
+    """A number in [0, 1) that depends on the file's name alone, so that adding files moves no other."""
+    return zlib.crc32(os.fsencode(name.as_posix())) / 2**32
+
+
+def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) -> tuple[np.ndarray, list[int]]:
+    """The decoded files, (N, C, H, W), and which of `files` they are; decoded once for a folder as it stands."""
+    channels, height, width = dataset.shape
+    key = hashlib.sha256(repr((dataset.shape, dataset.skip_broken)).encode())
+    for file in files:
+        stat = file.stat()
+        key.update(os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+    stem = cache / key.hexdigest()[:32]
+    table, sound = stem.with_suffix(".npy"), stem.with_suffix(".sound.npy")
+    if not (table.is_file() and sound.is_file()):
+        pixels, good = _decoded(dataset, files)
+        cache.mkdir(parents=True, exist_ok=True)
+        for path, array in [(table, pixels), (sound, np.array(good, dtype=np.int64))]:
+            with atomic(path) as partial, partial.open("wb") as stream:
+                np.save(stream, array)
+    # Copy on write: torch wants writable memory, and nothing is ever written back.
+    return np.load(table, mmap_mode="c"), np.load(sound).tolist()
+
+
+def _decoded(dataset: ImageFolder, files: list[Path]) -> tuple[np.ndarray, list[int]]:
+    channels, height, width = dataset.shape
+
+    def read(file: Path) -> np.ndarray | Exception:
+        try:
+            return decode(file, height, width, channels)
+        except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+            return error
+
+    pixels = np.empty((len(files), channels, height, width), dtype=np.uint8)
+    sound: list[int] = []
+    with ThreadPoolExecutor() as pool:
+        for i, result in enumerate(pool.map(read, files)):
+            if isinstance(result, np.ndarray):
+                pixels[len(sound)] = result
+                sound.append(i)
+            elif not dataset.skip_broken:
+                pool.shutdown(cancel_futures=True)
+                raise UserError(
+                    f"dataset.root={dataset.root}: {files[i]} cannot be decoded ({_one_line(result)}); "
+                    "remove it, or go on without with dataset.skip_broken=true"
+                ) from result
+    if not sound:
+        raise UserError(f"dataset.root={dataset.root}: none of its {len(files)} images can be decoded")
+    if len(sound) < len(files):
+        log.warning("skipped %d of %d images that cannot be decoded", len(files) - len(sound), len(files))
+    return pixels[: len(sound)], sound
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

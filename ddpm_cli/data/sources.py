@@ -1,0 +1,150 @@
+"""Where images come from: each source becomes one `Images` of the size and channels its config asks for."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision.datasets as tv
+from torch import Tensor
+from torchvision.datasets.utils import extract_archive
+
+from ddpm_cli.config import Cifar10, Dataset, Digits, FashionMnist, ImageFolder, Mnist
+from ddpm_cli.data.image_folder import read_image_folder
+from ddpm_cli.data.table import Images, to_tensor
+from ddpm_cli.errors import UserError
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DIGITS_IN_TRAIN = 1500
+
+
+def cache_folder() -> Path:
+    """Where downloads and decoded folders are kept for all runs of a user."""
+    return Path(os.environ.get("DDPM_CACHE", "~/.cache/ddpm_cli")).expanduser()
+
+
+def load_images(dataset: Dataset, train: bool) -> Images:
+    """The train or the test split, resized to `dataset.image_size` and with `dataset.channels`.
+
+    Raises `UserError` where the data cannot be had, with what to do.
+    """
+    match dataset:
+        case FashionMnist():
+            images = _fashion_mnist(dataset, train)
+        case Mnist():
+            images = _torchvision(tv.MNIST, dataset, train)
+        case Cifar10():
+            images = _torchvision(tv.CIFAR10, dataset, train)
+        case Digits():
+            images = _digits(train)
+        case ImageFolder():
+            return read_image_folder(dataset, train, cache_folder() / "image_folder")
+        case _:
+            raise TypeError(f"no images for {dataset}")
+    return Images(_resized(_with_channels(images.pixels, dataset.channels), dataset), images.labels, images.classes)
+
+
+def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
+    for folder in [Path(dataset.root)] if dataset.root else []:
+        if (folder / "FashionMNIST" / "raw").is_dir():
+            return _opened(tv.FashionMNIST, folder, train)
+        if _has_idx(folder):
+            return _from_idx(folder, train)
+    if _has_idx(DEBIAN_FASHION_MNIST):
+        return _from_idx(DEBIAN_FASHION_MNIST, train)
+    try:
+        return _downloaded(tv.FashionMNIST, train)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"dataset=fashion_mnist: not in dataset.root={dataset.root or 'null'}, not in {DEBIAN_FASHION_MNIST} "
+            "(apt-get install dataset-fashion-mnist) and the download failed; mend one of the three, "
+            "or use dataset=digits, which needs no download"
+        ) from error
+
+
+def _torchvision(source: Any, dataset: Dataset, train: bool) -> Images:
+    """A torchvision data set from `dataset.root`, else from the cache, downloaded where it is missing."""
+    if dataset.root is not None:
+        try:
+            return _opened(source, Path(dataset.root), train)
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"dataset.root={dataset.root}: torchvision finds no sound {source.__name__} there; "
+                "name the folder it was downloaded to, or leave dataset.root=null to download it"
+            ) from error
+    try:
+        return _downloaded(source, train)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that has it with "
+            "dataset.root=…, or use dataset=digits, which needs no download"
+        ) from error
+
+
+def _downloaded(source: Any, train: bool) -> Images:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return _opened(source, folder, train, download=True)
+
+
+def _opened(source: Any, folder: Path, train: bool, download: bool = False) -> Images:
+    data = source(folder, train=train, download=download)
+    pixels = data.data.numpy() if isinstance(data.data, Tensor) else data.data
+    return Images(to_tensor(pixels), torch.as_tensor(data.targets), list(data.classes))
+
+
+def _has_idx(folder: Path) -> bool:
+    return any(folder.glob("train-images-idx3-ubyte*"))
+
+
+def _from_idx(folder: Path, train: bool) -> Images:
+    """The idx files of `folder`, plain or gzipped, through torchvision's reader."""
+    with tempfile.TemporaryDirectory() as unpacked:
+        raw = Path(unpacked) / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        for file in folder.glob("*-ubyte*"):
+            if file.suffix == ".gz":
+                extract_archive(file, raw / file.stem)
+            else:
+                (raw / file.name).symlink_to(file.resolve())
+        return _opened(tv.FashionMNIST, Path(unpacked), train)
+
+
+def _digits(train: bool) -> Images:
+    try:
+        from sklearn.datasets import load_digits  # optional: pip install 'ddpm-cli[digits]'
+    except ImportError as error:
+        raise UserError("dataset=digits: needs scikit-learn; pip install 'ddpm-cli[digits]'") from error
+    data = load_digits()
+    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
+    chosen = order[:DIGITS_IN_TRAIN] if train else order[DIGITS_IN_TRAIN:]
+    pixels = (data.images * (255 / 16)).round().astype("uint8")
+    return Images(to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)])
+
+
+def _with_channels(pixels: Tensor, channels: int) -> Tensor:
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels.expand(-1, 3, -1, -1).contiguous()
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601, as Pillow's "L"
+    return torch.cat([(part * luma).sum(1, keepdim=True).round().byte() for part in pixels.split(4096)])
+
+
+def _resized(pixels: Tensor, dataset: Dataset) -> Tensor:
+    """Resized, and centre-cropped where the proportions differ, to the config's height and width."""
+    height, width = dataset.shape[1:]
+    if tuple(pixels.shape[2:]) == (height, width):
+        return pixels
+    scale = max(height / pixels.shape[2], width / pixels.shape[3])
+    size = [max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale))]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    parts = [
+        F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)[
+            :, :, top : top + height, left : left + width
+        ]
+        for part in pixels.split(4096)
+    ]
+    return torch.cat([part.round().clamp(0, 255).byte() for part in parts])

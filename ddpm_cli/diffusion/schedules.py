@@ -1,0 +1,35 @@
+"""The betas of the forward process, in float64."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
+
+
+def betas_of(schedule: Schedule) -> Tensor:
+    """The variances beta_t of q(x_t | x_{t-1}), t in 0..T-1.
+
+    Returns: (T,) float64 on the CPU, in (0, 1).
+
+    Linear: Ho et al. 2020, section 4. Cosine: Nichol & Dhariwal 2021, eq. 17. Quadratic and sigmoid: the
+    square of a line and a logistic curve from beta_start to beta_end.
+    """
+    match schedule:
+        case Linear(timesteps=T, beta_start=start, beta_end=end):
+            return schedule.scale * _line(start, end, T)
+        case Quadratic(timesteps=T, beta_start=start, beta_end=end):
+            return schedule.scale * _line(start**0.5, end**0.5, T) ** 2
+        case Sigmoid(timesteps=T, beta_start=start, beta_end=end):
+            return schedule.scale * (start + (end - start) * torch.sigmoid(_line(-6, 6, T)))
+        case Cosine(timesteps=T, s=s, max_beta=max_beta):
+            f = torch.cos((_line(0, 1, T + 1) + s) / (1 + s) * math.pi / 2) ** 2
+            return (1 - f[1:] / f[:-1]).clamp(max=max_beta)
+        case Constant(timesteps=T, beta=beta):
+            return torch.full((T,), beta, dtype=torch.float64)
+    raise TypeError(f"no betas for {schedule}")
+
+
+def _line(start: float, end: float, count: int) -> Tensor:
+    return torch.linspace(start, end, count, dtype=torch.float64)

@@ -1,0 +1,99 @@
+"""Between tensors in [-1, 1] and what people look at: PNGs, grids, films, plots."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from ddpm_cli.files import atomic
+
+CELL = 56  # pixels: smaller images are enlarged in grids by whole factors
+GAP = 2
+FILM_SECONDS = 4.0
+LAST_FRAME_SECONDS = 2.0
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] float -> 0..255 uint8, rounded, values outside clipped; any shape, to the CPU."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(C, H, W) uint8, C 1 or 3."""
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def grid(pixels: Tensor, columns: int | None = None) -> Image.Image:
+    """(N, C, H, W) uint8 images side by side, as near to a square as may be."""
+    channels, height = pixels.shape[1:3]
+    factor = max(1, CELL // height)
+    large = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    columns = columns or int(np.ceil(len(pixels) ** 0.5))
+    return to_image(make_grid(large, nrow=columns, padding=GAP, pad_value=255)[:channels])
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    with atomic(path) as partial:
+        image.save(partial, format="PNG")
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
+    """A looping film that holds its last frame."""
+    each = round(1000 * FILM_SECONDS / len(frames))
+    held = [each] * (len(frames) - 1) + [round(1000 * LAST_FRAME_SECONDS)]
+    with atomic(path) as partial:
+        frames[0].save(
+            partial, format="GIF", save_all=True, append_images=frames[1:], duration=held, loop=0
+        )
+
+
+def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: Path) -> None:
+    """The loss over the steps; logarithmic, for most of the fall is early."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, linewidth=1)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(which="both", alpha=0.3)
+    _save_figure(figure, path)
+
+
+def save_schedule_plot(alphas_cumprod: Mapping[str, Tensor], path: Path) -> None:
+    """alphas_cumprod and log-SNR over t, a line per schedule; each value a (T,) tensor."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, table in alphas_cumprod.items():
+        t = np.arange(len(table))
+        left.plot(t, table, label=name)
+        right.plot(t, torch.log(table / (1 - table)), label=name)
+    left.set(xlabel="t", ylabel="alphas_cumprod")
+    right.set(xlabel="t", ylabel="log SNR")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend()
+    _save_figure(figure, path)
+
+
+def save_labelled_rows(rows: Mapping[str, Tensor], columns: Sequence[str], path: Path) -> None:
+    """A picture table: for each name a row of (N, C, H, W) uint8 images, with a heading per column."""
+    count = len(columns)
+    figure = Figure(figsize=(1.6 * count + 0.6, 1.6 * len(rows) + 0.3), layout="constrained")
+    table = figure.subplots(len(rows), count, squeeze=False)
+    for cells, (name, pixels) in zip(table, rows.items(), strict=True):
+        cells[0].set_ylabel(name)
+        for cell, image in zip(cells, pixels, strict=True):
+            cell.imshow(to_image(image), cmap="gray", vmin=0, vmax=255)
+            cell.set(xticks=[], yticks=[])
+    for cell, heading in zip(table[0], columns, strict=True):
+        cell.set_title(heading, fontsize=10)
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    with atomic(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)

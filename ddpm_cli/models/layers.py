@@ -1,0 +1,92 @@
+"""Building blocks of the U-Nets. Images are (B, C, H, W), embeddings of t are (B, D)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sines, then cosines, of t at dim/2 frequencies from 1 down to 1/10000.
+
+    Args: t: (B,) numbers; dim: even, at least 4. Returns: (B, dim) float32. Vaswani et al. 2017, section 3.5,
+    in the layout of Ho et al. 2020.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """t (B,) -> (B, out_dim): sinusoids through a two-layer MLP."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.mlp = nn.Sequential(nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoidal_embedding(t, self.dim))
+
+
+class WeightStandardizedConv2d(nn.Conv2d):
+    """A convolution whose filters have zero mean and unit variance (Qiao et al. 2019, arXiv:1903.10520)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        var, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        return self._conv_forward(x, (weight - mean) * torch.rsqrt(var + 1e-5), self.bias)
+
+
+class Attention(nn.Module):
+    """Softmax attention over all pixels (Vaswani et al. 2017, eq. 1), residual, after a group norm."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, dim)
+        self.to_qkv = nn.Conv2d(dim, 3 * heads * head_dim, 1, bias=False)
+        self.to_out = nn.Conv2d(heads * head_dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.to_qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three h d) y x -> three b h (y x) d", three=3, h=self.heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[2]))
+
+
+class LinearAttention(nn.Module):
+    """Attention at a cost linear in the pixels (Shen et al. 2018, arXiv:1812.01243, eq. 3), residual.
+
+    Queries are softmaxed over their channels, keys over the pixels: softmax(q) (softmax(k)^T v).
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = head_dim**-0.5
+        self.norm = nn.GroupNorm(1, dim)
+        self.to_qkv = nn.Conv2d(dim, 3 * heads * head_dim, 1, bias=False)
+        self.to_out = nn.Sequential(nn.Conv2d(heads * head_dim, dim, 1), nn.GroupNorm(1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.to_qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three h d) y x -> three b h d (y x)", three=3, h=self.heads)
+        context = k.softmax(dim=-1) @ v.transpose(-1, -2)  # (B, heads, d, d)
+        out = context.transpose(-1, -2) @ (q.softmax(dim=-2) * self.scale)
+        return x + self.to_out(rearrange(out, "b h d (y x) -> b (h d) y x", y=x.shape[2]))
+
+
+def attention(kind: str, dim: int, heads: int, head_dim: int) -> nn.Module:
+    """The layer for `kind` none, linear or full."""
+    match kind:
+        case "none":
+            return nn.Identity()
+        case "linear":
+            return LinearAttention(dim, heads, head_dim)
+        case "full":
+            return Attention(dim, heads, head_dim)
+    raise ValueError(f"attention={kind}")

@@ -1,0 +1,138 @@
+"""The U-Net of the annotated diffusion model, after Phil Wang's, in any size."""
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_cli.config import UNet as UNetConfig
+from ddpm_cli.models.layers import TimeEmbedding, WeightStandardizedConv2d, attention
+
+
+class Block(nn.Module):
+    """Weight-standardised 3x3 convolution, group norm, scale and shift, SiLU."""
+
+    def __init__(self, dim: int, dim_out: int, groups: int) -> None:
+        super().__init__()
+        self.conv = WeightStandardizedConv2d(dim, dim_out, 3, padding=1)
+        self.norm = nn.GroupNorm(groups, dim_out)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        x = self.norm(self.conv(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            x = x * (scale + 1) + shift
+        return self.act(x)
+
+
+class ResnetBlock(nn.Module):
+    """Two blocks and a residual; the time embedding scales and shifts the first."""
+
+    def __init__(self, dim: int, dim_out: int, emb_dim: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.emb = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, 2 * dim_out))
+        self.block1 = Block(dim, dim_out, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.block2 = Block(dim_out, dim_out, groups)
+        self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.emb(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.block1(x, (scale, shift))
+        return self.block2(self.dropout(h)) + self.residual(x)
+
+
+class Level(nn.Module):
+    """The residual blocks and the attention of one resolution, on the way down or up.
+
+    Each block on the way down leaves a skip connection, after the attention where that is the last; each on
+    the way up takes one.
+    """
+
+    def __init__(self, config: UNetConfig, dim: int, skip_dim: int, kind: str) -> None:
+        super().__init__()
+        emb_dim = 4 * config.width
+        self.blocks = nn.ModuleList(
+            ResnetBlock(dim + skip_dim, dim, emb_dim, config.groups, config.dropout)
+            for _ in range(config.blocks)
+        )
+        self.attention = attention(kind, dim, config.heads, config.head_dim)
+
+    def down(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        for block in self.blocks:
+            x = block(x, emb)
+            skips.append(x)
+        skips[-1] = self.attention(x)
+        return skips[-1]
+
+    def up(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.attention(x)
+
+
+class Middle(nn.Module):
+    """Block, full attention, block, at the lowest resolution."""
+
+    def __init__(self, config: UNetConfig, dim: int) -> None:
+        super().__init__()
+        self.block1 = ResnetBlock(dim, dim, 4 * config.width, config.groups, config.dropout)
+        self.attention = attention("full", dim, config.heads, config.head_dim)
+        self.block2 = ResnetBlock(dim, dim, 4 * config.width, config.groups, config.dropout)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.block2(self.attention(self.block1(x, emb)), emb)
+
+
+class UNet(nn.Module):
+    """(x, t) -> output of x's size.
+
+    Args of forward: x: (B, in_channels, H, W), H and W divisible by `config.stride`; t: (B,) integers.
+    Returns: (B, out_channels, H, W), float32, or autocast's type.
+    """
+
+    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        patch, width = config.patch_size, config.width
+        dims = [width * multiplier for multiplier in config.multipliers]
+        ins = [width, *dims[:-1]]  # a level works at its input's width on the way down, as in the text
+        last = len(dims) - 1
+        self.time_embedding = TimeEmbedding(width, 4 * width)
+        self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, width, 1))
+
+        self.downs = nn.ModuleList()
+        self.downsamples = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.upsamples = nn.ModuleList()
+        for i, (dim_in, dim, kind) in enumerate(zip(ins, dims, config.attention, strict=True)):
+            self.downs.append(Level(config, dim_in, 0, kind))
+            self.downsamples.append(_downsample(dim_in, dim) if i < last else _same(dim_in, dim))
+            self.ups.insert(0, Level(config, dim, dim_in, kind))
+            self.upsamples.insert(0, _upsample(dim, dim_in) if i > 0 else _same(dim, dim_in))
+        self.middle = Middle(config, dims[-1])
+
+        self.final = ResnetBlock(2 * width, width, 4 * width, config.groups, config.dropout)
+        self.head = nn.Sequential(nn.Conv2d(width, out_channels * patch**2, 1), nn.PixelShuffle(patch))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = self.time_embedding(t)
+        x = stem = self.stem(x)
+        skips: list[Tensor] = []
+        for level, downsample in zip(self.downs, self.downsamples, strict=True):
+            x = downsample(level.down(x, emb, skips))
+        x = self.middle(x, emb)
+        for level, upsample in zip(self.ups, self.upsamples, strict=True):
+            x = upsample(level.up(x, emb, skips))
+        return self.head(self.final(torch.cat([x, stem], dim=1), emb))
+
+
+def _same(dim: int, dim_out: int) -> nn.Module:
+    return nn.Conv2d(dim, dim_out, 3, padding=1)
+
+
+def _downsample(dim: int, dim_out: int) -> nn.Module:
+    """Half the resolution without losing a pixel (Sunkara & Luo 2022, arXiv:2208.03641)."""
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * dim, dim_out, 1))
+
+
+def _upsample(dim: int, dim_out: int) -> nn.Module:
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(dim, dim_out, 3, padding=1))

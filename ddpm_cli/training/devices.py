@@ -1,0 +1,56 @@
+"""The device and the precision that the config's words stand for."""
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_cli.diffusion.denoiser import Network
+from ddpm_cli.errors import UserError, check
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU. Raises `UserError` for a device that is not here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    ok = kind in ("cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdecimal()))
+    check(ok, "device", name, "auto, cpu, cuda, cuda:<number> or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: torch sees no CUDA device here; use device=auto or device=cpu")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"device={name}: must be cuda:0 to cuda:{last}, the devices that torch sees here")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device={name}: torch sees no MPS device here; use device=auto or device=cpu")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that the network computes in; `auto` is bf16 where the hardware has it, else fp32."""
+    if name == "auto":
+        return torch.bfloat16 if _has_bf16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Network:
+    """`network` computing in `dtype` by autocast; what surrounds the call stays in float32."""
+    if dtype == torch.float32:
+        return network
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype):
+            return network(x, t)  # type: ignore[no-any-return]  # modules are untyped
+
+    return call
+
+
+def _has_bf16(device: torch.device) -> bool:
+    match device.type:
+        case "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        case "cpu":
+            # torch offers no public question for this; without it, the slower float32 is always right.
+            ask = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+            return bool(ask())
+    return False

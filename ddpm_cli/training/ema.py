@@ -1,0 +1,29 @@
+"""The exponential moving average of the parameters."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def ema_decay(step: int, decay: float, warmup: bool) -> float:
+    """The decay at `step` (1 is the first update): a pure function, so that resuming needs no state.
+
+    With warm-up it is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage, so
+    that the average soon forgets the random initialisation.
+    """
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+class Ema:
+    """A copy of a network whose parameters trail behind; buffers are copied, not averaged."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, decay: float) -> None:
+        averages, parameters = list(self.network.parameters()), list(network.parameters())
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
+        for ours, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            ours.copy_(theirs)

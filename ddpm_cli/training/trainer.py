@@ -1,0 +1,168 @@
+"""The training loop. Everything random in a step is a function of (seed, step), so a run resumes exactly."""
+
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_cli import rng
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.data.table import Table
+from ddpm_cli.diffusion.objective import denoising_loss
+from ddpm_cli.imaging import grid, save_png, to_uint8
+from ddpm_cli.training.checkpoint import save_checkpoint
+from ddpm_cli.training.devices import resolve_precision
+from ddpm_cli.training.ema import Ema, ema_decay
+from ddpm_cli.training.generate import build_denoiser, generate
+from ddpm_cli.training.metrics import Metrics
+from ddpm_cli.training.optimizer import build_optimizer, learning_rate
+from ddpm_cli.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """A run: its state, a step, the loop over steps, and what a milestone writes."""
+
+    def __init__(self, config: TrainConfig, network: nn.Module, table: Table, device: torch.device) -> None:
+        self.config = config
+        self.table = table
+        self.device = device
+        self.step = 0  # steps done
+        self.seconds = 0.0  # spent in them
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        self.ema = Ema(self.network)
+        self.optimizer = build_optimizer(config.train, self.network)
+        self.dtype = resolve_precision(config.train.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.denoiser = build_denoiser(config, self.network, device, self.dtype)
+        self.ema_denoiser = build_denoiser(config, self.ema.network, device, self.dtype)
+        if config.compile or (config.compile is None and device.type == "cuda"):
+            self.network.compile()  # in place, so that names in checkpoints stay clean
+
+    @property
+    def steps(self) -> int:
+        """The length of the run."""
+        train = self.config.train
+        if train.epochs is not None:
+            return math.ceil(train.epochs * len(self.table) / train.batch_size)
+        return train.steps or 0
+
+    def train(self, folder: Path) -> float:
+        """Train to the last step, writing into `folder`; returns the last loss logged."""
+        train = self.config.train
+        metrics = Metrics(folder, self.step)
+        progress = Progress(
+            self.step, self.steps, train.batch_size, self.seconds, self.device.type == "cpu"
+        )
+        losses: list[Tensor] = []
+        mean_loss = math.nan
+        self.network.train()
+        while self.step < self.steps:
+            loss, grad_norm = self.train_step()
+            self.step += 1
+            losses.append(loss)
+            progress.after_step(self.step, loss)
+            milestone = self.step % train.milestone_every == 0 or self.step == self.steps
+            if milestone or self.step % train.log_every == 0:  # only here the host waits for the device
+                mean_loss = torch.stack(losses).mean().item()
+                losses.clear()
+                speed = progress.lap(self.step, mean_loss)
+                self.seconds = progress.seconds
+                metrics.append(self._row(mean_loss, grad_norm.item(), speed))
+            if milestone:
+                self.milestone(folder, metrics)
+                progress.restart(self.step)
+        progress.bar.close()
+        return mean_loss
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One update of the parameters and of their average: (loss, gradient norm), still on the device."""
+        train = self.config.train
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, train, self.steps)
+        rng.seed_everything(train.seed, "dropout", self.step)
+        show_estimate = self._shows_estimate()
+        loss = torch.zeros((), device=self.device)
+        for x0, t, eps in self._parts():
+            part = denoising_loss(self.denoiser, self.config.loss, x0, t, eps, show_estimate)
+            self.scaler.scale(part / train.accumulate).backward()
+            loss += part.detach() / train.accumulate
+        self.scaler.unscale_(self.optimizer)
+        max_norm = math.inf if train.grad_clip is None else train.grad_clip
+        grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.network, ema_decay(self.step + 1, train.ema_decay, train.ema_warmup))
+        return loss, grad_norm
+
+    def milestone(self, folder: Path, metrics: Metrics) -> None:
+        """Checkpoint, loss plot, and a grid from the averaged weights, of the same seeds each time."""
+        save_checkpoint(folder, self.state())
+        metrics.draw()
+        path = folder / "samples" / f"step_{self.step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_png(grid(self.samples()), path)
+        log.info("milestone at step %d: %s", self.step, path)
+
+    def samples(self) -> Tensor:
+        """`train.samples` images from the averaged weights: (n, C, H, W) uint8."""
+        train, shape = self.config.train, self.config.dataset.shape
+        batches = generate(
+            self.ema_denoiser, self.config.sampler, train.seed, train.samples, train.batch_size, shape, self.device
+        )
+        return torch.cat([to_uint8([*steps][-1].x) for _, steps in batches])
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds beside its format."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": asdict(self.config),
+            "model": self.network.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.network.load_state_dict(state["model"])
+        self.ema.network.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _parts(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The step's images, timesteps and noise, in `accumulate` parts."""
+        train = self.config.train
+        x0 = self.table.batch(self.step, train.batch_size)
+        generator = rng.generator(train.seed, "noise", self.step, device=self.device)
+        timesteps = self.denoiser.process.timesteps
+        t = torch.randint(timesteps, (len(x0),), generator=generator, device=self.device)
+        eps = torch.randn(x0.shape, generator=generator, device=self.device)
+        size = len(x0) // train.accumulate
+        return list(zip(x0.split(size), t.split(size), eps.split(size), strict=True))
+
+    def _shows_estimate(self) -> bool:
+        """Whether this step is self-conditioned: a coin tossed on the host, so that nothing waits for it."""
+        coin = rng.seed_of(self.config.train.seed, "self_condition", self.step) % 2 == 0
+        return self.config.model.self_condition and coin
+
+    def _row(self, loss: float, grad_norm: float, images_per_second: float) -> dict[str, float]:
+        images = self.step * self.config.train.batch_size
+        return {
+            "step": self.step,
+            "images": images,
+            "epoch": images / len(self.table),
+            "loss": loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": grad_norm,
+            "images_per_second": images_per_second,
+            "seconds": self.seconds,
+        }
