@@ -13,7 +13,8 @@ class UserError(Exception):
 def check(ok: bool, key: str, value: object, allowed: str) -> None:
     """Raise `UserError` naming `key`, `value` and what is `allowed`, unless `ok`."""
     if not ok:
-        raise UserError(f"{key}={value}: must be {allowed}")
+        typed = "null" if value is None else value
+        raise UserError(f"{key}={typed}: must be {allowed}")
 
 
 def one_of(options: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,16 +13,18 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_cli.cli.checks import check_groups_chosen, check_jobs
 from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.messages import one_line
-from ddpm_cli.cli.sweeps import check_jobs
 from ddpm_cli.config import GROUPS, option_name
 from ddpm_cli.errors import UserError
 
 CONFIGS = "pkg://ddpm_cli.configs"
+MENDABLE = (UserError, HydraException, OmegaConfBaseException)
 
 
 def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float | None]) -> None:
@@ -35,13 +38,18 @@ def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float
     traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 
-    def task(cfg: DictConfig) -> float | None:
-        config = OmegaConf.to_object(cfg)
-        return run(config, _folder(config))
-
     def refuse(message: str) -> NoReturn:
         print(f"ddpm-{name}: {message}", file=sys.stderr)
         sys.exit(2)
+
+    def task(cfg: DictConfig) -> float | None:
+        try:
+            config = _checked(cfg)
+            return run(config, _folder(config))
+        except MENDABLE as error:
+            if traceback or HydraConfig.get().mode == RunMode.MULTIRUN:  # other jobs go on
+                raise
+            refuse(one_line(error, schema))  # here, because Hydra would add a line of its own
 
     try:
         parser = get_args_parser()
@@ -50,10 +58,11 @@ def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float
         if args.help:
             print(help_text(name, usage))
             return
+        check_groups_chosen(schema, args.overrides)
         if args.multirun:
             check_jobs(name, args.overrides)
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(task)()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except MENDABLE as error:
         if traceback:
             raise
         refuse(one_line(error, schema))
@@ -95,6 +104,21 @@ def log_into(file: Path) -> None:
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
+
+
+def _checked(cfg: DictConfig) -> Any:
+    """The composed config as its dataclasses. Raises `UserError` for a key that they do not have (+key=value)."""
+    config = OmegaConf.to_object(cfg)
+    assert is_dataclass(config) and not isinstance(config, type)
+    if extra := sorted(_keys(OmegaConf.to_container(cfg)) - _keys(asdict(config))):
+        raise UserError(f"{extra[0]}: no such key; leave it out")
+    return config
+
+
+def _keys(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, dict):
+        return {prefix}
+    return {prefix}.union(*(_keys(value, f"{prefix}.{key}".lstrip(".")) for key, value in tree.items()))
 
 
 def _folder(config: Any) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from ddpm_cli.config import GROUPS, Option, option_name
@@ -25,6 +25,8 @@ def one_line(error: Exception, schema: type) -> str:
             message = f"{group}={option}: must be {one_of(sorted(options))}"
         case MissingMandatoryValue():
             message = f"{error.full_key}=: missing; give it a value"
+        case OverrideParseException():
+            message = f"{error.override}: not readable; write key=value, and quote it against the shell"
         case ConfigCompositionException(__cause__=ValidationError() as cause):
             message = _wrong_type(str(error), cause)
         case ConfigCompositionException():
@@ -39,6 +41,8 @@ def one_line(error: Exception, schema: type) -> str:
 def _wrong_type(message: str, cause: ValidationError) -> str:
     typed = re.search(r"override '?(.*?)'?$", message.splitlines()[0])
     key = typed[1] if typed else f"{cause.full_key}={cause.value}"
+    if "is not a ListConfig" in str(cause.msg):
+        return f"{key}: must be a list, as in key=[1,2]"
     wanted = re.search(r"could not be converted to (\w+)", str(cause.msg))
     if wanted and wanted[1] in TYPES:
         return f"{key}: must be {TYPES[wanted[1]]}"

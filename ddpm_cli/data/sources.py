@@ -106,7 +106,7 @@ def _from_idx(folder: Path, train: bool) -> Images:
         raw.mkdir(parents=True)
         for file in folder.glob("*-ubyte*"):
             if file.suffix == ".gz":
-                extract_archive(file, raw / file.stem)
+                extract_archive(file, raw)
             else:
                 (raw / file.name).symlink_to(file.resolve())
         return _opened(tv.FashionMNIST, Path(unpacked), train)

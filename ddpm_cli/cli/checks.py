@@ -1,4 +1,6 @@
-"""Checking every job of a sweep before the first one starts, and before anything is written."""
+"""Checks of what was typed that Hydra does not make, before anything is written."""
+
+from typing import get_args, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -6,7 +8,20 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from ddpm_cli.config import GROUPS, option_name
 from ddpm_cli.errors import UserError
+
+
+def check_groups_chosen(schema: type, overrides: list[str]) -> None:
+    """Raise `UserError` for group.key=value where that group of `schema` is null unless chosen, and was not."""
+    typed = {override.split("=")[0] for override in overrides}
+    for group, hint in get_type_hints(schema).items():
+        options = [option for base in get_args(hint) for option in GROUPS.get(base, [])]
+        lonely = [override for override in overrides if override.startswith(f"{group}.")]
+        if options and lonely and group not in typed:
+            raise UserError(
+                f"{lonely[0]}: choose a {group} too, as in {group}={option_name(options[-1])} {lonely[0]}"
+            )
 
 
 def check_jobs(config_name: str, overrides: list[str]) -> None:
