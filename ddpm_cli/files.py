@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it becomes `path` when all went well, else it is removed."""
+    """A temporary path beside `path` to write to; it becomes `path` if all went well, else it is removed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield partial

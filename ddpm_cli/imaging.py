@@ -48,9 +48,7 @@ def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     each = round(1000 * FILM_SECONDS / len(frames))
     held = [each] * (len(frames) - 1) + [round(1000 * LAST_FRAME_SECONDS)]
     with atomic(path) as partial:
-        frames[0].save(
-            partial, format="GIF", save_all=True, append_images=frames[1:], duration=held, loop=0
-        )
+        frames[0].save(partial, format="GIF", save_all=True, append_images=frames[1:], duration=held, loop=0)
 
 
 def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: Path) -> None:

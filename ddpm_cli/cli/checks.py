@@ -8,12 +8,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from ddpm_cli.config import GROUPS, option_name
 from ddpm_cli.errors import UserError
+from ddpm_cli.options import GROUPS, option_name
 
 
 def check_groups_chosen(schema: type, overrides: list[str]) -> None:
-    """Raise `UserError` for group.key=value where that group of `schema` is null unless chosen, and was not."""
+    """Raise `UserError` for group.key=value where that group of `schema` may be null and was not chosen."""
     typed = {override.split("=")[0] for override in overrides}
     for group, hint in get_type_hints(schema).items():
         options = [option for base in get_args(hint) for option in GROUPS.get(base, [])]

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_cli.cli.checks import check_groups_chosen, check_jobs
 from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.messages import one_line
-from ddpm_cli.config import GROUPS, option_name
 from ddpm_cli.errors import UserError
+from ddpm_cli.options import GROUPS, option_name
 
 CONFIGS = "pkg://ddpm_cli.configs"
 MENDABLE = (UserError, HydraException, OmegaConfBaseException)
@@ -84,7 +84,9 @@ def claim(folder: Path) -> None:
             f"out={folder}: already holds a run; resume={folder} goes on with it, another out=… starts anew"
         ) from error
     except OSError as error:
-        raise UserError(f"out={folder}: cannot be created ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"out={folder}: cannot be created ({error.strerror}); choose another folder"
+        ) from error
     OmegaConf.save(HydraConfig.get().overrides.task, notes / "overrides.yaml")
 
 
@@ -94,7 +96,9 @@ def new_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         empty = not any(folder.iterdir())
     except OSError as error:
-        raise UserError(f"out={folder}: cannot be created ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"out={folder}: cannot be created ({error.strerror}); choose another folder"
+        ) from error
     if not empty:
         raise UserError(f"out={folder}: already holds files; choose another folder")
 
@@ -107,9 +111,8 @@ def log_into(file: Path) -> None:
 
 
 def _checked(cfg: DictConfig) -> Any:
-    """The composed config as its dataclasses. Raises `UserError` for a key that they do not have (+key=value)."""
-    config = OmegaConf.to_object(cfg)
-    assert is_dataclass(config) and not isinstance(config, type)
+    """The composed config as its dataclasses. Raises `UserError` for a key that they lack (+key=value)."""
+    config: Any = OmegaConf.to_object(cfg)
     if extra := sorted(_keys(OmegaConf.to_container(cfg)) - _keys(asdict(config))):
         raise UserError(f"{extra[0]}: no such key; leave it out")
     return config

@@ -55,7 +55,9 @@ def _pixels(config: ForwardConfig) -> "Tensor":
 
         images = load_images(config.dataset, train=True)
         if config.index >= len(images):
-            raise UserError(f"index={config.index}: must be in 0..{len(images) - 1}, the images of the dataset")
+            raise UserError(
+                f"index={config.index}: must be in 0..{len(images) - 1}, the images of the dataset"
+            )
         return images.pixels[config.index]
 
     import torch
@@ -63,7 +65,9 @@ def _pixels(config: ForwardConfig) -> "Tensor":
     from ddpm_cli.data.image_folder import decode
 
     try:
-        return torch.tensor(decode(Path(str(config.image)).expanduser(), config.image_size, config.image_size, 3))
+        return torch.tensor(
+            decode(Path(str(config.image)).expanduser(), config.image_size, config.image_size, 3)
+        )
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         reason = " ".join(str(error).split())
         raise UserError(f"image={config.image}: cannot be read as an image ({reason})") from error

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 
 def help_text(name: str, usage: str) -> str:
-    """`usage`, then the groups with their options, then the values of configs/<name>.yaml with their comments."""
+    """`usage`, the groups with their options, and configs/<name>.yaml with its comments."""
     root = (files("ddpm_cli.configs") / f"{name}.yaml").read_text()
     defaults, values = root.split("\n\n", 1)
     values = values.split("\nhydra:")[0]
@@ -14,7 +14,10 @@ def help_text(name: str, usage: str) -> str:
             lines.append(f"  {group:11} {' '.join(options_of(group))}")
     lines += ["", "Values (key=value), as they stand:"]
     lines += [f"  {line}".rstrip() for line in values.strip().splitlines()]
-    lines += ["", f"ddpm-{name} --cfg job shows those of the groups too, --hydra-help what else Hydra can do."]
+    lines += [
+        "",
+        f"ddpm-{name} --cfg job shows those of the groups too, --hydra-help what else Hydra can do.",
+    ]
     return "\n".join(lines)
 
 

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_type_hints
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
-from ddpm_cli.config import GROUPS, Option, option_name
 from ddpm_cli.errors import UserError, one_of
+from ddpm_cli.options import GROUPS, Option, option_name
 
 TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.cli.command import launch, new_folder
-from ddpm_cli.config import SampleConfig, Sampler, TrainConfig, train_config
+from ddpm_cli.config import SampleConfig, TrainConfig, train_config
+from ddpm_cli.options import Sampler
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ def _trained(config: SampleConfig) -> tuple[TrainConfig, "Denoiser", "torch.devi
 def _batches(
     config: SampleConfig, sampler: Sampler, denoiser: "Denoiser", shape: tuple[int, int, int], device: Any
 ) -> Iterator[tuple[range, list["Tensor"]]]:
-    """Which images, and the frames of their denoising (just the last without a film) as (B, C, H, W) uint8."""
+    """Which images, and the frames of their denoising (without a film the last): (B, C, H, W) uint8."""
     from tqdm import tqdm
 
     from ddpm_cli.diffusion.samplers import timestep_pairs

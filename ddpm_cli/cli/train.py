@@ -99,8 +99,17 @@ def _describe(trainer: Any, folder: Path) -> None:
     config = trainer.config
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     channels, height, width = config.dataset.shape
-    log.info("dataset   %s, %d images of %dx%dx%d", config.dataset.name, len(trainer.table), channels, height, width)
-    log.info("network   %s, %.2fM parameters, predicts %s", config.model.name, parameters / 1e6, config.prediction)
+    log.info(
+        "dataset   %s, %d images of %dx%dx%d",
+        config.dataset.name,
+        len(trainer.table),
+        channels,
+        height,
+        width,
+    )
+    log.info(
+        "network   %s, %.2fM parameters, predicts %s", config.model.name, parameters / 1e6, config.prediction
+    )
     log.info("schedule  %s, T=%d; loss %s", config.schedule.name, config.schedule.timesteps, config.loss.name)
     log.info("training  steps %d to %d on %s, %s", trainer.step, trainer.steps, trainer.device, trainer.dtype)
     log.info("folder    %s", folder)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ddpm_cli.config import ImageFolder
 from ddpm_cli.data.table import Images
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
+from ddpm_cli.options import ImageFolder
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,10 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Images:
     root, files = _split(dataset, train)
     if not files:
         kinds = " ".join(sorted(SUFFIXES))
-        raise UserError(f"dataset.root={dataset.root}: no images for {'training' if train else 'testing'}; "
-                        f"looked for {kinds} at any depth")  # fmt: skip
+        split = "training" if train else "testing"
+        raise UserError(
+            f"dataset.root={dataset.root}: no images for {split}; looked for {kinds} at any depth"
+        )
     pixels, sound = _cached(dataset, root, files, cache)
     classes = sorted({parts[0] for file in files if len(parts := file.relative_to(root).parts) > 1})
     labels = None
@@ -96,8 +98,7 @@ def _share(name: Path) -> float:
 
 
 def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) -> tuple[np.ndarray, list[int]]:
-    """The decoded files, (N, C, H, W), and which of `files` they are; decoded once for a folder as it stands."""
-    channels, height, width = dataset.shape
+    """The decoded files, (N, C, H, W), and which of `files` they are; decoded once while none changes."""
     key = hashlib.sha256(repr((dataset.shape, dataset.skip_broken)).encode())
     for file in files:
         stat = file.stat()

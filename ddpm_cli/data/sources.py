@@ -11,13 +11,15 @@ import torchvision.datasets as tv
 from torch import Tensor
 from torchvision.datasets.utils import extract_archive
 
-from ddpm_cli.config import Cifar10, Dataset, Digits, FashionMnist, ImageFolder, Mnist
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import Images, to_tensor
 from ddpm_cli.errors import UserError
+from ddpm_cli.options import Cifar10, Dataset, Digits, FashionMnist, ImageFolder, Mnist
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DIGITS_IN_TRAIN = 1500
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError)
+"""What torchvision raises for files that are missing or damaged, and for a download that fails."""
 
 
 def cache_folder() -> Path:
@@ -43,40 +45,45 @@ def load_images(dataset: Dataset, train: bool) -> Images:
             return read_image_folder(dataset, train, cache_folder() / "image_folder")
         case _:
             raise TypeError(f"no images for {dataset}")
-    return Images(_resized(_with_channels(images.pixels, dataset.channels), dataset), images.labels, images.classes)
+    return Images(
+        _resized(_with_channels(images.pixels, dataset.channels), dataset), images.labels, images.classes
+    )
 
 
 def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
-    for folder in [Path(dataset.root)] if dataset.root else []:
-        if (folder / "FashionMNIST" / "raw").is_dir():
-            return _opened(tv.FashionMNIST, folder, train)
-        if _has_idx(folder):
-            return _from_idx(folder, train)
-    if _has_idx(DEBIAN_FASHION_MNIST):
-        return _from_idx(DEBIAN_FASHION_MNIST, train)
+    """From `dataset.root`, in torchvision's layout or as idx files, else Debian's, else downloaded."""
+    folders = [DEBIAN_FASHION_MNIST] if dataset.root is None else [Path(dataset.root), DEBIAN_FASHION_MNIST]
+    for folder in folders:
+        try:
+            if (folder / "FashionMNIST" / "raw").is_dir():
+                return _opened(tv.FashionMNIST, folder, train)
+            if any(folder.glob("train-images-idx3-ubyte*")):
+                return _from_idx(folder, train)
+        except UNREADABLE as error:
+            raise UserError(
+                f"dataset.root={folder}: its Fashion-MNIST files are damaged; fetch them anew, or name another folder"
+            ) from error
     try:
         return _downloaded(tv.FashionMNIST, train)
-    except (RuntimeError, OSError) as error:
+    except UNREADABLE as error:
+        root = dataset.root or "null"
         raise UserError(
-            f"dataset=fashion_mnist: not in dataset.root={dataset.root or 'null'}, not in {DEBIAN_FASHION_MNIST} "
-            "(apt-get install dataset-fashion-mnist) and the download failed; mend one of the three, "
-            "or use dataset=digits, which needs no download"
+            f"dataset=fashion_mnist: not in dataset.root={root}, nor in {DEBIAN_FASHION_MNIST} (apt-get install "
+            "dataset-fashion-mnist), and its download failed; mend one of the three, or use dataset=digits, "
+            "which needs no download"
         ) from error
 
 
 def _torchvision(source: Any, dataset: Dataset, train: bool) -> Images:
     """A torchvision data set from `dataset.root`, else from the cache, downloaded where it is missing."""
-    if dataset.root is not None:
-        try:
-            return _opened(source, Path(dataset.root), train)
-        except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"dataset.root={dataset.root}: torchvision finds no sound {source.__name__} there; "
-                "name the folder it was downloaded to, or leave dataset.root=null to download it"
-            ) from error
     try:
-        return _downloaded(source, train)
-    except (RuntimeError, OSError) as error:
+        return _downloaded(source, train) if dataset.root is None else _opened(source, dataset.root, train)
+    except UNREADABLE as error:
+        if dataset.root is not None:
+            raise UserError(
+                f"dataset.root={dataset.root}: torchvision finds no sound {source.__name__} there; name the "
+                "folder it was downloaded to, or leave dataset.root=null to download it"
+            ) from error
         raise UserError(
             f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that has it with "
             "dataset.root=…, or use dataset=digits, which needs no download"
@@ -89,14 +96,10 @@ def _downloaded(source: Any, train: bool) -> Images:
     return _opened(source, folder, train, download=True)
 
 
-def _opened(source: Any, folder: Path, train: bool, download: bool = False) -> Images:
+def _opened(source: Any, folder: Path | str, train: bool, download: bool = False) -> Images:
     data = source(folder, train=train, download=download)
     pixels = data.data.numpy() if isinstance(data.data, Tensor) else data.data
     return Images(to_tensor(pixels), torch.as_tensor(data.targets), list(data.classes))
-
-
-def _has_idx(folder: Path) -> bool:
-    return any(folder.glob("train-images-idx3-ubyte*"))
 
 
 def _from_idx(folder: Path, train: bool) -> Images:
@@ -121,7 +124,9 @@ def _digits(train: bool) -> Images:
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
     chosen = order[:DIGITS_IN_TRAIN] if train else order[DIGITS_IN_TRAIN:]
     pixels = (data.images * (255 / 16)).round().astype("uint8")
-    return Images(to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)])
+    return Images(
+        to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)]
+    )
 
 
 def _with_channels(pixels: Tensor, channels: int) -> Tensor:

@@ -31,8 +31,8 @@ class Table:
     """Batches of `images` for training, without a loader process.
 
     The images of all epochs form one endless sequence, each epoch in an order of its own; step s takes the
-    s-th `batch_size` of it. So every image is used once an epoch, whatever the batch size divides, and a batch
-    depends on (seed, step) alone.
+    s-th `batch_size` of it. So every image is used once an epoch, whatever the batch size divides, and a
+    batch depends on (seed, step) alone.
     """
 
     def __init__(self, images: Images, flip: bool, seed: int, device: torch.device) -> None:

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_cli.config import L1, L2, Huber, Loss
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.options import L1, L2, Huber, Loss
 
 
 def distance(loss: Loss, output: Tensor, target: Tensor) -> Tensor:

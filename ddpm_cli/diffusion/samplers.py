@@ -13,14 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Ddim, Ddpm, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
+from ddpm_cli.options import Ddim, Ddpm, Sampler
 
 
 @dataclass(frozen=True)
 class Step:
-    """The state after a step from timestep `t`: the less noisy `x` and the estimate `x0`, both (B, C, H, W)."""
+    """After a step from timestep `t`: the less noisy `x` and the estimate `x0`, both (B, C, H, W)."""
 
     t: int
     x: Tensor

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
+from ddpm_cli.options import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
 
 
 def betas_of(schedule: Schedule) -> Tensor:

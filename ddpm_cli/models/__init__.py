@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from ddpm_cli.config import DdpmUNet as DdpmUNetConfig
-from ddpm_cli.config import Model
-from ddpm_cli.config import UNet as UNetConfig
 from ddpm_cli.models.ddpm_unet import DdpmUNet
 from ddpm_cli.models.unet import UNet
+from ddpm_cli.options import DdpmUNet as DdpmUNetConfig
+from ddpm_cli.options import Model
+from ddpm_cli.options import UNet as UNetConfig
 
 
 def build_network(model: Model, channels: int) -> nn.Module:

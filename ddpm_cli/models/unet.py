@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.config import UNet as UNetConfig
 from ddpm_cli.models.layers import TimeEmbedding, WeightStandardizedConv2d, attention
+from ddpm_cli.options import UNet as UNetConfig
 
 
 class Block(nn.Module):
@@ -42,29 +42,32 @@ class ResnetBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks and the attention of one resolution, on the way down or up.
+    """The residual blocks and the attention of one resolution, on the way down or up."""
 
-    Each block on the way down leaves a skip connection, after the attention where that is the last; each on
-    the way up takes one.
-    """
-
-    def __init__(self, config: UNetConfig, dim: int, skip_dim: int, kind: str) -> None:
+    def __init__(self, config: UNetConfig, dim_in: int, dim: int, kind: str) -> None:
         super().__init__()
-        emb_dim = 4 * config.width
         self.blocks = nn.ModuleList(
-            ResnetBlock(dim + skip_dim, dim, emb_dim, config.groups, config.dropout)
+            ResnetBlock(dim_in, dim, 4 * config.width, config.groups, config.dropout)
             for _ in range(config.blocks)
         )
         self.attention = attention(kind, dim, config.heads, config.head_dim)
 
-    def down(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+
+class DownLevel(Level):
+    """Each block leaves a skip connection, the last one after the attention."""
+
+    def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
             x = block(x, emb)
             skips.append(x)
         skips[-1] = self.attention(x)
         return skips[-1]
 
-    def up(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+
+class UpLevel(Level):
+    """Each block takes a skip connection."""
+
+    def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), emb)
         return self.attention(x)
@@ -104,9 +107,9 @@ class UNet(nn.Module):
         self.ups = nn.ModuleList()
         self.upsamples = nn.ModuleList()
         for i, (dim_in, dim, kind) in enumerate(zip(ins, dims, config.attention, strict=True)):
-            self.downs.append(Level(config, dim_in, 0, kind))
+            self.downs.append(DownLevel(config, dim_in, dim_in, kind))
             self.downsamples.append(_downsample(dim_in, dim) if i < last else _same(dim_in, dim))
-            self.ups.insert(0, Level(config, dim, dim_in, kind))
+            self.ups.insert(0, UpLevel(config, dim + dim_in, dim, kind))
             self.upsamples.insert(0, _upsample(dim, dim_in) if i > 0 else _same(dim, dim_in))
         self.middle = Middle(config, dims[-1])
 
@@ -118,10 +121,10 @@ class UNet(nn.Module):
         x = stem = self.stem(x)
         skips: list[Tensor] = []
         for level, downsample in zip(self.downs, self.downsamples, strict=True):
-            x = downsample(level.down(x, emb, skips))
+            x = downsample(level(x, emb, skips))
         x = self.middle(x, emb)
         for level, upsample in zip(self.ups, self.upsamples, strict=True):
-            x = upsample(level.up(x, emb, skips))
+            x = upsample(level(x, emb, skips))
         return self.head(self.final(torch.cat([x, stem], dim=1), emb))
 
 

@@ -23,7 +23,6 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module, decay: float) -> None:
-        averages, parameters = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(averages, parameters, 1 - decay)
+        torch._foreach_lerp_((*self.network.parameters(),), (*network.parameters(),), 1 - decay)
         for ours, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
             ours.copy_(theirs)

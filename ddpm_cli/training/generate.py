@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli import rng
-from ddpm_cli.config import Sampler, TrainConfig
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import Step, sample
 from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.options import Sampler
 from ddpm_cli.training.devices import in_precision
 
 

@@ -9,7 +9,7 @@ from ddpm_cli.config import Train
 
 
 def learning_rate(step: int, train: Train, steps: int) -> float:
-    """The learning rate of `step` (0 is the first) of `steps`: linear warm-up, then constant or cosine to 0."""
+    """The learning rate of `step` (0 is the first): linear warm-up, then constant, or cosine to 0."""
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     if train.lr_decay == "constant":

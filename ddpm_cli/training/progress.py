@@ -30,7 +30,7 @@ class Progress:
         self._step, self._time = step, time.perf_counter()
 
     def after_step(self, step: int, loss: Tensor) -> None:
-        """Move the bar; after the first few steps, wait for the device once and say how long all will take."""
+        """Move the bar; after the first few steps, wait for the device and say how long all will take."""
         self.bar.update()
         match step - self.first_step:
             case 1:
@@ -50,9 +50,7 @@ class Progress:
         self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         level = logging.INFO if self.bar.disable else logging.DEBUG
         left = duration((self.steps - step) * self.batch_size / speed)
-        log.log(
-            level, "step %d/%d  loss %.4f  %.0f images/s  %s left", step, self.steps, loss, speed, left
-        )
+        log.log(level, "step %d/%d  loss %.4f  %.0f images/s  %s left", step, self.steps, loss, speed, left)
         return speed
 
     def _announce(self, seconds_per_step: float) -> None:

@@ -57,9 +57,7 @@ class Trainer:
         """Train to the last step, writing into `folder`; returns the last loss logged."""
         train = self.config.train
         metrics = Metrics(folder, self.step)
-        progress = Progress(
-            self.step, self.steps, train.batch_size, self.seconds, self.device.type == "cpu"
-        )
+        progress = Progress(self.step, self.steps, train.batch_size, self.seconds, self.device.type == "cpu")
         losses: list[Tensor] = []
         mean_loss = math.nan
         self.network.train()
@@ -114,7 +112,13 @@ class Trainer:
         """`train.samples` images from the averaged weights: (n, C, H, W) uint8."""
         train, shape = self.config.train, self.config.dataset.shape
         batches = generate(
-            self.ema_denoiser, self.config.sampler, train.seed, train.samples, train.batch_size, shape, self.device
+            self.ema_denoiser,
+            self.config.sampler,
+            train.seed,
+            train.samples,
+            train.batch_size,
+            shape,
+            self.device,
         )
         return torch.cat([to_uint8([*steps][-1].x) for _, steps in batches])
 
