@@ -97,7 +97,7 @@ class TrainConfig:
             below = {side // stride * stride for side in sides}
             near = sorted(below.union(side + stride for side in below) - {0})
             raise UserError(
-                f"dataset.image_size={self.dataset.image_size}: this model needs sides divisible by {stride}: "
+                f"dataset.image_size={self.dataset.image_size}: must divide by {stride} for this model: "
                 f"{one_of(map(str, near))} would do, or fewer model.multipliers"
             )
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -61,14 +60,14 @@ def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: Path) ->
     _save_figure(figure, path)
 
 
-def save_schedule_plot(alphas_cumprod: Mapping[str, Tensor], path: Path) -> None:
-    """alphas_cumprod and log-SNR over t, a line per schedule; each value a (T,) tensor."""
+def save_schedule_plot(alphas_cumprod: Mapping[str, Sequence[float]], path: Path) -> None:
+    """alphas_cumprod and log-SNR over t, a line per schedule."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, table in alphas_cumprod.items():
-        t = np.arange(len(table))
-        left.plot(t, table, label=name)
-        right.plot(t, torch.log(table / (1 - table)), label=name)
+        signal = np.array(table)
+        left.plot(signal, label=name)
+        right.plot(np.log(signal / (1 - signal)), label=name)
     left.set(xlabel="t", ylabel="alphas_cumprod")
     right.set(xlabel="t", ylabel="log SNR")
     for axes in (left, right):

@@ -34,7 +34,7 @@ def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float
     An error that the user can mend is one line on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows where it
     came from.
     """
-    _register_schemas(name, schema)
+    register_schemas(name, schema)
     traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 
@@ -69,6 +69,15 @@ def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float
     except KeyboardInterrupt:
         print(f"ddpm-{name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def register_schemas(name: str, schema: type) -> None:
+    """Tell Hydra the types of configs/<name>.yaml and of every option."""
+    store = ConfigStore.instance()
+    store.store(name=f"{name}_schema", node=schema)
+    for base, options in GROUPS.items():
+        for option in options:
+            store.store(group=f"schema/{base.__name__.lower()}", name=option_name(option), node=option)
 
 
 def claim(folder: Path) -> None:
@@ -128,11 +137,3 @@ def _folder(config: Any) -> Path:
     """Where to write: `out`, or the folder that Hydra made for a job of a sweep or was told of."""
     made = Path(HydraConfig.get().runtime.output_dir)
     return Path(config.out) if made == Path.cwd() else made
-
-
-def _register_schemas(name: str, schema: type) -> None:
-    store = ConfigStore.instance()
-    store.store(name=f"{name}_schema", node=schema)
-    for base, options in GROUPS.items():
-        for option in options:
-            store.store(group=f"schema/{base.__name__.lower()}", name=option_name(option), node=option)

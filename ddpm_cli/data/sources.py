@@ -61,16 +61,16 @@ def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
                 return _from_idx(folder, train)
         except UNREADABLE as error:
             raise UserError(
-                f"dataset.root={folder}: its Fashion-MNIST files are damaged; fetch them anew, or name another folder"
+                f"dataset.root={folder}: its Fashion-MNIST is damaged; fetch it anew, or name another folder"
             ) from error
     try:
         return _downloaded(tv.FashionMNIST, train)
     except UNREADABLE as error:
         root = dataset.root or "null"
         raise UserError(
-            f"dataset=fashion_mnist: not in dataset.root={root}, nor in {DEBIAN_FASHION_MNIST} (apt-get install "
-            "dataset-fashion-mnist), and its download failed; mend one of the three, or use dataset=digits, "
-            "which needs no download"
+            f"dataset=fashion_mnist: not in dataset.root={root}, nor in {DEBIAN_FASHION_MNIST} "
+            "(apt-get install dataset-fashion-mnist), and the download failed; mend one of the three, "
+            "or use dataset=digits, which needs no download"
         ) from error
 
 
@@ -85,8 +85,8 @@ def _torchvision(source: Any, dataset: Dataset, train: bool) -> Images:
                 "folder it was downloaded to, or leave dataset.root=null to download it"
             ) from error
         raise UserError(
-            f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that has it with "
-            "dataset.root=…, or use dataset=digits, which needs no download"
+            f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that has it "
+            "with dataset.root=…, or use dataset=digits, which needs no download"
         ) from error
 
 

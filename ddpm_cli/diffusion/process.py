@@ -12,21 +12,21 @@ class Process:
     """The tables of a schedule.
 
     Attributes:
-        betas, alphas_cumprod: (T,) float64 on the CPU, for a sampler's coefficients.
+        alphas_cumprod: T Python floats, for a sampler's coefficients in double precision.
         sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod: (T,) float32 on `device`, for batches of t.
     """
 
     def __init__(self, betas: Tensor, device: torch.device | str = "cpu") -> None:
-        self.betas = betas
-        self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        self.alphas_cumprod: list[float] = alphas_cumprod.tolist()
         # Cast before the move: MPS has no float64.
-        self.sqrt_alphas_cumprod = self.alphas_cumprod.sqrt().float().to(device)
-        self.sqrt_one_minus_alphas_cumprod = (1 - self.alphas_cumprod).sqrt().float().to(device)
+        self.sqrt_alphas_cumprod = alphas_cumprod.sqrt().float().to(device)
+        self.sqrt_one_minus_alphas_cumprod = (1 - alphas_cumprod).sqrt().float().to(device)
 
     @property
     def timesteps(self) -> int:
         """T."""
-        return len(self.betas)
+        return len(self.alphas_cumprod)
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0) for the noise `eps` (eq. 4).

@@ -106,4 +106,4 @@ def sample(sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Noise) -> Ite
 
 
 def _alphas_cumprod(process: Process, t: int) -> float:
-    return 1.0 if t < 0 else float(process.alphas_cumprod[t])
+    return 1.0 if t < 0 else process.alphas_cumprod[t]

@@ -1,0 +1,84 @@
+"""What all tests share: a small machine, composed configs, the commands run in this process."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from ddpm_cli.cli import forward, sample, train
+from ddpm_cli.cli.command import register_schemas
+from ddpm_cli.config import ForwardConfig, SampleConfig, TrainConfig
+
+torch.set_num_threads(1)
+
+SCHEMAS = {"train": TrainConfig, "sample": SampleConfig, "forward": ForwardConfig}
+MAINS = {"train": train.main, "sample": sample.main, "forward": forward.main}
+
+TINY = [
+    "dataset=digits",
+    "model=tiny",
+    "model.width=8",
+    "model.attention=[none,none]",
+    "schedule.timesteps=50",
+    "sampler.steps=3",
+    "train.batch_size=8",
+    "train.samples=4",
+    "train.precision=fp32",
+    "device=cpu",
+]
+"""A run of a second: the overrides of a network of a few thousand parameters on 8x8 digits."""
+
+
+def composed(*overrides: str, command: str = "train") -> Any:
+    """The checked config of `ddpm-<command> <overrides>`."""
+    register_schemas(command, SCHEMAS[command])
+    with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
+        return OmegaConf.to_object(hydra.compose(command, list(overrides)))
+
+
+@dataclass
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """`run("train", "train.steps=3")`: a command in this process, from the empty folder `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(command: str, *overrides: str) -> Result:
+        monkeypatch.setattr(sys, "argv", [f"ddpm-{command}", *overrides])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        capsys.readouterr()
+        code = 0
+        try:
+            MAINS[command]()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
