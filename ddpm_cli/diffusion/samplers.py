@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def timestep_pairs(timesteps: int, steps: int | None) -> list[tuple[int, int]]:
     None: all T. One step goes from T-1 straight to the image.
     """
     count = timesteps if steps is None else steps
-    spaced = torch.linspace(timesteps - 1, 0, count, dtype=torch.float64).round().int().tolist()
+    spaced = np.linspace(timesteps - 1, 0, count).round().astype(int).tolist()
     return list(zip(spaced, [*spaced[1:], -1], strict=True))
 
 

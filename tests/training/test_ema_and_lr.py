@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm_cli.training.ema import Ema, ema_decay
+from ddpm_cli.training.optimizer import build_optimizer, learning_rate
+from tests.conftest import composed
+
+
+def test_decay_is_a_function_of_the_step() -> None:
+    assert ema_decay(1, 0.999, warmup=True) == pytest.approx(2 / 11)
+    assert ema_decay(90, 0.999, warmup=True) == pytest.approx(91 / 100)
+    assert ema_decay(10**6, 0.999, warmup=True) == 0.999
+    assert ema_decay(1, 0.999, warmup=False) == 0.999
+
+
+def test_parameters_are_averaged_and_buffers_are_copied() -> None:
+    network = nn.BatchNorm1d(1)
+    ema = Ema(network)
+    with torch.no_grad():
+        for value in (1.0, 2.0):
+            network.weight.fill_(value)
+            network.running_mean.fill_(value)
+            ema.update(network, decay=0.9)
+    assert ema.network.weight.item() == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 1) + 0.1 * 2)
+    assert ema.network.running_mean.item() == 2
+    assert not ema.network.training
+    assert not any(parameter.requires_grad for parameter in ema.network.parameters())
+
+
+def test_warm_up_then_constant_or_cosine() -> None:
+    train = composed("train.lr=0.1", "train.warmup_steps=10").train
+    assert [learning_rate(step, train, 100) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.01, 0.05, 0.1, 0.1, 0.1])
+    cosine = composed("train.lr=0.1", "train.warmup_steps=10", "train.lr_decay=cosine").train
+    assert learning_rate(55, cosine, 100) == pytest.approx(0.05)
+    assert learning_rate(99, cosine, 100) == pytest.approx(0.05 * (1 + math.cos(math.pi * 89 / 90)))
+
+
+@pytest.mark.parametrize(("name", "cls"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_the_one_named(name: str, cls: type) -> None:
+    train = composed(f"train.optimizer={name}", "train.weight_decay=0.3", "train.betas=[0.8,0.9]").train
+    optimizer = build_optimizer(train, nn.Linear(1, 1))
+    assert type(optimizer) is cls
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+    assert optimizer.defaults["weight_decay"] == 0.3

@@ -1,0 +1,193 @@
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddpm_cli import rng
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.data.sources import load_images
+from ddpm_cli.data.table import Images, Table
+from ddpm_cli.models import build_network
+from ddpm_cli.training.checkpoint import load_checkpoint
+from ddpm_cli.training.trainer import Trainer
+from tests.conftest import TINY, composed
+
+CPU = torch.device("cpu")
+EVERYTHING = [
+    "model.dropout=0.2",
+    "model.self_condition=true",
+    "train.accumulate=2",
+    "train.log_every=2",
+    "train.milestone_every=3",
+    "train.warmup_steps=3",
+    "train.lr_decay=cosine",
+    "dataset.flip=true",
+    "sampler=ddpm",
+    "sampler.steps=3",
+]
+
+
+def trainer_of(config: TrainConfig, count: int = 20) -> Trainer:
+    images = load_images(config.dataset, train=True)
+    table = Table(Images(images.pixels[:count]), config.dataset.flip, config.train.seed, CPU)
+    rng.seed_everything(config.train.seed, "network")
+    return Trainer(config, build_network(config.model, 1), table, CPU)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Equal to the last bit."""
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, list):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same(a, b)
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, precision: str) -> None:
+    config = composed(*TINY, *EVERYTHING, "train.steps=7", f"train.precision={precision}")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    trainer_of(config).train(whole)
+
+    first = trainer_of(config)
+    step, first.train_step = first.train_step, None  # type: ignore[assignment, method-assign]
+
+    def dies_after_five() -> Any:
+        if first.step == 5:
+            raise KeyboardInterrupt
+        return step()
+
+    first.train_step = dies_after_five  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        first.train(stopped)
+    torch.rand(1000)  # another process has another global generator
+    second = trainer_of(config)
+    second.restore(load_checkpoint("resume", stopped / "checkpoints" / "last.pt"))
+    assert second.step == 3
+    second.train(stopped)
+
+    ours = load_checkpoint("ckpt", stopped / "checkpoints" / "last.pt")
+    theirs = load_checkpoint("ckpt", whole / "checkpoints" / "last.pt")
+    assert ours["step"] == 7
+    for key in ours.keys() - {"seconds"}:
+        assert_same(ours[key], theirs[key])
+    assert rows_of(stopped) == rows_of(whole)
+    grid = Path("samples") / "step_00000007.png"
+    assert (stopped / grid).read_bytes() == (whole / grid).read_bytes()
+
+
+def test_milestones_count_global_steps_and_the_end(tmp_path: Path) -> None:
+    config = composed(*TINY, *EVERYTHING, "train.steps=null", "train.epochs=2.8")  # 2.5 steps an epoch
+    trainer = trainer_of(config)
+    assert trainer.steps == 7
+    trainer.train(tmp_path)
+    steps = [f"step_{step:08d}" for step in (3, 6, 7)]
+    assert sorted(f.stem for f in (tmp_path / "checkpoints").glob("step_*")) == steps
+    assert sorted(f.stem for f in (tmp_path / "samples").iterdir()) == steps
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    rows = rows_of(tmp_path)
+    assert [int(row["step"]) for row in rows] == [2, 3, 4, 6, 7]
+    assert float(rows[-1]["epoch"]) == pytest.approx(7 * 8 / 20)
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+
+
+def test_accumulation_changes_memory_not_the_step(tmp_path: Path) -> None:
+    whole = trainer_of(composed(*TINY, "train.accumulate=1"))
+    parts = trainer_of(composed(*TINY, "train.accumulate=4"))
+    for _ in range(3):
+        loss, _ = whole.train_step()
+        loss_of_parts, _ = parts.train_step()
+        whole.step += 1
+        parts.step += 1
+        assert loss_of_parts == pytest.approx(loss.item(), rel=1e-5)
+    for ours, theirs in zip(parts.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_nothing_in_a_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(composed(*TINY, *EVERYTHING))
+    trainer.train_step()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the host would wait for the device")
+
+    for name in ("item", "cpu", "numpy", "tolist", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    trainer.train_step()
+
+
+def test_the_network_computes_in_bf16_and_the_loss_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(composed(*TINY, "train.precision=bf16"))
+    seen: list[torch.dtype] = []
+    conv = next(m for m in trainer.network.modules() if isinstance(m, torch.nn.Conv2d))
+    conv.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    loss, _ = trainer.train_step()
+    assert seen == [torch.bfloat16]
+    assert loss.dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.network.parameters())
+
+
+def test_half_precision_with_its_loss_scaler_trains() -> None:
+    trainer = trainer_of(composed(*TINY, "train.precision=fp16"))
+    before = [parameter.clone() for parameter in trainer.network.parameters()]
+    assert trainer.scaler.is_enabled()
+    for _ in range(12):  # the first ones find the scale, skipping what overflows
+        trainer.train_step()
+    after = list(trainer.network.parameters())
+    assert all(parameter.isfinite().all() for parameter in after)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_compiling_keeps_clean_names(tmp_path: Path) -> None:
+    plain, compiled = trainer_of(composed(*TINY)), trainer_of(composed(*TINY, "compile=true"))
+    assert compiled.network._compiled_call_impl is not None
+    assert plain.network._compiled_call_impl is None  # a CPU: off unless asked for
+    assert compiled.state()["model"].keys() == plain.state()["model"].keys()
+
+
+def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
+    """Trained on eight digits, it draws those eight: each sample is near one, and not all near the same."""
+    config = composed(
+        *TINY,
+        "model.width=16",
+        "model.attention=[none,full]",
+        "schedule=cosine",
+        "schedule.timesteps=200",
+        "prediction=v",
+        "sampler.steps=50",
+        "train.steps=300",
+        "train.batch_size=32",
+        "train.lr=4e-3",
+        "train.warmup_steps=20",
+        "train.lr_decay=cosine",
+        "train.milestone_every=300",
+        "train.samples=32",
+    )
+    trainer = trainer_of(config, count=8)
+    final = trainer.train(tmp_path)
+    first = float(rows_of(tmp_path)[0]["loss"])
+    assert final < first / 4
+    originals = trainer.table.pixels.flatten(1).float()
+    samples = trainer.samples().flatten(1).float()
+    distances = torch.cdist(samples, originals)
+    apart = torch.cdist(originals, originals).fill_diagonal_(math.inf).min().item()
+    near = distances.min(dim=1)
+    assert (near.values < apart / 3).float().mean() > 0.8
+    assert len(near.indices.unique()) >= 5
