@@ -135,6 +135,7 @@ class ForwardConfig:
     index: int
     image_size: int
     t: list[int]
+    show: list[str]
     timesteps: int
     schedules: dict[str, Schedule]
     seed: int
@@ -145,7 +146,8 @@ class ForwardConfig:
         check(one, "image", self.image, "a file, or null where dataset=… is given: give one of the two")
         check(self.index >= 0, "index", self.index, "0 or more")
         check(1 <= self.image_size <= MAX_SIZE, "image_size", self.image_size, f"in 1..{MAX_SIZE}")
-        check(len(self.schedules) > 0, "schedules", "{}", "at least one schedule")
+        ok = len(self.show) > 0 and all(name in self.schedules for name in self.show)
+        check(ok, "show", self.show, f"some of {one_of(self.schedules)}")
         last = min(schedule.timesteps for schedule in self.schedules.values()) - 1
         ok = len(self.t) > 0 and all(0 <= t <= last for t in self.t)
         check(ok, "t", self.t, f"timesteps in 0..{last}; timesteps={last + 1} moves the end")

@@ -123,7 +123,10 @@ def test_datasets_know_their_shape() -> None:
     assert composed("dataset=fashion_mnist").dataset.shape == (1, 28, 28)
     assert composed("dataset=cifar10").dataset.shape == (3, 32, 32)
     assert composed("dataset.image_size=[32,64]").dataset.shape == (1, 32, 64)
-    flips = {name: composed(f"dataset={name}").dataset.flip for name in ("fashion_mnist", "cifar10", "mnist", "digits")}
+    flips = {
+        name: composed(f"dataset={name}").dataset.flip
+        for name in ("fashion_mnist", "cifar10", "mnist", "digits")
+    }
     assert flips == {"fashion_mnist": True, "cifar10": True, "mnist": False, "digits": False}
 
 
@@ -149,7 +152,11 @@ def test_a_checkpoints_config_is_read_strictly(stored: dict) -> None:
 
 def test_annotated_is_what_the_text_trains() -> None:
     config = composed("experiment=annotated")
-    assert (config.schedule.timesteps, config.schedule.beta_start, config.schedule.beta_end) == (300, 1e-4, 0.02)
+    assert (config.schedule.timesteps, config.schedule.beta_start, config.schedule.beta_end) == (
+        300,
+        1e-4,
+        0.02,
+    )
     assert not config.schedule.rescale
     assert betas_of(config.schedule)[-1].item() == pytest.approx(0.02)
     assert (config.loss.name, config.loss.delta) == ("huber", 1.0)

@@ -1,5 +1,6 @@
 """Checks of what was typed that Hydra does not make, before anything is written."""
 
+from types import NoneType
 from typing import get_args, get_type_hints
 
 from hydra import compose, initialize_config_module
@@ -16,7 +17,8 @@ def check_groups_chosen(schema: type, overrides: list[str]) -> None:
     """Raise `UserError` for group.key=value where that group of `schema` may be null and was not chosen."""
     typed = {override.split("=")[0] for override in overrides}
     for group, hint in get_type_hints(schema).items():
-        options = [option for base in get_args(hint) for option in GROUPS.get(base, [])]
+        kinds = get_args(hint)
+        options = [option for base in kinds for option in GROUPS.get(base, [])] if NoneType in kinds else []
         lonely = [override for override in overrides if override.startswith(f"{group}.")]
         if options and lonely and group not in typed:
             raise UserError(

@@ -18,7 +18,7 @@ ddpm-forward shows what each schedule does to an image: a row of noised images, 
 
   ddpm-forward image=cat.jpg t=[0,50,100,150,199]
   ddpm-forward dataset=fashion_mnist index=3 timesteps=1000 t=[0,250,500,750,999]
-  ddpm-forward image=cat.jpg schedules.linear.beta_end=0.05 '~schedule@schedules.constant'
+  ddpm-forward image=cat.jpg show=[linear,cosine] schedules.linear.beta_end=0.05
 """
 
 
@@ -36,7 +36,7 @@ def run(config: ForwardConfig, folder: Path) -> None:
     from ddpm_cli.diffusion.schedules import betas_of
     from ddpm_cli.imaging import save_labelled_rows, save_schedule_plot, to_uint8
 
-    processes = {name: Process(betas_of(schedule)) for name, schedule in config.schedules.items()}
+    processes = {name: Process(betas_of(config.schedules[name])) for name in config.show}
     x0 = (_pixels(config).float() / 127.5 - 1).expand(len(config.t), -1, -1, -1)
     t = torch.tensor(config.t)
     eps = torch.randn(x0[0].shape, generator=rng.generator(config.seed, "forward")).expand_as(x0)

@@ -12,7 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.options import GROUPS, Option, option_name
 
-TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a text"}
+TYPES = {"Integer": "a whole number", "Float": "a number", "String": "a text"}
 
 
 def one_line(error: Exception, schema: type) -> str:
@@ -43,6 +43,8 @@ def _wrong_type(message: str, cause: ValidationError) -> str:
     key = typed[1] if typed else f"{cause.full_key}={cause.value}"
     if "is not a ListConfig" in str(cause.msg):
         return f"{key}: must be a list, as in key=[1,2]"
+    if "is not a valid bool" in str(cause.msg):
+        return f"{key}: must be true or false"
     wanted = re.search(r"could not be converted to (\w+)", str(cause.msg))
     if wanted and wanted[1] in TYPES:
         return f"{key}: must be {TYPES[wanted[1]]}"

@@ -8,10 +8,22 @@ from tests.conftest import TINY, composed
 NETWORKS = {
     "unet": ["model=tiny", "model.width=8"],
     "linear": ["model=tiny", "model.width=8", "model.attention=[linear,full]"],
-    "patched": ["model=tiny", "model.width=8", "model.patch_size=2", "model.multipliers=[1]", "model.attention=[none]"],
-    "ddpm": ["model=ddpm_cifar10", "model.width=8", "model.groups=4", "model.multipliers=[1,2]", "model.blocks=1",
-             "model.attention=[none,full]"],
-}  # fmt: skip
+    "patched": [
+        "model=tiny",
+        "model.width=8",
+        "model.patch_size=2",
+        "model.multipliers=[1]",
+        "model.attention=[none]",
+    ],
+    "ddpm": [
+        "model=ddpm_cifar10",
+        "model.width=8",
+        "model.groups=4",
+        "model.multipliers=[1,2]",
+        "model.blocks=1",
+        "model.attention=[none,full]",
+    ],
+}
 
 
 def config_of(name: str, *more: str) -> TrainConfig:

@@ -49,7 +49,10 @@ def test_a_crash_while_writing_keeps_the_last(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, {**STATE, "step": 13})
     assert load_checkpoint("ckpt", find_checkpoint("ckpt", str(tmp_path)))["step"] == 12
-    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["last.pt", "step_00000012.pt"]
+    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == [
+        "last.pt",
+        "step_00000012.pt",
+    ]
 
 
 class Hostile:

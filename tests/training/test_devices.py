@@ -61,7 +61,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Any]:
 
 
 @pytest.mark.parametrize("self_condition", [False, True])
-def test_the_loss_runs_as_if_on_cuda(made: Callable[[bool], Any], as_if_on_cuda: None, self_condition: bool) -> None:
+def test_the_loss_runs_as_if_on_cuda(
+    made: Callable[[bool], Any], as_if_on_cuda: None, self_condition: bool
+) -> None:
     config, denoiser = made(self_condition)
     with NoDoubles():
         x0, eps, t = torch.empty(4, 1, 8, 8), torch.empty(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)

@@ -32,7 +32,9 @@ def test_parameters_are_averaged_and_buffers_are_copied() -> None:
 
 def test_warm_up_then_constant_or_cosine() -> None:
     train = composed("train.lr=0.1", "train.warmup_steps=10").train
-    assert [learning_rate(step, train, 100) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.01, 0.05, 0.1, 0.1, 0.1])
+    assert [learning_rate(step, train, 100) for step in (0, 4, 9, 10, 99)] == pytest.approx(
+        [0.01, 0.05, 0.1, 0.1, 0.1]
+    )
     cosine = composed("train.lr=0.1", "train.warmup_steps=10", "train.lr_decay=cosine").train
     assert learning_rate(55, cosine, 100) == pytest.approx(0.05)
     assert learning_rate(99, cosine, 100) == pytest.approx(0.05 * (1 + math.cos(math.pi * 89 / 90)))

@@ -13,7 +13,9 @@ def test_image_i_gets_the_same_noise_whatever_is_beside_it() -> None:
     alone = ImageNoise(7, range(2, 3), (1, 2, 2), CPU)
     for _ in range(3):
         assert torch.equal(together()[2], alone()[0])
-    assert not torch.equal(ImageNoise(8, range(4), (1, 2, 2), CPU)(), ImageNoise(7, range(4), (1, 2, 2), CPU)())
+    assert not torch.equal(
+        ImageNoise(8, range(4), (1, 2, 2), CPU)(), ImageNoise(7, range(4), (1, 2, 2), CPU)()
+    )
 
 
 @pytest.mark.parametrize("sampler", ["sampler=ddim", "sampler=ddpm"])

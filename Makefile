@@ -1,0 +1,49 @@
+# make demo: from nothing to pictures of clothes.  make test: all checks.  Both set up .venv themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := outputs/demo
+DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && echo yes)
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed data
+	rm -rf $(DEMO)
+	$(BIN)/ddpm-train experiment=quickstart out=$(DEMO)/run
+	$(BIN)/ddpm-sample ckpt=$(DEMO)/run n=64 gif=true out=$(DEMO)/samples
+	@echo
+	@echo "The pictures:  $(DEMO)/samples/grid.png  $(DEMO)/samples/film.gif"
+	@echo "How they came: $(DEMO)/run/samples/      $(DEMO)/run/loss.png"
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Fashion-MNIST from Debian where that can be installed; elsewhere ddpm-train downloads it once.
+.PHONY: data
+data:
+ifeq ($(DEBIAN_ROOT),yes)
+	@test -d /usr/share/datasets/fashion-mnist || apt-get install -y -q dataset-fashion-mnist \
+		|| (apt-get update -q && apt-get install -y -q dataset-fashion-mnist) || true
+endif
+
+.venv/bin/python:
+ifeq ($(DEBIAN_ROOT),yes)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || (apt-get update -q && apt-get install -y -q python3-venv)
+endif
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,39 @@
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import Result
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "forward"])
+def test_help_shows_usage_groups_and_values(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.code == 0
+    assert result.out.startswith(f"ddpm-{command} ")
+    assert "out: outputs/" in result.out
+    assert "hydra:" not in result.out
+    assert "defaults" not in result.out
+    assert "_schema" not in result.out
+
+
+def test_help_lists_every_option(run: Run) -> None:
+    out = run("train", "--help").out
+    for line in [
+        "dataset     cifar10 digits fashion_mnist image_folder mnist",
+        "schedule    constant cosine linear quadratic sigmoid",
+        "loss        huber l1 l2",
+        "model       base ddpm_cifar10 large small tiny",
+        "sampler     ddim ddpm",
+        "experiment  annotated quickstart",
+    ]:
+        assert line in out
+    assert "sampler     ddim ddpm" in run("sample", "--help").out
+
+
+def test_the_composed_config_can_be_seen(run: Run) -> None:
+    result = run("train", "--cfg", "job", "model=base", "train.lr=0.5")
+    assert result.code == 0
+    assert "width: 64" in result.out
+    assert "lr: 0.5" in result.out

@@ -1,0 +1,123 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import TINY, Result
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose averaged and plain weights differ."""
+    from ddpm_cli.cli.train import run as train_run
+    from tests.conftest import composed
+
+    folder = tmp_path_factory.mktemp("run") / "here"
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import setup_globals
+    from omegaconf import OmegaConf
+
+    setup_globals()
+    HydraConfig.instance().cfg = OmegaConf.create({"hydra": {"overrides": {"task": []}}})  # type: ignore[assignment]
+    train_run(composed(*TINY, "train.steps=6", "train.milestone_every=3", "train.lr=0.01"), folder)
+    return folder
+
+
+def pixels(folder: Path | str) -> list[np.ndarray]:
+    return [np.asarray(Image.open(file)).astype(int) for file in sorted(Path(folder, "images").iterdir())]
+
+
+def test_a_checkpoint_is_all_it_needs(run: Run, trained: Path) -> None:
+    result = run("sample", f"ckpt={trained}", "n=5", "out=new", "device=cpu")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in Path("new").iterdir()) == ["grid.png", "images"]
+    assert [file.name for file in sorted(Path("new/images").iterdir())] == [f"0000{i}.png" for i in range(5)]
+    assert Image.open("new/images/00000.png").size == (8, 8)
+
+
+def test_from_a_file_with_a_sampler_of_its_own_a_film_and_arrays(run: Run, trained: Path) -> None:
+    file = trained / "checkpoints/step_00000003.pt"
+    more = ["sampler=ddim", "sampler.steps=5", "gif=true", "npz=true", "seed=7", "device=cpu", "batch_size=3"]
+    result = run("sample", f"ckpt={file}", "n=4", "out=new", *more)
+    assert result.code == 0, result.err
+    arrays = np.load("new/samples.npz")
+    assert arrays["images"].shape == (4, 8, 8, 1)
+    assert arrays["images"].dtype == np.uint8
+    assert arrays["labels"].tolist() == [-1] * 4
+    assert [(a[..., 0] == b).all() for a, b in zip(arrays["images"], pixels("new"), strict=True)] == [
+        True
+    ] * 4
+    with Image.open("new/film.gif") as film, Image.open("new/grid.png") as grid:
+        assert film.n_frames == 5
+        film.seek(film.n_frames - 1)
+        assert film.info["duration"] >= 2000
+        last = np.asarray(film.convert("L")).astype(int)
+        assert film.size == grid.size
+        assert np.abs(last - np.asarray(grid.convert("L"))).max() <= 1
+
+
+def test_image_i_of_a_seed_is_the_same_whatever_n_and_batch_size(run: Run, trained: Path) -> None:
+    assert run("sample", f"ckpt={trained}", "n=7", "batch_size=7", "seed=7", "out=a").code == 0
+    assert run("sample", f"ckpt={trained}", "n=4", "batch_size=3", "seed=7", "out=b").code == 0
+    assert run("sample", f"ckpt={trained}", "n=4", "seed=8", "out=c").code == 0
+    for ours, theirs in zip(pixels("b"), pixels("a"), strict=False):
+        assert np.abs(ours - theirs).max() <= 1
+    assert any(
+        np.abs(ours - theirs).max() > 1 for ours, theirs in zip(pixels("c"), pixels("a"), strict=False)
+    )
+
+
+def test_averaged_weights_unless_told_otherwise(run: Run, trained: Path) -> None:
+    for name, more in [("default", []), ("ema", ["weights=ema"]), ("model", ["weights=model"])]:
+        assert run("sample", f"ckpt={trained}", "n=2", f"out={name}", *more).code == 0
+    assert all((a == b).all() for a, b in zip(pixels("default"), pixels("ema"), strict=True))
+    assert not all((a == b).all() for a, b in zip(pixels("ema"), pixels("model"), strict=True))
+
+
+def test_the_milestones_grid_is_what_sampling_gives(run: Run, trained: Path) -> None:
+    assert run("sample", f"ckpt={trained}", "n=4", "out=new").code == 0
+    assert np.array_equal(Image.open("new/grid.png"), Image.open(trained / "samples/step_00000006.png"))
+
+
+def test_the_default_folder(run: Run, trained: Path) -> None:
+    assert run("sample", f"ckpt={trained}", "n=1").code == 0
+    (folder,) = Path("outputs/sample").iterdir()
+    assert (folder / "grid.png").is_file()
+
+
+def test_a_sweep_of_samplers(run: Run, trained: Path) -> None:
+    result = run(
+        "sample",
+        "-m",
+        f"ckpt={trained}",
+        "n=1",
+        "sampler=ddpm,ddim",
+        "sampler.steps=2,3",
+        "hydra.sweep.dir=sw",
+    )
+    assert result.code == 0, result.err
+    assert all(Path(f"sw/{job}/grid.png").is_file() for job in range(4))
+
+
+def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("precious")
+    result = run("sample", f"ckpt={trained}", "n=1", "out=mine")
+    assert result.code == 2
+    assert "out=mine: already holds files" in result.err
+    assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
+
+
+def test_weights_of_another_network_are_refused(run: Run, trained: Path) -> None:
+    state = torch.load(trained / "checkpoints/last.pt", weights_only=True)
+    state["config"]["model"]["blocks"] = 2
+    torch.save(state, "mixed.pt")
+    result = run("sample", "ckpt=mixed.pt", "n=1")
+    assert result.code == 2
+    assert "not those of the network" in result.err
+    assert not Path("outputs").exists()

@@ -1,0 +1,171 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import TINY, Result
+from tests.data.test_image_folder import paint
+from tests.data.test_sources import write_cifar10, write_idx
+
+Run = Callable[..., Result]
+SHORT = [*TINY[1:], "train.steps=2"]
+"""A run of two steps on whatever data set."""
+
+
+def test_a_run_leaves_all_it_promises_and_nothing_elsewhere(run: Run, tmp_path: Path) -> None:
+    result = run("train", *TINY, "train.steps=4", "train.milestone_every=2", "train.log_every=1")
+    assert result.code == 0, result.err
+    (folder,) = (tmp_path / "outputs/train/digits").iterdir()
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert files == {
+        ".hydra/config.yaml",
+        ".hydra/overrides.yaml",
+        "train.log",
+        "metrics.csv",
+        "loss.png",
+        "checkpoints/step_00000002.pt",
+        "checkpoints/step_00000004.pt",
+        "checkpoints/last.pt",
+        "samples/step_00000002.png",
+        "samples/step_00000004.png",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert yaml.safe_load((folder / ".hydra/config.yaml").read_text())["train"]["steps"] == 4
+    assert "step 3/4" in (folder / "train.log").read_text()
+    assert "step 3/4" in result.err  # plain lines, for this is no terminal
+    assert f"ckpt={folder.relative_to(tmp_path)}" in result.err
+
+
+def test_two_runs_started_at_once_get_two_folders(run: Run, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run("train", *TINY, "train.steps=1").code == 0
+    assert len(list((tmp_path / "outputs/train/digits").iterdir())) == 2
+
+
+def test_resume_equals_no_stop(run: Run) -> None:
+    more = [*TINY, "train.log_every=1", "train.milestone_every=2", "model.dropout=0.1"]
+    assert run("train", *more, "train.steps=4", "out=whole").code == 0
+    assert run("train", *more, "train.steps=2", "out=part").code == 0
+    result = run("train", "resume=part", "train.steps=4")
+    assert result.code == 0, result.err
+    whole, part = (torch.load(f"{name}/checkpoints/last.pt", weights_only=True) for name in ("whole", "part"))
+    assert part["step"] == 4
+    for group in ("model", "ema"):
+        assert all(torch.equal(part[group][key], whole[group][key]) for key in whole[group])
+    grids = [Path(name, "samples/step_00000004.png").read_bytes() for name in ("whole", "part")]
+    assert grids[0] == grids[1]
+
+
+def test_resume_takes_the_runs_own_config(run: Run, tmp_path: Path) -> None:
+    assert run("train", *TINY, "train.steps=2", "train.milestone_every=1", "out=here").code == 0
+    result = run("train", "resume=here/checkpoints/step_00000001.pt")
+    assert result.code == 0, result.err
+    assert "steps 1 to 2" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    refused = run("train", "resume=here", "schedule=cosine")
+    assert refused.code == 2
+    assert "schedule=cosine: not with resume=" in refused.err
+
+
+def test_a_finished_run_resumed_changes_nothing(run: Run) -> None:
+    assert run("train", *TINY, "train.steps=2", "out=here").code == 0
+    before = Path("here/metrics.csv").read_bytes(), Path("here/checkpoints/last.pt").read_bytes()
+    assert run("train", "resume=here").code == 0
+    assert (Path("here/metrics.csv").read_bytes(), Path("here/checkpoints/last.pt").read_bytes()) == before
+
+
+def test_a_folder_that_holds_a_run_is_refused_untouched(run: Run) -> None:
+    assert run("train", *TINY, "train.steps=1", "out=here").code == 0
+    before = {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()}
+    result = run("train", *TINY, "train.steps=1", "out=here", "train.seed=5")
+    assert result.code == 2
+    assert "out=here: already holds a run; resume=here goes on with it" in result.err
+    assert {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()} == before
+
+
+def test_hydras_own_folder_key_works(run: Run) -> None:
+    assert run("train", *TINY, "train.steps=1", "hydra.run.dir=there").code == 0
+    assert Path("there/checkpoints/last.pt").is_file()
+
+
+def test_a_sweep_trains_every_combination(run: Run, tmp_path: Path) -> None:
+    result = run(
+        "train",
+        "-m",
+        *SHORT,
+        "dataset=digits",
+        "schedule=linear,cosine,quadratic,sigmoid",
+        "loss=l1,l2,huber",
+    )
+    assert result.code == 0, result.err
+    (sweep,) = (tmp_path / "outputs/sweep").iterdir()
+    configs = [yaml.safe_load((sweep / str(job) / ".hydra/config.yaml").read_text()) for job in range(12)]
+    assert len({(config["schedule"]["name"], config["loss"]["name"]) for config in configs}) == 12
+    assert all((sweep / str(job) / "samples/step_00000002.png").is_file() for job in range(12))
+    assert not (tmp_path / "outputs/train").exists()
+
+
+def test_cifar10_and_cosine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path / "data", monkeypatch)
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "data"))
+    result = run("train", "dataset=cifar10", "schedule=cosine", *SHORT)
+    assert result.code == 0, result.err
+    assert "20 images of 3x32x32" in result.err
+
+
+def test_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
+    for i in range(9):
+        paint(tmp_path / "pictures" / f"{i}.JPG", (i, 2 * i, 255 - i), (40, 30))
+    result = run(
+        "train", "dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=32",
+        "model=small", "loss=huber", "train.steps=1", "train.batch_size=2", "train.samples=1",
+        "sampler.steps=2",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert re.search(r"[5-9] images of 3x32x32", result.err)
+
+
+def test_the_annotated_experiment(run: Run, tmp_path: Path) -> None:
+    write_idx(tmp_path / "data", 4, gzipped=True)
+    result = run(
+        "train", "experiment=annotated", f"dataset.root={tmp_path}/data", "train.epochs=0.5",
+        "train.batch_size=2", "train.samples=1", "sampler.steps=2",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "linear, T=300; loss huber" in result.err
+    assert "steps 0 to 1" in result.err
+
+
+def test_an_error_in_the_middle_keeps_the_last_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddpm_cli.training.trainer import Trainer
+
+    step = Trainer.train_step
+
+    def fails(self: Trainer) -> object:
+        if self.step == 3:
+            raise RuntimeError("a bug")
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("train", *TINY, "train.steps=5", "train.milestone_every=2", "out=here")
+    assert torch.load("here/checkpoints/last.pt", weights_only=True)["step"] == 2
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert run("train", "resume=here").code == 0
+    assert torch.load("here/checkpoints/last.pt", weights_only=True)["step"] == 5
+
+
+def test_the_start_says_how_long_it_takes_and_names_quickstart(run: Run) -> None:
+    from ddpm_cli.training import progress
+
+    result = run("train", *TINY, "train.steps=8")
+    assert "8 steps will take about" in result.err
+    assert "quickstart" not in result.err
+    hours, progress.HOURS = progress.HOURS, 0
+    try:
+        assert "experiment=quickstart" in run("train", *TINY, "train.steps=8").err
+    finally:
+        progress.HOURS = hours
