@@ -1,18 +1,21 @@
 """Between tensors in [-1, 1] and what people look at: PNGs, grids, films, plots."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
+from einops import rearrange
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from ddpm_cli.files import atomic
 
 CELL = 56  # pixels: smaller images are enlarged in grids by whole factors
 GAP = 2
+WHITE = 255
 FILM_SECONDS = 4.0
 LAST_FRAME_SECONDS = 2.0
 
@@ -30,11 +33,13 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 def grid(pixels: Tensor, columns: int | None = None) -> Image.Image:
     """(N, C, H, W) uint8 images side by side, as near to a square as may be."""
-    channels, height = pixels.shape[1:3]
-    factor = max(1, CELL // height)
+    factor = max(1, CELL // pixels.shape[2])
     large = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-    columns = columns or int(np.ceil(len(pixels) ** 0.5))
-    return to_image(make_grid(large, nrow=columns, padding=GAP, pad_value=255)[:channels])
+    columns = columns or math.ceil(len(pixels) ** 0.5)
+    rows = math.ceil(len(pixels) / columns)
+    cells = F.pad(large, (GAP, 0, GAP, 0, 0, 0, 0, rows * columns - len(pixels)), value=WHITE)
+    sheet = rearrange(cells, "(rows columns) c h w -> c (rows h) (columns w)", columns=columns)
+    return to_image(F.pad(sheet, (0, GAP, 0, GAP), value=WHITE))
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -3,13 +3,10 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision.datasets as tv
 from torch import Tensor
-from torchvision.datasets.utils import extract_archive
 
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import Images, to_tensor
@@ -36,9 +33,9 @@ def load_images(dataset: Dataset, train: bool) -> Images:
         case FashionMnist():
             images = _fashion_mnist(dataset, train)
         case Mnist():
-            images = _torchvision(tv.MNIST, dataset, train)
+            images = _torchvision("MNIST", dataset, train)
         case Cifar10():
-            images = _torchvision(tv.CIFAR10, dataset, train)
+            images = _torchvision("CIFAR10", dataset, train)
         case Digits():
             images = _digits(train)
         case ImageFolder():
@@ -56,7 +53,7 @@ def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
     for folder in folders:
         try:
             if (folder / "FashionMNIST" / "raw").is_dir():
-                return _opened(tv.FashionMNIST, folder, train)
+                return _opened("FashionMNIST", folder, train)
             if any(folder.glob("train-images-idx3-ubyte*")):
                 return _from_idx(folder, train)
         except UNREADABLE as error:
@@ -64,7 +61,7 @@ def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
                 f"dataset.root={folder}: its Fashion-MNIST is damaged; fetch it anew, or name another folder"
             ) from error
     try:
-        return _downloaded(tv.FashionMNIST, train)
+        return _downloaded("FashionMNIST", train)
     except UNREADABLE as error:
         root = dataset.root or "null"
         raise UserError(
@@ -74,14 +71,14 @@ def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
         ) from error
 
 
-def _torchvision(source: Any, dataset: Dataset, train: bool) -> Images:
+def _torchvision(source: str, dataset: Dataset, train: bool) -> Images:
     """A torchvision data set from `dataset.root`, else from the cache, downloaded where it is missing."""
     try:
         return _downloaded(source, train) if dataset.root is None else _opened(source, dataset.root, train)
     except UNREADABLE as error:
         if dataset.root is not None:
             raise UserError(
-                f"dataset.root={dataset.root}: torchvision finds no sound {source.__name__} there; name the "
+                f"dataset.root={dataset.root}: torchvision finds no sound {source} there; name the "
                 "folder it was downloaded to, or leave dataset.root=null to download it"
             ) from error
         raise UserError(
@@ -90,20 +87,24 @@ def _torchvision(source: Any, dataset: Dataset, train: bool) -> Images:
         ) from error
 
 
-def _downloaded(source: Any, train: bool) -> Images:
+def _downloaded(source: str, train: bool) -> Images:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return _opened(source, folder, train, download=True)
 
 
-def _opened(source: Any, folder: Path | str, train: bool, download: bool = False) -> Images:
-    data = source(folder, train=train, download=download)
+def _opened(source: str, folder: Path | str, train: bool, download: bool = False) -> Images:
+    import torchvision.datasets  # here, for it takes seconds that other data sets need not wait
+
+    data = getattr(torchvision.datasets, source)(folder, train=train, download=download)
     pixels = data.data.numpy() if isinstance(data.data, Tensor) else data.data
     return Images(to_tensor(pixels), torch.as_tensor(data.targets), list(data.classes))
 
 
 def _from_idx(folder: Path, train: bool) -> Images:
     """The idx files of `folder`, plain or gzipped, through torchvision's reader."""
+    from torchvision.datasets.utils import extract_archive
+
     with tempfile.TemporaryDirectory() as unpacked:
         raw = Path(unpacked) / "FashionMNIST" / "raw"
         raw.mkdir(parents=True)
@@ -112,7 +113,7 @@ def _from_idx(folder: Path, train: bool) -> Images:
                 extract_archive(file, raw)
             else:
                 (raw / file.name).symlink_to(file.resolve())
-        return _opened(tv.FashionMNIST, Path(unpacked), train)
+        return _opened("FashionMNIST", Path(unpacked), train)
 
 
 def _digits(train: bool) -> Images:
