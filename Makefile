@@ -16,7 +16,7 @@ demo: .venv/installed data
 	@echo "How they came: $(DEMO)/run/samples/      $(DEMO)/run/loss.png"
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.cli.command import launch, new_folder
-from ddpm_cli.config import SampleConfig, TrainConfig, train_config
+from ddpm_cli.config import SampleConfig, TrainConfig
 from ddpm_cli.options import Sampler
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ ddpm-sample makes images from a checkpoint of ddpm-train.
 
 IN_GRID = 256
 """Images that grid.png and film.gif show at most."""
-FRAMES = 50
+FRAMES = 32
 """Frames of a film at most."""
 
 
@@ -75,7 +75,7 @@ def _trained(config: SampleConfig) -> tuple[TrainConfig, "Denoiser", "torch.devi
     path = find_checkpoint("ckpt", config.ckpt)
     device = resolve_device(config.device)
     state = load_checkpoint("ckpt", path)
-    run_config = train_config(state["config"])
+    run_config: TrainConfig = state["config"]
     network = build_network(run_config.model, run_config.dataset.channels)
     load_weights("ckpt", path, network, state[config.weights])
     network = network.to(device).eval().requires_grad_(False)

@@ -61,6 +61,7 @@ def run(config: TrainConfig, folder: Path) -> float:
     log_into(folder / "train.log")
     _describe(trainer, folder)
     with logging_redirect_tqdm():
+        logging.getLogger().handlers[-1].setLevel(logging.INFO)  # the level that the redirection forgets
         loss = trainer.train(folder)
     log.info("done; ddpm-sample ckpt=%s makes more images", folder)
     return loss
@@ -76,9 +77,9 @@ def _stopped_run(resume: str) -> tuple[Path, dict[str, Any]]:
     return path.parent.parent, load_checkpoint("resume", path)
 
 
-def _resumed_config(typed: TrainConfig, own: dict[str, Any]) -> TrainConfig:
+def _resumed_config(typed: TrainConfig, own: TrainConfig) -> TrainConfig:
     """The run's own config, with what was typed beside `resume=` where that may change."""
-    merged = OmegaConf.create(asdict(train_config(own)))
+    merged = OmegaConf.create(asdict(own))
     now = OmegaConf.create(asdict(typed))
     for override in HydraConfig.get().overrides.task:
         key = override.split("=")[0].lstrip("+~")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from ddpm_cli.data.table import Images
 from ddpm_cli.errors import UserError
@@ -104,18 +105,26 @@ def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) ->
         stat = file.stat()
         key.update(os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
     stem = cache / key.hexdigest()[:32]
-    table, sound = stem.with_suffix(".npy"), stem.with_suffix(".sound.npy")
+    table, sound = stem.with_suffix(".uint8"), stem.with_suffix(".sound.npy")
     if not (table.is_file() and sound.is_file()):
-        pixels, good = _decoded(dataset, files)
-        cache.mkdir(parents=True, exist_ok=True)
-        for path, array in [(table, pixels), (sound, np.array(good, dtype=np.int64))]:
-            with atomic(path) as partial, partial.open("wb") as stream:
-                np.save(stream, array)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with atomic(sound) as list_of_sound, atomic(table) as partial:
+                good = _decode_into(partial, dataset, files)
+                with list_of_sound.open("wb") as stream:
+                    np.save(stream, np.array(good, dtype=np.int64))
+        except OSError as error:
+            raise UserError(
+                f"DDPM_CACHE={cache.parent}: cannot hold the decoded images ({error.strerror}); "
+                "make room there, or name another folder"
+            ) from error
+    good = np.load(sound).tolist()
     # Copy on write: torch wants writable memory, and nothing is ever written back.
-    return np.load(table, mmap_mode="c"), np.load(sound).tolist()
+    return np.memmap(table, np.uint8, mode="c", shape=(len(good), *dataset.shape)), good
 
 
-def _decoded(dataset: ImageFolder, files: list[Path]) -> tuple[np.ndarray, list[int]]:
+def _decode_into(table: Path, dataset: ImageFolder, files: list[Path]) -> list[int]:
+    """Decode `files` one after the other into the file `table`; returns which of them are sound."""
     channels, height, width = dataset.shape
 
     def read(file: Path) -> np.ndarray | Exception:
@@ -124,12 +133,12 @@ def _decoded(dataset: ImageFolder, files: list[Path]) -> tuple[np.ndarray, list[
         except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
             return error
 
-    pixels = np.empty((len(files), channels, height, width), dtype=np.uint8)
     sound: list[int] = []
-    with ThreadPoolExecutor() as pool:
-        for i, result in enumerate(pool.map(read, files)):
+    with table.open("wb") as stream, ThreadPoolExecutor() as pool:
+        results = tqdm(pool.map(read, files), "decoding", len(files), unit="image", disable=None)
+        for i, result in enumerate(results):
             if isinstance(result, np.ndarray):
-                pixels[len(sound)] = result
+                stream.write(result.tobytes())
                 sound.append(i)
             elif not dataset.skip_broken:
                 pool.shutdown(cancel_futures=True)
@@ -141,7 +150,7 @@ def _decoded(dataset: ImageFolder, files: list[Path]) -> tuple[np.ndarray, list[
         raise UserError(f"dataset.root={dataset.root}: none of its {len(files)} images can be decoded")
     if len(sound) < len(files):
         log.warning("skipped %d of %d images that cannot be decoded", len(files) - len(sound), len(files))
-    return pixels[: len(sound)], sound
+    return sound
 
 
 def _one_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddpm_cli.config import train_config
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
 
@@ -43,7 +44,10 @@ def find_checkpoint(key: str, value: str) -> Path:
 
 
 def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU. Runs no code of the file's. Raises `UserError`."""
+    """The contents of a checkpoint, on the CPU, its `config` as a `TrainConfig`. Raises `UserError`.
+
+    Runs no code of the file's.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on a file that is not its own
@@ -57,7 +61,10 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         )
     if missing := KEYS - state.keys():
         raise UserError(f"{key}={path}: not a whole checkpoint: {', '.join(sorted(missing))} missing")
-    return state
+    try:
+        return {**state, "config": train_config(state["config"])}
+    except UserError as error:
+        raise UserError(f"{key}={path}: cannot be used: {error}") from error
 
 
 def load_weights(key: str, path: Path, network: nn.Module, weights: dict[str, Any]) -> None:

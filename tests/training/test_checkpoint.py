@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,13 @@ import torch
 
 from ddpm_cli.errors import UserError
 from ddpm_cli.training.checkpoint import FORMAT, KEYS, find_checkpoint, load_checkpoint, save_checkpoint
+from tests.conftest import composed
 
-STATE = {key: {} for key in KEYS - {"format"}} | {"step": 12, "model": {"w": torch.arange(3.0)}}
+STATE = {key: {} for key in KEYS - {"format"}} | {
+    "step": 12,
+    "config": asdict(composed()),
+    "model": {"w": torch.arange(3.0)},
+}
 
 
 def test_saved_whole_and_found_by_folder_or_file(tmp_path: Path) -> None:
@@ -69,6 +75,8 @@ def test_what_is_not_a_checkpoint_is_refused_in_a_line(tmp_path: Path) -> None:
         "foreign": {"state_dict": {}},
         "newer": {**STATE, "format": FORMAT + 1},
         "partial": {"format": FORMAT, "step": 1},
+        "surprise": {**STATE, "format": FORMAT, "config": {**STATE["config"], "surprise": 1}},
+        "absurd": {**STATE, "format": FORMAT, "config": {**STATE["config"], "device": ["cpu"]}},
     }
     for name, content in files.items():
         path = tmp_path / f"{name}.pt"
