@@ -44,9 +44,9 @@ def run(config: TrainConfig, folder: Path) -> float:
     from ddpm_cli.training.devices import resolve_device
     from ddpm_cli.training.trainer import Trainer
 
-    state = None
-    if config.resume is not None:
-        folder, state = _stopped_run(config.resume)
+    state, resume = None, config.resume
+    if resume is not None:
+        folder, state = _stopped_run(resume)
         config = _resumed_config(config, state["config"])
     device = resolve_device(config.device)
     images = load_images(config.dataset, train=True)
@@ -57,7 +57,7 @@ def run(config: TrainConfig, folder: Path) -> float:
         claim(folder)
         OmegaConf.save(OmegaConf.create(asdict(config)), folder / ".hydra" / "config.yaml")
     else:
-        trainer.restore(state)
+        _restore(trainer, state, str(resume))
     log_into(folder / "train.log")
     _describe(trainer, folder)
     with logging_redirect_tqdm():
@@ -91,8 +91,17 @@ def _resumed_config(typed: TrainConfig, own: TrainConfig) -> TrainConfig:
                 "only device, compile, dataset.root and train.* may change"
             )
         OmegaConf.update(merged, key, OmegaConf.select(now, key))
-    merged.resume = typed.resume
+    merged.resume = None  # as in a run never stopped
     return train_config(OmegaConf.to_container(merged))  # type: ignore[arg-type]  # a dict
+
+
+def _restore(trainer: Any, state: dict[str, Any], resume: str) -> None:
+    try:
+        trainer.restore(state)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"resume={resume}: its state does not fit the network in its config; name an earlier checkpoint"
+        ) from error
 
 
 def _describe(trainer: Any, folder: Path) -> None:

@@ -140,6 +140,8 @@ class Trainer:
         self.network.load_state_dict(state["model"])
         self.ema.network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        train = self.config.train  # which may have changed since
+        self.optimizer.param_groups[0].update(betas=tuple(train.betas), weight_decay=train.weight_decay)
         self.scaler.load_state_dict(state["scaler"])
 
     def _parts(self) -> list[tuple[Tensor, Tensor, Tensor]]:

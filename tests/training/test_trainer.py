@@ -93,6 +93,15 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, prec
     assert (stopped / grid).read_bytes() == (whole / grid).read_bytes()
 
 
+def test_what_changed_since_the_stop_is_used(tmp_path: Path) -> None:
+    trainer = trainer_of(composed(*TINY))
+    trainer.train_step()
+    other = trainer_of(composed(*TINY, "train.weight_decay=0.5", "train.betas=[0.5,0.6]"))
+    other.restore(trainer.state())
+    assert other.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert other.optimizer.param_groups[0]["betas"] == (0.5, 0.6)
+
+
 def test_milestones_count_global_steps_and_the_end(tmp_path: Path) -> None:
     config = composed(*TINY, *EVERYTHING, "train.steps=null", "train.epochs=2.8")  # 2.5 steps an epoch
     trainer = trainer_of(config)
