@@ -48,17 +48,22 @@ class Table:
 
     def batch(self, step: int, batch_size: int) -> Tensor:
         """The images of `step`, 0 being the first: (batch_size, C, H, W) float32 in [-1, 1] on the device."""
-        index = self.indices(step * batch_size, batch_size)
-        pixels = self.pixels[index.to(self.pixels.device)].to(self.device, non_blocking=True)
-        x0 = pixels.float() / 127.5 - 1
+        pixels = self.pixels[self.indices(step * batch_size, batch_size)]
+        x0 = self._on_device(pixels).float() / 127.5 - 1
         if self.flip:
-            generator = rng.generator(self.seed, "flip", step)
-            mirrored = torch.rand(batch_size, 1, 1, 1, generator=generator) < 0.5
-            x0 = torch.where(mirrored.to(self.device, non_blocking=True), x0.flip(-1), x0)
+            generator = rng.generator(self.seed, "flip", step, device=self.device)
+            coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)
+            x0 = torch.where(coins < 0.5, x0.flip(-1), x0)
         return x0
 
+    def _on_device(self, pixels: Tensor) -> Tensor:
+        """`pixels` on the training device; CUDA is not waited for, which takes pinned memory."""
+        if self.device.type == "cuda" and pixels.device.type == "cpu":
+            pixels = pixels.pin_memory()
+        return pixels.to(self.device, non_blocking=True)
+
     def indices(self, start: int, count: int) -> Tensor:
-        """The places in the table of `count` images from place `start` of the endless sequence: (count,)."""
+        """The places in the table of images `start` to `start + count - 1` of the sequence: (count,)."""
         parts: list[Tensor] = []
         while count > 0:
             epoch, first = divmod(start, len(self))
@@ -70,7 +75,7 @@ class Table:
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
             order = torch.randperm(len(self), generator=rng.generator(self.seed, "order", epoch))
-            self._orders = {epoch: order}
+            self._orders = {epoch: order.to(self.pixels.device)}  # once an epoch, no copy in a step
         return self._orders[epoch]
 
 
