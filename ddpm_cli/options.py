@@ -114,7 +114,7 @@ class Ramp(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.beta_start < 1, "schedule.beta_start", self.beta_start, "in (0, 1)")
+        check(1e-8 <= self.beta_start < 1, "schedule.beta_start", self.beta_start, "in [1e-8, 1)")
         bounds = f"in [schedule.beta_start={self.beta_start}, 1)"
         check(self.beta_start <= self.beta_end < 1, "schedule.beta_end", self.beta_end, bounds)
         if self.scale * self.beta_end >= 1:
@@ -164,7 +164,7 @@ class Constant(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.beta < 1, "schedule.beta", self.beta, "in (0, 1)")
+        check(1e-8 <= self.beta < 1, "schedule.beta", self.beta, "in [1e-8, 1)")
 
 
 # --- loss ------------------------------------------------------------------------------------------

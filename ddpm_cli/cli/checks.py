@@ -1,7 +1,8 @@
 """Checks of what was typed that Hydra does not make, before anything is written."""
 
+from collections.abc import Callable
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -9,24 +10,29 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from ddpm_cli.errors import UserError
+from ddpm_cli.cli.help import options_of
+from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.options import GROUPS, option_name
 
 
-def check_groups_chosen(schema: type, overrides: list[str]) -> None:
-    """Raise `UserError` for group.key=value where that group of `schema` may be null and was not chosen."""
-    typed = {override.split("=")[0] for override in overrides}
+def check_groups(schema: type, overrides: list[str]) -> None:
+    """Raise `UserError` for a group set to null that may not be, and for a value in one that is null."""
+    typed = dict(override.split("=", 1) for override in overrides if "=" in override)
     for group, hint in get_type_hints(schema).items():
-        kinds = get_args(hint)
-        options = [option for base in kinds for option in GROUPS.get(base, [])] if NoneType in kinds else []
+        kinds = get_args(hint) or (hint,)
+        options = [option_name(option) for base in kinds for option in GROUPS.get(base, [])]
+        if not options or "," in str(hint):  # not a group, or a dict of options
+            continue
         lonely = [override for override in overrides if override.startswith(f"{group}.")]
-        if options and lonely and group not in typed:
-            raise UserError(
-                f"{lonely[0]}: choose a {group} too, as in {group}={option_name(options[-1])} {lonely[0]}"
-            )
+        if NoneType not in kinds:
+            check(typed.get(group) not in ("null", ""), group, typed.get(group), one_of(options_of(group)))
+        elif lonely and group not in typed:
+            raise UserError(f"{lonely[0]}: choose a {group} too, as in {group}={options[-1]} {lonely[0]}")
 
 
-def check_jobs(config_name: str, overrides: list[str]) -> None:
+def check_jobs(
+    config_name: str, schema: type, overrides: list[str], check_config: Callable[[Any], None]
+) -> None:
     """Raise what composing or checking the first bad job of `ddpm-<config_name> -m <overrides>` raises.
 
     Jobs that a search will only choose as it goes (intervals, for instance) cannot be checked beforehand.
@@ -43,4 +49,5 @@ def check_jobs(config_name: str, overrides: list[str]) -> None:
                 )
         for jobs in BasicSweeper.split_arguments(parsed, None):
             for job in jobs:
-                OmegaConf.to_object(compose(config_name, job))
+                check_groups(schema, job)
+                check_config(OmegaConf.to_object(compose(config_name, job)))

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_cli.cli.checks import check_groups_chosen, check_jobs
+from ddpm_cli.cli.checks import check_groups, check_jobs
 from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.messages import one_line
 from ddpm_cli.errors import UserError
@@ -27,9 +27,15 @@ CONFIGS = "pkg://ddpm_cli.configs"
 MENDABLE = (UserError, HydraException, OmegaConfBaseException)
 
 
-def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float | None]) -> None:
-    """The body of `ddpm-<name>`: Hydra composes configs/<name>.yaml, `run` gets it as a checked `schema`, and
-    the folder to write to. `usage` opens the --help.
+def launch(
+    name: str,
+    usage: str,
+    schema: type,
+    check: Callable[[Any], None],
+    run: Callable[[Any, Path], float | None],
+) -> None:
+    """The body of `ddpm-<name>`: Hydra composes configs/<name>.yaml, and `run` gets it as a `schema` with
+    the folder to write to, unless `check` refuses it: any job of a sweep before one starts. `usage` opens --help.
 
     An error that the user can mend is one line on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows where it
     came from.
@@ -42,9 +48,14 @@ def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float
         print(f"ddpm-{name}: {message}", file=sys.stderr)
         sys.exit(2)
 
+    started = False
+
     def task(cfg: DictConfig) -> float | None:
+        nonlocal started
+        started = True
         try:
             config = _checked(cfg)
+            check(config)
             return run(config, _folder(config))
         except MENDABLE as error:
             if traceback or HydraConfig.get().mode == RunMode.MULTIRUN:  # other jobs go on
@@ -58,14 +69,18 @@ def launch(name: str, usage: str, schema: type, run: Callable[[Any, Path], float
         if args.help:
             print(help_text(name, usage))
             return
-        check_groups_chosen(schema, args.overrides)
+        check_groups(schema, args.overrides)
         if args.multirun:
-            check_jobs(name, args.overrides)
+            check_jobs(name, schema, args.overrides, check)
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(task)()
     except MENDABLE as error:
         if traceback:
             raise
         refuse(one_line(error, schema))
+    except OSError as error:
+        if started or traceback:
+            raise
+        refuse(f"{error.filename}: {error.strerror}; choose another folder")  # Hydra's, hydra.run.dir=…
     except KeyboardInterrupt:
         print(f"ddpm-{name}: interrupted", file=sys.stderr)
         sys.exit(130)

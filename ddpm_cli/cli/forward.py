@@ -24,7 +24,15 @@ ddpm-forward shows what each schedule does to an image: a row of noised images, 
 
 def main() -> None:
     """The console script."""
-    launch("forward", USAGE, ForwardConfig, run)
+    launch("forward", USAGE, ForwardConfig, check, run)
+
+
+def check(config: ForwardConfig) -> None:
+    """Raise `UserError` for schedules that cannot be drawn."""
+    from ddpm_cli.diffusion.schedules import betas_of
+
+    for name in config.show:
+        betas_of(config.schedules[name])
 
 
 def run(config: ForwardConfig, folder: Path) -> None:

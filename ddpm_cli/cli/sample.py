@@ -32,7 +32,16 @@ FRAMES = 32
 
 def main() -> None:
     """The console script."""
-    launch("sample", USAGE, SampleConfig, run)
+    launch("sample", USAGE, SampleConfig, check, run)
+
+
+def check(config: SampleConfig) -> None:
+    """Raise `UserError` for what can be known before the checkpoint is read."""
+    from ddpm_cli.training.checkpoint import find_checkpoint
+    from ddpm_cli.training.devices import resolve_device
+
+    find_checkpoint("ckpt", config.ckpt)
+    resolve_device(config.device)
 
 
 def run(config: SampleConfig, folder: Path) -> None:

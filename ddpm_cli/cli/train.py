@@ -30,7 +30,18 @@ MAY_CHANGE = ("train.", "device", "compile", "dataset.root")
 
 def main() -> None:
     """The console script."""
-    launch("train", USAGE, TrainConfig, run)
+    launch("train", USAGE, TrainConfig, check, run)
+
+
+def check(config: TrainConfig) -> None:
+    """Raise `UserError` for what can be known before any data is read, and needs torch to be known."""
+    from ddpm_cli.diffusion.schedules import betas_of
+    from ddpm_cli.training.devices import resolve_device
+
+    resolve_device(config.device)
+    betas_of(config.schedule)
+    if config.resume is not None:
+        _checkpoint_to_resume(config.resume)
 
 
 def run(config: TrainConfig, folder: Path) -> float:
@@ -41,12 +52,14 @@ def run(config: TrainConfig, folder: Path) -> float:
     from ddpm_cli.data.sources import load_images
     from ddpm_cli.data.table import Table
     from ddpm_cli.models import build_network
+    from ddpm_cli.training.checkpoint import load_checkpoint
     from ddpm_cli.training.devices import resolve_device
     from ddpm_cli.training.trainer import Trainer
 
     state, resume = None, config.resume
     if resume is not None:
-        folder, state = _stopped_run(resume)
+        path = _checkpoint_to_resume(resume)
+        folder, state = path.parent.parent, load_checkpoint("resume", path)
         config = _resumed_config(config, state["config"])
     device = resolve_device(config.device)
     images = load_images(config.dataset, train=True)
@@ -67,14 +80,14 @@ def run(config: TrainConfig, folder: Path) -> float:
     return loss
 
 
-def _stopped_run(resume: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of the run that `resume` names, and the checkpoint to go on from."""
-    from ddpm_cli.training.checkpoint import find_checkpoint, load_checkpoint
+def _checkpoint_to_resume(resume: str) -> Path:
+    """The checkpoint in a run folder that `resume` names."""
+    from ddpm_cli.training.checkpoint import find_checkpoint
 
     path = find_checkpoint("resume", resume)
     if path.parent.name != "checkpoints":
         raise UserError(f"resume={resume}: must be a run folder, or a checkpoint in the checkpoints/ of one")
-    return path.parent.parent, load_checkpoint("resume", path)
+    return path
 
 
 def _resumed_config(typed: TrainConfig, own: TrainConfig) -> TrainConfig:

@@ -30,7 +30,7 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Images:
     a hash of each file's name. Raises `UserError` for a folder without images and for an image that cannot
     be decoded, unless `dataset.skip_broken`.
     """
-    root, files = _split(dataset, train)
+    root, found, files = _split(dataset, train)
     if not files:
         kinds = " ".join(sorted(SUFFIXES))
         split = "training" if train else "testing"
@@ -38,12 +38,11 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Images:
             f"dataset.root={dataset.root}: no images for {split}; looked for {kinds} at any depth"
         )
     pixels, sound = _cached(dataset, root, files, cache)
-    classes = sorted({parts[0] for file in files if len(parts := file.relative_to(root).parts) > 1})
-    labels = None
-    if classes and all(len(file.relative_to(root).parts) > 1 for file in files):
-        number = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([number[files[i].relative_to(root).parts[0]] for i in sound])
-    return Images(torch.from_numpy(pixels), labels, classes if labels is not None else [])
+    if any(file.parent == root for file in found):  # some belong to no class
+        return Images(torch.from_numpy(pixels))
+    classes = sorted({file.relative_to(root).parts[0] for file in found})
+    labels = [classes.index(files[i].relative_to(root).parts[0]) for i in sound]
+    return Images(torch.from_numpy(pixels), torch.tensor(labels), classes)
 
 
 def decode(file: Path, height: int, width: int, channels: int) -> np.ndarray:
@@ -59,27 +58,34 @@ def decode(file: Path, height: int, width: int, channels: int) -> np.ndarray:
 
 def _flattened(image: Image.Image) -> Image.Image:
     """8 bits a channel and opaque."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((deep // 257).astype(np.uint8))
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError("more than 16 bits a channel")
+        clear = deep == image.info.get("transparency")
+        return Image.fromarray(np.where(clear, 255, deep // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
 
 
-def _split(dataset: ImageFolder, train: bool) -> tuple[Path, list[Path]]:
+def _split(dataset: ImageFolder, train: bool) -> tuple[Path, list[Path], list[Path]]:
+    """The folder that names are relative to, all images below it, and those of the split."""
     root = Path(str(dataset.root)).expanduser()
-    if not root.is_dir():
-        raise UserError(f"dataset.root={dataset.root}: no such folder; name a folder of images")
     try:
+        if not root.is_dir():
+            raise UserError(f"dataset.root={dataset.root}: no such folder; name a folder of images")
         if (root / "train").is_dir() and (root / "test").is_dir():
             root = root / ("train" if train else "test")
-            return root, sorted(_images_below(root))
-        files = sorted(_images_below(root))
+            found = sorted(_images_below(root))
+            return root, found, found
+        found = sorted(_images_below(root))
     except OSError as error:
         raise UserError(f"dataset.root={dataset.root}: cannot be read ({error.strerror})") from error
-    return root, [f for f in files if (_share(f.relative_to(root)) >= dataset.test_fraction) == train]
+    return root, found, [f for f in found if (_share(f.relative_to(root)) >= dataset.test_fraction) == train]
 
 
 def _images_below(root: Path) -> Iterator[Path]:
@@ -100,10 +106,12 @@ def _share(name: Path) -> float:
 
 def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) -> tuple[np.ndarray, list[int]]:
     """The decoded files, (N, C, H, W), and which of `files` they are; decoded once while none changes."""
-    key = hashlib.sha256(repr((dataset.shape, dataset.skip_broken)).encode())
+    key = hashlib.sha256(repr((str(root.resolve()), dataset.shape, dataset.skip_broken)).encode())
     for file in files:
         stat = file.stat()
-        key.update(os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+        key.update(
+            os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0")
+        )
     stem = cache / key.hexdigest()[:32]
     table, sound = stem.with_suffix(".uint8"), stem.with_suffix(".sound.npy")
     if not (table.is_file() and sound.is_file()):

@@ -144,6 +144,14 @@ def _resized(pixels: Tensor, dataset: Dataset) -> Tensor:
     height, width = dataset.shape[1:]
     if tuple(pixels.shape[2:]) == (height, width):
         return pixels
+    need = (
+        2 * len(pixels) * dataset.channels * height * width
+    )  # the parts, and the whole that is made of them
+    if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise UserError(
+            f"dataset.image_size={dataset.image_size}: {len(pixels)} images of that size take "
+            f"{need / 2**30:.0f} GiB of memory, more than there is; use a smaller size"
+        )
     scale = max(height / pixels.shape[2], width / pixels.shape[3])
     size = [max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale))]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2

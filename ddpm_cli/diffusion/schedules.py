@@ -5,7 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from ddpm_cli.errors import UserError
 from ddpm_cli.options import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
+
+LEAST_SIGNAL = 1e-30
+"""Of alphas_cumprod, which x0 is found by dividing by the root of."""
 
 
 def betas_of(schedule: Schedule) -> Tensor:
@@ -13,9 +17,22 @@ def betas_of(schedule: Schedule) -> Tensor:
 
     Returns: (T,) float64 on the CPU, in (0, 1).
 
+    Raises `UserError` for a schedule that leaves nothing of the image to divide by.
+
     Linear: Ho et al. 2020, section 4. Cosine: Nichol & Dhariwal 2021, eq. 17. Quadratic and sigmoid: the
     square of a line and a logistic curve from beta_start to beta_end.
     """
+    betas = _formula(schedule)
+    left = float(torch.prod(1 - betas))
+    if left < LEAST_SIGNAL:
+        raise UserError(
+            f"schedule={schedule.name}: with timesteps={schedule.timesteps} its alphas_cumprod ends at "
+            f"{left:.3g}, which must be at least {LEAST_SIGNAL}; use fewer timesteps or smaller betas"
+        )
+    return betas
+
+
+def _formula(schedule: Schedule) -> Tensor:
     match schedule:
         case Linear(timesteps=T, beta_start=start, beta_end=end):
             return schedule.scale * _line(start, end, T)

@@ -33,12 +33,16 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 def find_checkpoint(key: str, value: str) -> Path:
     """The checkpoint that `value` names: a file, or a run folder's last. `key` is for the message."""
     path = Path(value).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise UserError(f"{key}={value}: cannot be read ({error.strerror}); name another") from error
+    if is_folder:
         last = path / "checkpoints" / "last.pt"
         if last.is_file():
             return last
         raise UserError(f"{key}={value}: no checkpoint in this folder; a run writes checkpoints/last.pt")
-    if not path.is_file():
+    if not is_file:
         raise UserError(f"{key}={value}: no such file or folder; name a run folder or a checkpoint in one")
     return path
 
@@ -52,7 +56,7 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly anything on a file that is not its own
         raise UserError(f"{key}={path}: not a checkpoint, or a damaged one; name another") from error
-    if not isinstance(state, dict) or "format" not in state:
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name one from a run's checkpoints/")
     if state["format"] != FORMAT:
         raise UserError(
@@ -61,6 +65,8 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         )
     if missing := KEYS - state.keys():
         raise UserError(f"{key}={path}: not a whole checkpoint: {', '.join(sorted(missing))} missing")
+    if type(state["step"]) is not int or state["step"] < 0 or type(state["seconds"]) is not float:
+        raise UserError(f"{key}={path}: not a checkpoint of a run: its step or seconds are no numbers")
     try:
         return {**state, "config": train_config(state["config"])}
     except UserError as error:

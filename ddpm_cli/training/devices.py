@@ -1,5 +1,7 @@
 """The device and the precision that the config's words stand for."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    ok = kind in ("cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdecimal()))
+    ok = name in ("cpu", "cuda", "mps") or (kind == "cuda" and re.fullmatch("[0-9]{1,3}", index) is not None)
     check(ok, "device", name, "auto, cpu, cuda, cuda:<number> or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}: torch sees no CUDA device here; use device=auto or device=cpu")

@@ -142,7 +142,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         train = self.config.train  # which may have changed since
         self.optimizer.param_groups[0].update(betas=tuple(train.betas), weight_decay=train.weight_decay)
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in fp16 so far
+            self.scaler.load_state_dict(state["scaler"])
 
     def _parts(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The step's images, timesteps and noise, in `accumulate` parts."""

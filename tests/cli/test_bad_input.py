@@ -37,6 +37,14 @@ TRAIN = {
     "resume=nowhere": "resume=nowhere: no such file or folder",
     "dataset=image_folder": "dataset.root=null",
     "dataset.image_size=[28,": "dataset.image_size=[28,: not readable",
+    "dataset=null": "dataset=null: must be cifar10",
+    "schedule=null": "schedule=null: must be constant",
+    "device=cpu:": "device=cpu:: must be auto, cpu, cuda",
+    "schedule=constant schedule.beta=0.5": "schedule=constant: with timesteps=1000 its alphas_cumprod ends",
+    f"resume={'x' * 300}": "cannot be read (File name too long)",
+    f"dataset=image_folder dataset.root={'x' * 300}": "cannot be read (File name too long)",
+    "dataset=digits dataset.image_size=4096": "dataset.image_size=4096: 1500 images of that size take",
+    "hydra.run.dir=taken/by/a/file": "taken/by/a/file: Not a directory",
     "--steps=3": "unrecognized arguments: --steps=3",
     "out=taken/by/a/file": "out=taken/by/a/file: cannot be created",
 }
@@ -48,7 +56,7 @@ def test_training(run: Run, tmp_path: Path, override: str) -> None:
     if override.startswith("device=cuda") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     tiny = TINY if override.startswith("out=") else []
-    check(run("train", *tiny, override), TRAIN[override])
+    check(run("train", *tiny, *override.split()), TRAIN[override])
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
@@ -65,6 +73,9 @@ def check(result: Result, named: str) -> None:
         (["trian.steps=3", "schedule=linear,cosine"], "trian.steps: no such key; did you mean train.steps?"),
         (["schedule=linear,cosmic"], "schedule=cosmic: must be"),
         (["train.lr=0.1,20"], "train.lr=20.0: must be in (0, 10]"),
+        (["train.lr=0.1,0.2", "dataset=null"], "dataset=null: must be cifar10"),
+        (["train.lr=0.1,0.2", "device=tpu"], "device=tpu: must be"),
+        (["train.lr=0.1,0.2", "resume=nowhere"], "resume=nowhere: no such file"),
         (["train.lr=0.1,0.2", "out=here"], "out=here: the jobs of a sweep write to hydra.sweep.dir"),
     ],
 )

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,18 @@ def test_first_frame_of_a_gif(tmp_path: Path) -> None:
     assert decode(tmp_path / "film.gif", 4, 4, 3)[:, 0, 0].tolist() == [255, 0, 0]
 
 
+def test_a_transparent_value_of_16_bit_gray_is_white(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.array([[1000, 2000]], dtype=np.uint16))
+    assert decoded(tmp_path, deep, channels=1, transparency=1000)[0, 0].tolist() == [255, 7]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (8, 8), 70_000).save(tmp_path / "science.tiff")
+    with pytest.raises(UserError, match=r"science\.tiff cannot be decoded"):
+        load(tmp_path)
+
+
 def test_resize_covers_and_crops_the_centre(tmp_path: Path) -> None:
     wide = Image.new("L", (30, 10), 0)
     wide.paste(255, (10, 0, 20, 10))  # the middle third
@@ -121,6 +134,26 @@ def test_splits_are_apart_and_stay_put(tmp_path: Path) -> None:
     paint(tmp_path / "new.png", (99, 0, 0))
     assert train <= reds(True)
     assert test <= reds(False)
+
+
+def test_a_class_has_one_number_in_both_splits(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for i in range(1 if name == "a" else 30):
+            paint(tmp_path / name / f"{i}.png")
+    train = load(tmp_path, "dataset.test_fraction=0.5")
+    test = load(tmp_path, "dataset.test_fraction=0.5", train=False)
+    assert train.classes == test.classes == ["a", "b"]
+    assert train.labels is not None
+    assert test.labels is not None
+    assert sorted(torch.cat([train.labels, test.labels]).tolist()) == [0] + [1] * 30
+
+
+def test_the_cache_tells_folders_apart(tmp_path: Path) -> None:
+    for name, value in [("one", 0), ("two", 255)]:
+        paint(tmp_path / name / "1.bmp", (value, value, value))
+        os.utime(tmp_path / name / "1.bmp", (1e9, 1e9))
+    assert load(tmp_path / "one").pixels.max() == 0
+    assert load(tmp_path / "two").pixels.min() == 255
 
 
 def test_own_train_and_test_folders(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.errors import UserError
 from ddpm_cli.options import Constant, Cosine, Linear, Quadratic, Sigmoid
 
 RAMP = {"beta_start": 1e-4, "beta_end": 0.02, "rescale": False}
@@ -67,6 +68,11 @@ def test_all_are_float64_and_between_0_and_1() -> None:
         betas = betas_of(schedule)
         assert betas.dtype == torch.float64
         assert ((betas > 0) & (betas < 1)).all()
+
+
+def test_a_schedule_that_leaves_no_signal_is_refused() -> None:
+    with pytest.raises(UserError, match=r"schedule=constant.*ends at"):
+        betas_of(Constant(timesteps=3000, beta=0.5))
 
 
 def test_one_timestep() -> None:

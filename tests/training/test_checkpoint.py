@@ -12,6 +12,7 @@ from tests.conftest import composed
 
 STATE = {key: {} for key in KEYS - {"format"}} | {
     "step": 12,
+    "seconds": 3.5,
     "config": asdict(composed()),
     "model": {"w": torch.arange(3.0)},
 }
@@ -75,6 +76,8 @@ def test_what_is_not_a_checkpoint_is_refused_in_a_line(tmp_path: Path) -> None:
         "foreign": {"state_dict": {}},
         "newer": {**STATE, "format": FORMAT + 1},
         "partial": {"format": FORMAT, "step": 1},
+        "odd format": {**STATE, "format": torch.ones(2)},
+        "odd step": {**STATE, "format": FORMAT, "step": "abc"},
         "surprise": {**STATE, "format": FORMAT, "config": {**STATE["config"], "surprise": 1}},
         "absurd": {**STATE, "format": FORMAT, "config": {**STATE["config"], "device": ["cpu"]}},
     }

@@ -1,6 +1,7 @@
 """What a CPU can show of other devices: fake CUDA tensors run the loss and the samplers."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,13 +9,14 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import denoising_loss
+from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import sample
 from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
-from ddpm_cli.options import Ddim, Ddpm
+from ddpm_cli.options import L2, Ddim, Ddpm
 from ddpm_cli.training.devices import resolve_device, resolve_precision
-from ddpm_cli.training.generate import build_denoiser
 from tests.conftest import TINY, composed
 
 CPU = torch.device("cpu")
@@ -38,45 +40,32 @@ def as_if_on_cuda() -> Iterator[None]:
         yield
 
 
-def on_cuda(self_condition: bool) -> Any:
+# Made for real, for its T Python floats; the fake mode has no numbers.
+PROCESS = Process(torch.linspace(0.01, 0.2, 50, dtype=torch.float64))
+
+
+def on_cuda(self_condition: bool) -> Denoiser:
     """A denoiser whose network and tables are fake CUDA tensors."""
-    config = composed(*TINY, "model.attention=[linear,full]", f"model.self_condition={self_condition}")
-    network = build_network(config.model, 1)
-    denoiser = build_denoiser(config, network, CPU, torch.float32)
-    process = denoiser.process
-    for name in ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"):
-        setattr(process, name, torch.empty(process.timesteps, dtype=torch.float32, device="cuda"))
-    return config, denoiser
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Any]:
-    """Build the process's tables for real, outside of the fake mode, as T Python floats are needed."""
-    from ddpm_cli.diffusion.process import Process
-    from ddpm_cli.diffusion.schedules import betas_of
-
-    real = Process(betas_of(composed(*TINY).schedule))
-    monkeypatch.setattr("ddpm_cli.training.generate.Process", lambda betas, device: real)
-    return on_cuda
+    model = composed(*TINY, "model.attention=[linear,full]", f"model.self_condition={self_condition}").model
+    process = copy.copy(PROCESS)
+    process.sqrt_alphas_cumprod = torch.empty(process.timesteps)
+    process.sqrt_one_minus_alphas_cumprod = torch.empty(process.timesteps)
+    return Denoiser(build_network(model, 1), process, "eps", self_condition)
 
 
 @pytest.mark.parametrize("self_condition", [False, True])
-def test_the_loss_runs_as_if_on_cuda(
-    made: Callable[[bool], Any], as_if_on_cuda: None, self_condition: bool
-) -> None:
-    config, denoiser = made(self_condition)
+def test_the_loss_runs_as_if_on_cuda(as_if_on_cuda: None, self_condition: bool) -> None:
+    denoiser = on_cuda(self_condition)
     with NoDoubles():
         x0, eps, t = torch.empty(4, 1, 8, 8), torch.empty(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
-        loss = denoising_loss(denoiser, config.loss, x0, t, eps, self_condition)
+        loss = denoising_loss(denoiser, L2(), x0, t, eps, self_condition)
     assert loss.device.type == "cuda"
     assert loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("sampler", [Ddpm(steps=3, clip=True), Ddim(steps=3, clip=True, eta=0.5)])
-def test_each_samplers_step_runs_as_if_on_cuda(
-    made: Callable[[bool], Any], as_if_on_cuda: None, sampler: Ddpm | Ddim
-) -> None:
-    _, denoiser = made(True)
+def test_each_samplers_step_runs_as_if_on_cuda(as_if_on_cuda: None, sampler: Ddpm | Ddim) -> None:
+    denoiser = on_cuda(True)
     with NoDoubles():
         steps = list(sample(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8)))
     assert len(steps) == 3
@@ -100,7 +89,9 @@ def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto").type == "cpu"
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:0", "cuda:x", "cuda:", "mps:1", "", "cuda:-1"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "cpu:0", "cuda:x", "cuda:", "mps:1", "", "cuda:-1", "cpu:", "cuda:²"]
+)
 def test_unknown_devices_are_named(name: str) -> None:
     with pytest.raises(UserError, match="device="):
         resolve_device(name)
