@@ -35,7 +35,8 @@ def launch(
     run: Callable[[Any, Path], float | None],
 ) -> None:
     """The body of `ddpm-<name>`: Hydra composes configs/<name>.yaml, and `run` gets it as a `schema` with
-    the folder to write to, unless `check` refuses it: any job of a sweep before one starts. `usage` opens --help.
+    the folder to write to, unless `check` refuses it: any job of a sweep before one starts. `usage` opens
+    the text of --help.
 
     An error that the user can mend is one line on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows where it
     came from.

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
@@ -74,7 +74,11 @@ def _known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, str]]:
             continue
         yield prefix + key, ""
         for kind in get_args(hint) or (hint,):
-            yield from _keys_of(kind, prefix + key)
+            if get_origin(hint) is dict and kind in GROUPS:
+                for option in GROUPS[kind]:
+                    yield from _known_keys(option, f"{prefix}{key}.{option_name(option)}.")
+            else:
+                yield from _keys_of(kind, prefix + key)
 
 
 def _keys_of(kind: Any, group: str) -> Iterator[tuple[str, str]]:
