@@ -97,21 +97,21 @@ def register_schemas(name: str, schema: type) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Make `folder` this run's own: create it, note in .hydra/ how it came to be, log into it.
+    """Make `folder`, new or empty, this run's own, and note in .hydra/ what was typed.
 
-    Raises `UserError` where it already holds a run; of two processes that claim one folder, one wins.
+    Raises `UserError` where it already holds a run or anything else; of two processes that claim one folder
+    at once, one wins.
     """
     notes = folder / ".hydra"
-    try:
-        notes.mkdir(parents=True)
-    except FileExistsError as error:
+    if notes.exists():
         raise UserError(
             f"out={folder}: already holds a run; resume={folder} goes on with it, another out=… starts anew"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"out={folder}: cannot be created ({error.strerror}); choose another folder"
-        ) from error
+        )
+    new_folder(folder)
+    try:
+        notes.mkdir()
+    except FileExistsError as error:
+        raise UserError(f"out={folder}: another run has just started there; choose another folder") from error
     OmegaConf.save(HydraConfig.get().overrides.task, notes / "overrides.yaml")
 
 

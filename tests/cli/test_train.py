@@ -86,6 +86,15 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(run: Run) -> None:
     assert {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_of_something_else_is_refused_untouched(run: Run) -> None:
+    Path("mine").mkdir()
+    Path("mine/metrics.csv").write_text("precious")
+    result = run("train", *TINY, "train.steps=1", "out=mine")
+    assert result.code == 2
+    assert "out=mine: already holds files" in result.err
+    assert [(path.name, path.read_text()) for path in Path("mine").iterdir()] == [("metrics.csv", "precious")]
+
+
 def test_hydras_own_folder_key_works(run: Run) -> None:
     assert run("train", *TINY, "train.steps=1", "hydra.run.dir=there").code == 0
     assert Path("there/checkpoints/last.pt").is_file()
