@@ -20,6 +20,8 @@ def one_line(error: Exception, schema: type) -> str:
     match error:
         case UserError():
             message = str(error)
+            if "schedules" in schema.__annotations__:  # ddpm-forward has several
+                message = message.replace("schedule.", "schedules.<name>.")
         case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
             group, _, option = file.rpartition("/")
             message = f"{group}={option}: must be {one_of(sorted(options))}"

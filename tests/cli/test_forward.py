@@ -46,7 +46,7 @@ def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
         (["image=cat.jpg", "t=[200]"], "t=[200]"),
         (["image=cat.jpg", "t=[]"], "t=[]"),
         (["image=cat.jpg", "show=[linear,cosmic]"], "show=['linear', 'cosmic']: must be some of linear"),
-        (["image=cat.jpg", "schedules.linear.beta_end=2"], "beta_end=2.0"),
+        (["image=cat.jpg", "schedules.linear.beta_end=2"], "schedules.<name>.beta_end=2.0"),
         (["image=cat.jpg", "schedules.liner.beta_end=2"], "did you mean schedules.linear.beta_end?"),
         (["dataset=digits", "index=1500"], "index=1500"),
         (["dataset.root=/x"], "dataset.root=/x: choose a dataset too"),
