@@ -1,14 +1,15 @@
 """Checks of what was typed that Hydra does not make, before anything is written."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.help import options_of
 from ddpm_cli.errors import UserError, check, one_of
@@ -21,7 +22,7 @@ def check_groups(schema: type, overrides: list[str]) -> None:
     for group, hint in get_type_hints(schema).items():
         kinds = get_args(hint) or (hint,)
         options = [option_name(option) for base in kinds for option in GROUPS.get(base, [])]
-        if not options or "," in str(hint):  # not a group, or a dict of options
+        if not options or get_origin(hint) is dict:  # no group, or several of its options side by side
             continue
         lonely = [override for override in overrides if override.startswith(f"{group}.")]
         if NoneType not in kinds:
@@ -50,4 +51,18 @@ def check_jobs(
         for jobs in BasicSweeper.split_arguments(parsed, None):
             for job in jobs:
                 check_groups(schema, job)
-                check_config(OmegaConf.to_object(compose(config_name, job)))
+                check_config(checked(compose(config_name, job)))
+
+
+def checked(cfg: DictConfig) -> Any:
+    """The composed config as its dataclasses. Raises `UserError` for a key that they lack (+key=value)."""
+    config: Any = OmegaConf.to_object(cfg)
+    if extra := sorted(_keys(OmegaConf.to_container(cfg)) - _keys(asdict(config))):
+        raise UserError(f"{extra[0]}: no such key; leave it out")
+    return config
+
+
+def _keys(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, dict):
+        return {prefix}
+    return {prefix}.union(*(_keys(value, f"{prefix}.{key}".lstrip(".")) for key, value in tree.items()))

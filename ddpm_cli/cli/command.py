@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_cli.cli.checks import check_groups, check_jobs
+from ddpm_cli.cli.checks import check_groups, check_jobs, checked
 from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.messages import one_line
 from ddpm_cli.errors import UserError
@@ -55,7 +54,7 @@ def launch(
         nonlocal started
         started = True
         try:
-            config = _checked(cfg)
+            config = checked(cfg)
             check(config)
             return run(config, _folder(config))
         except MENDABLE as error:
@@ -133,20 +132,6 @@ def log_into(file: Path) -> None:
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
-
-
-def _checked(cfg: DictConfig) -> Any:
-    """The composed config as its dataclasses. Raises `UserError` for a key that they lack (+key=value)."""
-    config: Any = OmegaConf.to_object(cfg)
-    if extra := sorted(_keys(OmegaConf.to_container(cfg)) - _keys(asdict(config))):
-        raise UserError(f"{extra[0]}: no such key; leave it out")
-    return config
-
-
-def _keys(tree: Any, prefix: str = "") -> set[str]:
-    if not isinstance(tree, dict):
-        return {prefix}
-    return {prefix}.union(*(_keys(value, f"{prefix}.{key}".lstrip(".")) for key, value in tree.items()))
 
 
 def _folder(config: Any) -> Path:

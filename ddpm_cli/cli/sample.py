@@ -112,7 +112,7 @@ def _batches(
             frames = []
             for i, step in enumerate(steps, start=1):
                 bar.update()
-                if i in shown or i == calls:
+                if i in shown:
                     frames.append(to_uint8(step.x))
             yield images, frames
 

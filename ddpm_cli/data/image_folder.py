@@ -35,7 +35,8 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Images:
         kinds = " ".join(sorted(SUFFIXES))
         split = "training" if train else "testing"
         raise UserError(
-            f"dataset.root={dataset.root}: no images for {split}; looked for {kinds} at any depth"
+            f"dataset.root={dataset.root}: no images for {split}, with dataset.test_fraction="
+            f"{dataset.test_fraction}; looked for {kinds} at any depth"
         )
     pixels, sound = _cached(dataset, root, files, cache)
     if any(file.parent == root for file in found):  # some belong to no class

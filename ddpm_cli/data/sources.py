@@ -144,9 +144,7 @@ def _resized(pixels: Tensor, dataset: Dataset) -> Tensor:
     height, width = dataset.shape[1:]
     if tuple(pixels.shape[2:]) == (height, width):
         return pixels
-    need = (
-        2 * len(pixels) * dataset.channels * height * width
-    )  # the parts, and the whole that is made of them
+    need = 2 * len(pixels) * dataset.channels * height * width  # all parts, and then the whole
     if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(
             f"dataset.image_size={dataset.image_size}: {len(pixels)} images of that size take "
@@ -155,10 +153,10 @@ def _resized(pixels: Tensor, dataset: Dataset) -> Tensor:
     scale = max(height / pixels.shape[2], width / pixels.shape[3])
     size = [max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale))]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    parts = [
-        F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)[
-            :, :, top : top + height, left : left + width
-        ]
-        for part in pixels.split(4096)
-    ]
-    return torch.cat([part.round().clamp(0, 255).byte() for part in parts])
+    window = (..., slice(top, top + height), slice(left, left + width))
+
+    def resize(part: Tensor) -> Tensor:  # back to bytes part by part, for floats take four times the memory
+        large = F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)
+        return large[window].round().clamp(0, 255).byte()
+
+    return torch.cat([resize(part) for part in pixels.split(4096)])

@@ -74,6 +74,7 @@ def check(result: Result, named: str) -> None:
         (["schedule=linear,cosmic"], "schedule=cosmic: must be"),
         (["train.lr=0.1,20"], "train.lr=20.0: must be in (0, 10]"),
         (["train.lr=0.1,0.2", "dataset=null"], "dataset=null: must be cifar10"),
+        (["train.lr=0.1,0.2", "+xyzzy=1"], "xyzzy: no such key"),
         (["train.lr=0.1,0.2", "device=tpu"], "device=tpu: must be"),
         (["train.lr=0.1,0.2", "resume=nowhere"], "resume=nowhere: no such file"),
         (["train.lr=0.1,0.2", "out=here"], "out=here: the jobs of a sweep write to hydra.sweep.dir"),
