@@ -1,9 +1,10 @@
 """What each command is told, as typed dataclasses with cross-checks, and how a checkpoint's config is read.
 
-As in options.py, the values stand in configs/*.yaml and there is no torch.
+As in options/, the values stand in configs/*.yaml and there is no torch.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,29 @@ from typing import Any
 import dacite
 
 from ddpm_cli.errors import UserError, check, one_of
-from ddpm_cli.options import GROUPS, MAX_SIZE, Dataset, Loss, Model, Option, Sampler, Schedule, option_name
+from ddpm_cli.options import (
+    GROUPS,
+    MAX_SIZE,
+    ClassLabels,
+    Conditioning,
+    Dataset,
+    Hybrid,
+    Loss,
+    Model,
+    Option,
+    Sampler,
+    Schedule,
+    TimestepSampler,
+    Unweighted,
+    Vlb,
+    Weighting,
+    option_name,
+)
 
 PREDICTIONS = ("eps", "x0", "v")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+TASKS = ("generate", "interpolate", "inpaint")
+METRICS = ("nll",)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -34,11 +55,12 @@ class Train:
     grad_clip: float | None
     ema_decay: float
     ema_warmup: bool
+    ema_start: int  # before this step the average is the network itself
     precision: str
     seed: int
     log_every: int
-    milestone_every: int
-    samples: int  # images in a milestone's grid
+    milestone_every: Any  # steps, or epochs as in 1epoch and 0.5epochs
+    samples: int  # in a milestone's picture
 
     def __post_init__(self) -> None:
         check((self.steps is None) != (self.epochs is None), "train.steps", self.steps, self._length_hint())
@@ -60,11 +82,31 @@ class Train:
             ok = 0 < self.grad_clip < math.inf
             check(ok, "train.grad_clip", self.grad_clip, "a finite norm above 0, or null for no clipping")
         check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
+        check(0 <= self.ema_start <= 10**9, "train.ema_start", self.ema_start, "0 or more")
         check(self.precision in PRECISIONS, "train.precision", self.precision, one_of(PRECISIONS))
         check(0 <= self.seed < 2**63, "train.seed", self.seed, "in 0..2**63-1")
         check(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
-        check(self.milestone_every >= 1, "train.milestone_every", self.milestone_every, "at least 1")
+        self.milestone_steps(1)
         check(1 <= self.samples <= 10_000, "train.samples", self.samples, "in 1..10000")
+
+    def total_steps(self, examples: int) -> int:
+        """The length of a run over a data set of so many examples."""
+        if self.epochs is not None:
+            return math.ceil(self.epochs * examples / self.batch_size)
+        return self.steps or 0
+
+    def is_milestone(self, step: int, examples: int) -> bool:
+        """Whether a checkpoint and a picture are due after `step` steps (1 is the first)."""
+        every = self.milestone_steps(examples)
+        return math.floor(step / every) > math.floor((step - 1) / every)
+
+    def milestone_steps(self, examples: int) -> float:
+        """Steps from one milestone to the next; where given in epochs, not whole in general."""
+        every = self.milestone_every
+        epochs = re.fullmatch(r"(\d+|\d*\.\d+) ?epochs?", every) if isinstance(every, str) else None
+        ok = (type(every) is int and every >= 1) or (epochs is not None and float(epochs[1]) > 0)
+        check(ok, "train.milestone_every", every, "a number of steps from 1 up, or of epochs, as in 1epoch")
+        return float(epochs[1]) * examples / self.batch_size if epochs else float(every)
 
     def _length_hint(self) -> str:
         if self.steps is None:
@@ -79,9 +121,14 @@ class TrainConfig:
     dataset: Dataset
     schedule: Schedule
     loss: Loss
-    prediction: str
+    weighting: Weighting
+    timestep_sampler: TimestepSampler
+    conditioning: Conditioning
     model: Model
-    sampler: Sampler  # of the milestones' grids
+    prediction: str
+    variance: str  # of the reverse process
+    sampler: Sampler  # of the milestones' pictures, as guidance_scale is
+    guidance_scale: float
     train: Train
     device: str
     compile: bool | None  # None: on CUDA only
@@ -90,16 +137,43 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.prediction in PREDICTIONS, "prediction", self.prediction, one_of(PREDICTIONS))
+        check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         self.sampler.check_against(self.schedule)
-        stride = self.model.stride
-        sides = self.dataset.shape[1:]
-        if any(side % stride for side in sides):
-            below = {side // stride * stride for side in sides}
-            near = sorted(below.union(side + stride for side in below) - {0})
+        self.model.check_against(self.dataset)
+        check_guidance(self.guidance_scale, self.conditioning)
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        learned, variational = self.variance == "learned_range", isinstance(self.loss, Hybrid | Vlb)
+        if learned and not variational:
             raise UserError(
-                f"dataset.image_size={self.dataset.image_size}: must divide by {stride} for this model: "
-                f"{one_of(map(str, near))} would do, or fewer model.multipliers"
+                f"variance=learned_range: loss={self.loss.name} teaches the network no variance; use loss=hybrid or vlb"
             )
+        if isinstance(self.loss, Hybrid) and not learned:
+            raise UserError(f"loss=hybrid: needs variance=learned_range, not {self.variance}; without one, use loss=l2")
+        if isinstance(self.loss, Vlb) and not isinstance(self.weighting, Unweighted):
+            raise UserError(f"weighting={self.weighting.name}: must be none with loss=vlb, which weighted is no bound")
+        if self.schedule.zero_terminal_snr and self.prediction == "eps":
+            raise UserError(
+                "schedule.zero_terminal_snr=true: not with prediction=eps, for at the last timestep x_t is all noise "
+                "and eps says nothing of x0; use prediction=v"
+            )
+
+
+def check_guidance(guidance_scale: float, conditioning: Conditioning) -> None:
+    """Raise `UserError` for a scale out of range, or of a network that cannot be guided."""
+    check(0 <= guidance_scale <= 1000, "guidance_scale", guidance_scale, "in [0, 1000]")
+    if guidance_scale == 1:
+        return
+    if not isinstance(conditioning, ClassLabels):
+        raise UserError(
+            f"guidance_scale={guidance_scale}: this network is not told classes; train one with conditioning=class"
+        )
+    if conditioning.dropout == 0:
+        raise UserError(
+            f"guidance_scale={guidance_scale}: this network never went without a class; train one with "
+            "conditioning.dropout=0.1"
+        )
 
 
 @dataclass(kw_only=True)
@@ -107,11 +181,21 @@ class SampleConfig:
     """All that `ddpm-sample` is told; the rest comes from the checkpoint."""
 
     ckpt: str
-    n: int
+    n: int | None  # None: as many as the task likes
     batch_size: int
     seed: int
+    classes: Any  # typed class=…: a number, a name, a list of these, or None for all in turn
+    task: str
+    a: Any  # of task=interpolate, as the next two are: a file, or the number of an image of the test split
+    b: Any
+    t: int | None
+    image: Any  # of task=inpaint, as the next two are
+    mask: str | None
+    resamplings: int
     weights: str
-    sampler: Sampler | None  # None: the one that drew the run's milestones
+    sampler: Sampler | None  # None: the one that drew the run's milestones, as in the next two
+    variance: str | None
+    guidance_scale: float | None
     device: str
     precision: str
     gif: bool
@@ -119,7 +203,52 @@ class SampleConfig:
     out: str
 
     def __post_init__(self) -> None:
-        check(1 <= self.n <= 10**7, "n", self.n, "in 1..10000000")
+        check(self.n is None or 1 <= self.n <= 10**7, "n", self.n, "in 1..10000000")
+        check(1 <= self.batch_size <= 10**6, "batch_size", self.batch_size, "in 1..1000000")
+        check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
+        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
+        check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
+        if self.variance is not None:
+            check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
+        check(self.task in TASKS, "task", self.task, one_of(TASKS))
+        self._check_task()
+
+    def _check_task(self) -> None:
+        for key, task in {
+            "a": "interpolate",
+            "b": "interpolate",
+            "image": "inpaint",
+            "mask": "inpaint",
+        }.items():
+            value = getattr(self, key)
+            if self.task == task and value is None:
+                raise UserError(f"{key}=null: task={task} needs it; name a file")
+            if self.task != task and value is not None:
+                raise UserError(f"{key}={value}: only with task={task}; leave it out, or choose the task")
+        check(self.t is None or self.t >= 0, "t", self.t, "a timestep from 0 up, or null for half of all")
+        check(1 <= self.resamplings <= 1000, "resamplings", self.resamplings, "in 1..1000")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """All that `ddpm-evaluate` is told; the rest comes from the checkpoint."""
+
+    ckpt: str
+    metrics: list[str]
+    n: int | None  # None: the whole split
+    split: str
+    batch_size: int
+    seed: int
+    weights: str
+    device: str
+    precision: str
+    out: str
+
+    def __post_init__(self) -> None:
+        ok = len(self.metrics) > 0 and all(metric in METRICS for metric in self.metrics)
+        check(ok, "metrics", self.metrics, f"a list of {one_of(METRICS)}, as in [nll]")
+        check(self.n is None or self.n >= 1, "n", self.n, "at least 1, or null for the whole split")
+        check(self.split in ("test", "train"), "split", self.split, "test or train")
         check(1 <= self.batch_size <= 10**6, "batch_size", self.batch_size, "in 1..1000000")
         check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
         check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
@@ -134,6 +263,7 @@ class ForwardConfig:
     dataset: Dataset | None
     index: int
     image_size: int
+    chain: bool  # also noise it step by step
     t: list[int]
     show: list[str]
     timesteps: int
@@ -171,7 +301,7 @@ def _option_reader(base: type[Option], options: list[type[Option]]) -> Any:
 
     def read(data: Mapping[str, Any]) -> Option:
         name = str(data.get("name"))
-        check(name in by_name, f"{base.__name__.lower()}.name", name, one_of(by_name))
+        check(name in by_name, f"{base.group}.name", name, one_of(by_name))
         return dacite.from_dict(by_name[name], data, dacite.Config(strict=True))
 
     return read

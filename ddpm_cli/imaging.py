@@ -1,21 +1,21 @@
-"""Between tensors in [-1, 1] and what people look at: PNGs, grids, films, plots."""
+"""Between tensors in [-1, 1] and what people look at: PNGs, grids, films."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+import torch
 import torch.nn.functional as F
 from einops import rearrange
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddpm_cli.files import atomic
 
 CELL = 56  # pixels: smaller images are enlarged in grids by whole factors
 GAP = 2
-WHITE = 255
+WHITE, BLACK = 255, 0
+FONT_SIZE = 14
 FILM_SECONDS = 4.0
 LAST_FRAME_SECONDS = 2.0
 
@@ -42,7 +42,28 @@ def grid(pixels: Tensor, columns: int | None = None) -> Image.Image:
     return to_image(F.pad(sheet, (0, GAP, 0, GAP), value=WHITE))
 
 
+def labelled_grid(pixels: Tensor, labels: Sequence[str]) -> Image.Image:
+    """(N, C, H, W) uint8 images with a label each: a row for each label, in order of appearance, named beside it."""
+    names = list(dict.fromkeys(labels))
+    columns = max(labels.count(name) for name in names)
+    rows = []
+    for name in names:
+        own = pixels[[i for i, label in enumerate(labels) if label == name]]
+        rows.append(F.pad(own, (0, 0, 0, 0, 0, 0, 0, columns - len(own)), value=WHITE))
+    images = grid(torch.cat(rows), columns)
+    font = ImageFont.load_default(FONT_SIZE)
+    margin = 2 * FONT_SIZE + math.ceil(max(font.getlength(name) for name in names))
+    sheet = Image.new(images.mode, (margin + images.width, images.height), WHITE if images.mode == "L" else "white")
+    sheet.paste(images, (margin, 0))
+    draw = ImageDraw.Draw(sheet)
+    height = images.height / len(names)
+    for row, name in enumerate(names):
+        draw.text((margin - FONT_SIZE, (row + 0.5) * height), name, fill=BLACK, font=font, anchor="rm")
+    return sheet
+
+
 def save_png(image: Image.Image, path: Path) -> None:
+    """Write `image`, whole or not at all."""
     with atomic(path) as partial:
         image.save(partial, format="PNG")
 
@@ -53,49 +74,3 @@ def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     held = [each] * (len(frames) - 1) + [round(1000 * LAST_FRAME_SECONDS)]
     with atomic(path) as partial:
         frames[0].save(partial, format="GIF", save_all=True, append_images=frames[1:], duration=held, loop=0)
-
-
-def save_loss_plot(steps: Sequence[int], losses: Sequence[float], path: Path) -> None:
-    """The loss over the steps; logarithmic, for most of the fall is early."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, losses, linewidth=1)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.grid(which="both", alpha=0.3)
-    _save_figure(figure, path)
-
-
-def save_schedule_plot(alphas_cumprod: Mapping[str, Sequence[float]], path: Path) -> None:
-    """alphas_cumprod and log-SNR over t, a line per schedule."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, table in alphas_cumprod.items():
-        signal = np.array(table)
-        left.plot(signal, label=name)
-        right.plot(np.log(signal / (1 - signal)), label=name)
-    left.set(xlabel="t", ylabel="alphas_cumprod")
-    right.set(xlabel="t", ylabel="log SNR")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    left.legend()
-    _save_figure(figure, path)
-
-
-def save_labelled_rows(rows: Mapping[str, Tensor], columns: Sequence[str], path: Path) -> None:
-    """A picture table: for each name a row of (N, C, H, W) uint8 images, with a heading per column."""
-    count = len(columns)
-    figure = Figure(figsize=(1.6 * count + 0.6, 1.6 * len(rows) + 0.3), layout="constrained")
-    table = figure.subplots(len(rows), count, squeeze=False)
-    for cells, (name, pixels) in zip(table, rows.items(), strict=True):
-        cells[0].set_ylabel(name)
-        for cell, image in zip(cells, pixels, strict=True):
-            cell.imshow(to_image(image), cmap="gray", vmin=0, vmax=255)
-            cell.set(xticks=[], yticks=[])
-    for cell, heading in zip(table[0], columns, strict=True):
-        cell.set_title(heading, fontsize=10)
-    _save_figure(figure, path)
-
-
-def _save_figure(figure: Figure, path: Path) -> None:
-    with atomic(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)

@@ -14,14 +14,15 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from ddpm_cli.cli import forward, sample, train
+from ddpm_cli.cli import evaluate, forward, sample, train
 from ddpm_cli.cli.command import register_schemas
-from ddpm_cli.config import ForwardConfig, SampleConfig, TrainConfig
+from ddpm_cli.config import EvaluateConfig, ForwardConfig, SampleConfig, TrainConfig
+from ddpm_cli.options import Ddim, Ddpm, Sampler
 
 torch.set_num_threads(1)
 
-SCHEMAS = {"train": TrainConfig, "sample": SampleConfig, "forward": ForwardConfig}
-MAINS = {"train": train.main, "sample": sample.main, "forward": forward.main}
+SCHEMAS = {"train": TrainConfig, "sample": SampleConfig, "forward": ForwardConfig, "evaluate": EvaluateConfig}
+MAINS = {"train": train.main, "sample": sample.main, "forward": forward.main, "evaluate": evaluate.main}
 
 TINY = [
     "dataset=digits",
@@ -45,6 +46,12 @@ def composed(*overrides: str, command: str = "train") -> Any:
         return OmegaConf.to_object(hydra.compose(command, list(overrides)))
 
 
+def a_sampler(kind: type[Sampler] = Ddpm, **changes: Any) -> Any:
+    """A sampler of `kind` over all timesteps, clipping, but for `changes`."""
+    plain = {"steps": None, "sections": None, "spacing": "time", "thresholding": "clip"}
+    return kind(**(plain | ({"eta": 0.0} if kind is Ddim else {}) | changes))
+
+
 @dataclass
 class Result:
     """How a command ended."""
@@ -55,9 +62,7 @@ class Result:
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """`run("train", "train.steps=3")`: a command in this process, from the empty folder `tmp_path`."""
     monkeypatch.chdir(tmp_path)
 

@@ -11,14 +11,16 @@ import ddpm_cli
 PACKAGE = Path(ddpm_cli.__file__).parent
 GROUND = {"errors", "rng", "files", "options", "config"}
 MAY_IMPORT = {
-    "cli": {"cli", "training", "data", "diffusion", "models", "imaging"} | GROUND,
-    "training": {"training", "data", "diffusion", "models", "imaging"} | GROUND,
+    "cli": {"cli", "training", "data", "diffusion", "models", "imaging", "plots"} | GROUND,
+    "training": {"training", "data", "diffusion", "models", "imaging", "pictures", "plots"} | GROUND,
     "data": {"data"} | GROUND,
     "diffusion": {"diffusion"} | GROUND,
     "models": {"models"} | GROUND,
+    "pictures": {"imaging", "plots"},
+    "plots": {"files", "imaging"},
     "imaging": {"files"},
     "config": {"errors", "options"},
-    "options": {"errors"},
+    "options": {"options", "errors"},
     "errors": set(),
     "files": set(),
     "rng": set(),

@@ -9,35 +9,50 @@ import torch
 from ddpm_cli.config import TrainConfig, train_config
 from ddpm_cli.diffusion.objective import distance
 from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.weighting import weights_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
+from ddpm_cli.options import GROUPS, Vlb
+from ddpm_cli.training.build import network_of
 from tests.conftest import composed
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OPTIONS = [
     f"{group}={file.stem}"
-    for group in ("dataset", "schedule", "loss", "model", "sampler", "experiment")
+    for group in [*(base.group for base in GROUPS), "experiment"]
     for file in sorted((CONFIGS / group).glob("*.yaml"))
 ]
 
 
+NEEDS = {
+    "dataset=image_folder": ["dataset.root=/pictures"],
+    "dataset=swiss_roll": ["model=mlp"],
+    "model=mlp": ["dataset=swiss_roll"],
+    "model=ddpm_cifar10": ["dataset=cifar10"],
+    "model=improved_cifar10": ["dataset=cifar10"],
+    "loss=hybrid": ["variance=learned_range"],
+}
+"""What must be chosen beside some options."""
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes_builds_and_survives_a_checkpoint(option: str) -> None:
-    overrides = [option]
-    if option == "dataset=image_folder":
-        overrides.append("dataset.root=/pictures")
-    if option == "model=ddpm_cifar10":
-        overrides.append("dataset=cifar10")
-    config = composed(*overrides)
+    config = composed(option, *NEEDS.get(option, []))
     assert train_config(asdict(config)) == config
 
     betas = betas_of(config.schedule)
     assert betas.shape == (config.schedule.timesteps,)
-    assert distance(config.loss, torch.ones(3), torch.ones(3)) == 0
+    if not isinstance(config.loss, Vlb):
+        assert distance(config.loss, torch.ones(2, 3), torch.ones(2, 3)).tolist() == [0, 0]
+    weights = weights_of(config.weighting, config.prediction, torch.tensor([0.1, 10.0]))
+    assert weights.shape == (2,)
+    assert (weights > 0).all()
     with torch.device("meta"):  # shapes without the arithmetic
-        network = build_network(config.model, config.dataset.channels)
+        network = network_of(config, ["cat", "dog"])
         x = torch.empty(2, *config.dataset.shape)
-        assert network(x, torch.empty(2)).shape == x.shape
+        output = network(x, torch.empty(2), torch.zeros(2, dtype=torch.int64))
+    outputs = 2 if config.variance == "learned_range" else 1
+    assert output.shape == (2, outputs * x.shape[1], *x.shape[2:])
 
 
 @pytest.mark.parametrize("model", ["tiny", "small", "base", "large"])
@@ -123,10 +138,7 @@ def test_datasets_know_their_shape() -> None:
     assert composed("dataset=fashion_mnist").dataset.shape == (1, 28, 28)
     assert composed("dataset=cifar10").dataset.shape == (3, 32, 32)
     assert composed("dataset.image_size=[32,64]").dataset.shape == (1, 32, 64)
-    flips = {
-        name: composed(f"dataset={name}").dataset.flip
-        for name in ("fashion_mnist", "cifar10", "mnist", "digits")
-    }
+    flips = {name: composed(f"dataset={name}").dataset.flip for name in ("fashion_mnist", "cifar10", "mnist", "digits")}
     assert flips == {"fashion_mnist": True, "cifar10": True, "mnist": False, "digits": False}
 
 

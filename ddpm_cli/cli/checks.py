@@ -21,19 +21,20 @@ def check_groups(schema: type, overrides: list[str]) -> None:
     typed = dict(override.split("=", 1) for override in overrides if "=" in override)
     for group, hint in get_type_hints(schema).items():
         kinds = get_args(hint) or (hint,)
-        options = [option_name(option) for base in kinds for option in GROUPS.get(base, [])]
+        options = [option for base in kinds for option in GROUPS.get(base, [])]
         if not options or get_origin(hint) is dict:  # no group, or several of its options side by side
             continue
         lonely = [override for override in overrides if override.startswith(f"{group}.")]
         if NoneType not in kinds:
             check(typed.get(group) not in ("null", ""), group, typed.get(group), one_of(options_of(group)))
         elif lonely and group not in typed:
-            raise UserError(f"{lonely[0]}: choose a {group} too, as in {group}={options[-1]} {lonely[0]}")
+            key = lonely[0].split("=")[0].removeprefix(f"{group}.")
+            with_key = [option for option in options if key in get_type_hints(option)] or options
+            example = f"{group}={option_name(with_key[0])} {lonely[0]}"
+            raise UserError(f"{lonely[0]}: choose a {group} too, as in {example}")
 
 
-def check_jobs(
-    config_name: str, schema: type, overrides: list[str], check_config: Callable[[Any], None]
-) -> None:
+def check_jobs(config_name: str, schema: type, overrides: list[str], check_config: Callable[[Any], None]) -> None:
     """Raise what composing or checking the first bad job of `ddpm-<config_name> -m <overrides>` raises.
 
     Jobs that a search will only choose as it goes (intervals, for instance) cannot be checked beforehand.

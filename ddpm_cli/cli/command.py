@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import hydra
@@ -32,15 +33,17 @@ def launch(
     schema: type,
     check: Callable[[Any], None],
     run: Callable[[Any, Path], float | None],
+    spelling: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """The body of `ddpm-<name>`: Hydra composes configs/<name>.yaml, and `run` gets it as a `schema` with
     the folder to write to, unless `check` refuses it: any job of a sweep before one starts. `usage` opens
-    the text of --help.
+    the text of --help. `spelling`: the fields of `schema` for keys that are typed otherwise.
 
     An error that the user can mend is one line on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows where it
     came from.
     """
     register_schemas(name, schema)
+    sys.argv[1:] = [_spelled(argument, spelling) for argument in sys.argv[1:]]
     traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 
@@ -86,13 +89,19 @@ def launch(
         sys.exit(130)
 
 
+def _spelled(argument: str, spelling: Mapping[str, str]) -> str:
+    """An override with its key as the field that is meant."""
+    key, equals, value = argument.partition("=")
+    return spelling.get(key, key) + equals + value
+
+
 def register_schemas(name: str, schema: type) -> None:
     """Tell Hydra the types of configs/<name>.yaml and of every option."""
     store = ConfigStore.instance()
     store.store(name=f"{name}_schema", node=schema)
     for base, options in GROUPS.items():
         for option in options:
-            store.store(group=f"schema/{base.__name__.lower()}", name=option_name(option), node=option)
+            store.store(group=f"schema/{base.group}", name=option_name(option), node=option)
 
 
 def claim(folder: Path) -> None:
@@ -120,9 +129,7 @@ def new_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         empty = not any(folder.iterdir())
     except OSError as error:
-        raise UserError(
-            f"out={folder}: cannot be created ({error.strerror}); choose another folder"
-        ) from error
+        raise UserError(f"out={folder}: cannot be created ({error.strerror}); choose another folder") from error
     if not empty:
         raise UserError(f"out={folder}: already holds files; choose another folder")
 

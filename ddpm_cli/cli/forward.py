@@ -11,13 +11,16 @@ from ddpm_cli.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddpm_cli.diffusion.process import Process
+
 log = logging.getLogger(__name__)
 
 USAGE = """
-ddpm-forward shows what each schedule does to an image: a row of noised images, and its curves.
+ddpm-forward shows what each schedule does to an image, or to points: a row of noised ones, and its curves.
 
   ddpm-forward image=cat.jpg t=[0,50,100,150,199]
   ddpm-forward dataset=fashion_mnist index=3 timesteps=1000 t=[0,250,500,750,999]
+  ddpm-forward dataset=swiss_roll chain=true timesteps=100 t=[0,25,50,75,99]
   ddpm-forward image=cat.jpg show=[linear,cosine] schedules.linear.beta_end=0.05
 """
 
@@ -42,13 +45,16 @@ def run(config: ForwardConfig, folder: Path) -> None:
     from ddpm_cli import rng
     from ddpm_cli.diffusion.process import Process
     from ddpm_cli.diffusion.schedules import betas_of
-    from ddpm_cli.imaging import save_labelled_rows, save_schedule_plot, to_uint8
+    from ddpm_cli.plots import save_labelled_rows, save_schedule_plot
 
     processes = {name: Process(betas_of(config.schedules[name])) for name in config.show}
-    x0 = (_pixels(config).float() / 127.5 - 1).expand(len(config.t), -1, -1, -1)
-    t = torch.tensor(config.t)
-    eps = torch.randn(x0[0].shape, generator=rng.generator(config.seed, "forward")).expand_as(x0)
-    rows = {name: to_uint8(process.q_sample(x0, t, eps)) for name, process in processes.items()}
+    x0 = _example(config)
+    eps = torch.randn(x0.shape, generator=rng.generator(config.seed, "forward"))
+    rows: dict[str, list[Tensor]] = {}
+    for name, process in processes.items():
+        rows[name] = [process.q_sample(x0[None], torch.tensor([t]), eps[None])[0] for t in config.t]
+        if config.chain:
+            rows[f"{name}, chain"] = _chain(process, x0, config.t, config.seed)
     new_folder(folder)
     save_labelled_rows(rows, [f"t={t}" for t in config.t], folder / "forward.png")
     curves = {name: process.alphas_cumprod for name, process in processes.items()}
@@ -56,26 +62,32 @@ def run(config: ForwardConfig, folder: Path) -> None:
     log.info("forward.png and schedules.png in %s", folder)
 
 
-def _pixels(config: ForwardConfig) -> "Tensor":
-    """The image to noise: (C, H, W) uint8."""
-    if config.dataset is not None:
-        from ddpm_cli.data.sources import load_images
-
-        images = load_images(config.dataset, train=True)
-        if config.index >= len(images):
-            raise UserError(
-                f"index={config.index}: must be in 0..{len(images) - 1}, the images of the dataset"
-            )
-        return images.pixels[config.index]
-
+def _chain(process: "Process", x0: "Tensor", moments: list[int], seed: int) -> list["Tensor"]:
+    """x at `moments`, noised step by step."""
     import torch
 
-    from ddpm_cli.data.image_folder import decode
+    from ddpm_cli import rng
 
-    try:
-        return torch.tensor(
-            decode(Path(str(config.image)).expanduser(), config.image_size, config.image_size, 3)
-        )
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        reason = " ".join(str(error).split())
-        raise UserError(f"image={config.image}: cannot be read as an image ({reason})") from error
+    generator = rng.generator(seed, "chain")
+    walk = enumerate(process.chain(x0, lambda: torch.randn(x0.shape, generator=generator)))
+    at = {t: x for t, x in walk if t in moments}
+    return [at[t] for t in moments]
+
+
+def _example(config: ForwardConfig) -> "Tensor":
+    """What to noise: an image (C, H, W) in [-1, 1], or all points of a data set (N, 2)."""
+    from ddpm_cli.data.table import to_float
+
+    if config.dataset is None:
+        from ddpm_cli.data.given import read_file
+
+        return to_float(read_file("image", str(config.image), config.image_size, config.image_size, 3))
+
+    from ddpm_cli.data.sources import load_examples
+
+    values = load_examples(config.dataset, train=True).values
+    if values.ndim == 2:
+        return values
+    if config.index >= len(values):
+        raise UserError(f"index={config.index}: must be in 0..{len(values) - 1}, the images of the dataset")
+    return to_float(values[config.index])

@@ -2,6 +2,8 @@
 
 from importlib.resources import files
 
+from ddpm_cli.options import GROUPS
+
 
 def help_text(name: str, usage: str) -> str:
     """`usage`, the groups with their options, and configs/<name>.yaml with its comments."""
@@ -9,9 +11,9 @@ def help_text(name: str, usage: str) -> str:
     defaults, values = root.split("\n\n", 1)
     values = values.split("\nhydra:")[0]
     lines = [usage.strip(), "", "Groups (group=option):"]
-    for group in ["dataset", "schedule", "loss", "model", "sampler", "experiment"]:
+    for group in [*(base.group for base in GROUPS), "experiment"]:
         if f"- {group}:" in defaults:
-            lines.append(f"  {group:11} {' '.join(options_of(group))}")
+            lines.append(f"  {group:16} {' '.join(options_of(group))}")
     lines += ["", "Values (key=value), as they stand:"]
     lines += [f"  {line}".rstrip() for line in values.strip().splitlines()]
     lines += [

@@ -1,19 +1,21 @@
-"""ddpm-sample: images from a checkpoint, which is all it needs."""
+"""ddpm-sample: examples from a checkpoint, which is all it needs."""
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ddpm_cli.cli.command import launch, new_folder
-from ddpm_cli.config import SampleConfig, TrainConfig
-from ddpm_cli.options import Sampler
+from ddpm_cli.config import SampleConfig, check_guidance
+from ddpm_cli.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from ddpm_cli.diffusion.denoiser import Denoiser
+    from ddpm_cli.training.build import Trained
+    from ddpm_cli.training.generate import Generator
+    from ddpm_cli.training.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +24,23 @@ ddpm-sample makes images from a checkpoint of ddpm-train.
 
   ddpm-sample ckpt=outputs/train/fashion_mnist/… n=64
   ddpm-sample ckpt=….pt n=16 sampler=ddim sampler.steps=50 gif=true seed=7 device=cpu
+  ddpm-sample ckpt=… class=sneaker guidance_scale=3       of a network that is told classes
+  ddpm-sample ckpt=… task=interpolate a=this.png b=that.png
+  ddpm-sample ckpt=… task=inpaint image=torn.png mask=hole.png
 """
 
-IN_GRID = 256
+SPELLING = {"class": "classes"}  # a word that Python keeps for itself
+IN_PICTURE = 256
 """Images that grid.png and film.gif show at most."""
 FRAMES = 32
 """Frames of a film at most."""
+MOMENTS = 10
+"""Pictures in reverse.png at most."""
 
 
 def main() -> None:
     """The console script."""
-    launch("sample", USAGE, SampleConfig, check, run)
+    launch("sample", USAGE, SampleConfig, check, run, SPELLING)
 
 
 def check(config: SampleConfig) -> None:
@@ -48,81 +56,113 @@ def run(config: SampleConfig, folder: Path) -> None:
     """Write grid.png, images/ and what else `config` asks for into `folder`, which must be new or empty."""
     import torch
 
-    from ddpm_cli.imaging import grid, save_gif, save_png, to_image
+    from ddpm_cli.imaging import save_gif, save_png
+    from ddpm_cli.training.build import load_trained
+    from ddpm_cli.training.tasks import plan
 
-    run_config, denoiser, device = _trained(config)
-    sampler = config.sampler or run_config.sampler
-    sampler.check_against(run_config.schedule)
+    trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
+    generator = _generator(config, trained)
+    task = plan(config, generator, trained.classes, trained.config.dataset)
     new_folder(folder)
-    (folder / "images").mkdir()
+    points = len(generator.shape) == 1
+    moments = {*_evenly(task.steps, FRAMES)} if config.gif else set()
+    moments |= {*_evenly(task.steps, MOMENTS)} if points else {task.steps}
     kept: list[Tensor] = []
-    films: list[list[Tensor]] = []
-    for images, frames in _batches(config, sampler, denoiser, run_config.dataset.shape, device):
-        for i, pixels in zip(images, frames[-1], strict=True):
-            save_png(to_image(pixels), folder / "images" / f"{i:05d}.png")
-        if config.npz or images.start < IN_GRID:
-            kept.append(frames[-1])
-        if images.start < IN_GRID:
+    films: list[dict[int, Tensor]] = []
+    for images, frames in _work(task, moments):
+        last = frames[task.steps]
+        if not points:
+            _save_images(last, images, folder / "images")
+        if config.npz or points:
+            kept.append(last)
+        if points or images.start < IN_PICTURE:
             films.append(frames)
-    pixels = torch.cat(kept)
-    save_png(grid(pixels[:IN_GRID]), folder / "grid.png")
+    film = {i: torch.cat([frames[i] for frames in films]) for i in films[0]}
+    if not points:
+        film = {i: x[:IN_PICTURE] for i, x in film.items()}
+    save_png(task.draw(film[task.steps]), folder / "grid.png")
     if config.gif:
-        moments = zip(*films, strict=True)
-        save_gif([grid(torch.cat(parts)[:IN_GRID]) for parts in moments], folder / "film.gif")
+        save_gif([task.draw(film[i]) for i in _evenly(task.steps, FRAMES)], folder / "film.gif")
+    if points:
+        _save_points(torch.cat(kept), film, folder)
     if config.npz:
-        _save_npz(pixels, folder / "samples.npz")
-    log.info("%d images in %s", config.n, folder)
+        _save_npz(torch.cat(kept), task.labels, folder / "samples.npz")
+    log.info("%d %s in %s", len(task.labels), "points" if points else "images", folder)
 
 
-def _trained(config: SampleConfig) -> tuple[TrainConfig, "Denoiser", "torch.device"]:
-    """The run's config and its denoiser with the weights asked for, on the device asked for."""
-    from ddpm_cli.models import build_network
-    from ddpm_cli.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
-    from ddpm_cli.training.devices import resolve_device, resolve_precision
-    from ddpm_cli.training.generate import build_denoiser
+def _generator(config: SampleConfig, trained: "Trained") -> "Generator":
+    """What draws: the run's own sampler, variance and guidance where `config` names no others."""
+    from ddpm_cli.training.generate import Generator, warn_of_few_steps
 
-    path = find_checkpoint("ckpt", config.ckpt)
-    device = resolve_device(config.device)
-    state = load_checkpoint("ckpt", path)
-    run_config: TrainConfig = state["config"]
-    network = build_network(run_config.model, run_config.dataset.channels)
-    load_weights("ckpt", path, network, state[config.weights])
-    network = network.to(device).eval().requires_grad_(False)
-    dtype = resolve_precision(config.precision, device)
-    return run_config, build_denoiser(run_config, network, device, dtype), device
+    own = trained.config
+    sampler = config.sampler or own.sampler
+    sampler.check_against(own.schedule)
+    scale = own.guidance_scale if config.guidance_scale is None else config.guidance_scale
+    check_guidance(scale, own.conditioning)
+    variance = config.variance or own.variance
+    if (variance == "learned_range") != (own.variance == "learned_range"):
+        raise UserError(
+            f"variance={variance}: this network was trained with variance={own.variance}; learned_range is for those "
+            "trained with it, and they for it"
+        )
+    warn_of_few_steps(sampler, variance, own.schedule.timesteps)
+    denoiser = replace(trained.denoiser, variance=variance)
+    return Generator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 
-def _batches(
-    config: SampleConfig, sampler: Sampler, denoiser: "Denoiser", shape: tuple[int, int, int], device: Any
-) -> Iterator[tuple[range, list["Tensor"]]]:
-    """Which images, and the frames of their denoising (without a film the last): (B, C, H, W) uint8."""
+def _work(task: "Task", moments: set[int]) -> Iterator[tuple[range, dict[int, "Tensor"]]]:
+    """Which examples, and what they are after each step (1 is the first) of `moments`: (B, C, ...) on the CPU."""
     from tqdm import tqdm
 
-    from ddpm_cli.diffusion.samplers import timestep_pairs
-    from ddpm_cli.imaging import to_uint8
-    from ddpm_cli.training.generate import generate
-
-    calls = len(timestep_pairs(denoiser.process.timesteps, sampler.steps))
-    shown = {round(calls * (i + 1) / FRAMES) for i in range(FRAMES)} if config.gif else {calls}
-    total = calls * -(-config.n // config.batch_size)
-    with tqdm(total=total, unit="step", disable=None) as bar:
-        for images, steps in generate(
-            denoiser, sampler, config.seed, config.n, config.batch_size, shape, device
-        ):
-            frames = []
+    batches = list(task.batches)
+    with tqdm(total=task.steps * len(batches), unit="step", disable=None) as bar:
+        for images, steps in batches:
+            frames = {}
             for i, step in enumerate(steps, start=1):
                 bar.update()
-                if i in shown:
-                    frames.append(to_uint8(step.x))
+                if i in moments:
+                    frames[i] = step.x.cpu()
             yield images, frames
 
 
-def _save_npz(pixels: "Tensor", path: Path) -> None:
-    """images: (N, H, W, C) uint8. labels: (N,) int64, -1 where the network was not told a class."""
+def _evenly(steps: int, count: int) -> list[int]:
+    """At most `count` of 1..steps, evenly spaced, the last among them."""
+    return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
+
+
+def _save_images(samples: "Tensor", images: range, folder: Path) -> None:
+    from ddpm_cli.imaging import save_png, to_image, to_uint8
+
+    folder.mkdir(exist_ok=True)
+    for i, pixels in zip(images, to_uint8(samples), strict=True):
+        save_png(to_image(pixels), folder / f"{i:05d}.png")
+
+
+def _save_points(points: "Tensor", film: dict[int, "Tensor"], folder: Path) -> None:
+    """points.csv, x and y a line, and reverse.png, the cloud at some of its steps."""
     import numpy as np
 
     from ddpm_cli.files import atomic
+    from ddpm_cli.plots import save_labelled_rows
 
+    with atomic(folder / "points.csv") as partial:
+        np.savetxt(partial, points.numpy(), fmt="%.6g", delimiter=",", header="x,y", comments="")
+    moments = _evenly(max(film), MOMENTS)
+    headings = [f"step {i}" for i in moments]
+    save_labelled_rows({"reverse": [film[i] for i in moments]}, headings, folder / "reverse.png")
+
+
+def _save_npz(samples: "Tensor", labels: list[int], path: Path) -> None:
+    """images: (N, H, W, C) uint8, or points: (N, 2) float32. labels: (N,) int64, -1 where there is no class."""
+    import numpy as np
+
+    from ddpm_cli.files import atomic
+    from ddpm_cli.imaging import to_uint8
+
+    arrays = {"labels": np.array(labels, dtype=np.int64)}
+    if samples.ndim == 2:
+        arrays["points"] = samples.numpy()
+    else:
+        arrays["images"] = to_uint8(samples).permute(0, 2, 3, 1).numpy()
     with atomic(path) as partial, partial.open("wb") as stream:
-        labels = np.full(len(pixels), -1, dtype=np.int64)
-        np.savez_compressed(stream, images=pixels.permute(0, 2, 3, 1).numpy(), labels=labels)
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # its flag is no array

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ddpm_cli.cli.command import claim, launch, log_into
 from ddpm_cli.config import TrainConfig, train_config
 from ddpm_cli.errors import UserError
+from ddpm_cli.options import ClassLabels, ImageDataset
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,8 @@ def run(config: TrainConfig, folder: Path) -> float:
     """Train as `config` says into `folder`; returns the last loss logged."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from ddpm_cli import rng
-    from ddpm_cli.data.sources import load_images
+    from ddpm_cli.data.sources import check_labels, load_examples
     from ddpm_cli.data.table import Table
-    from ddpm_cli.models import build_network
     from ddpm_cli.training.checkpoint import load_checkpoint
     from ddpm_cli.training.devices import resolve_device
     from ddpm_cli.training.trainer import Trainer
@@ -62,10 +61,11 @@ def run(config: TrainConfig, folder: Path) -> float:
         folder, state = path.parent.parent, load_checkpoint("resume", path)
         config = _resumed_config(config, state["config"])
     device = resolve_device(config.device)
-    images = load_images(config.dataset, train=True)
-    table = Table(images, config.dataset.flip, config.train.seed, device)
-    rng.seed_everything(config.train.seed, "network")
-    trainer = Trainer(config, build_network(config.model, config.dataset.channels), table, device)
+    examples = load_examples(config.dataset, train=True)
+    if isinstance(config.conditioning, ClassLabels):
+        check_labels(config.dataset, examples)
+    flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
+    trainer = Trainer(config, Table(examples, flip, config.train.seed, device), device)
     if state is None:
         claim(folder)
         OmegaConf.save(OmegaConf.create(asdict(config)), folder / ".hydra" / "config.yaml")
@@ -119,20 +119,21 @@ def _restore(trainer: Any, state: dict[str, Any], resume: str) -> None:
 
 def _describe(trainer: Any, folder: Path) -> None:
     """A few lines at the start: what is trained on what, where it goes."""
+    from ddpm_cli.training.generate import warn_of_few_steps
+
     config = trainer.config
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
-    channels, height, width = config.dataset.shape
+    size = "x".join(map(str, config.dataset.shape))
+    log.info("dataset   %s, %d examples of %s", config.dataset.name, len(trainer.table), size)
+    told = f", is told {len(trainer.classes)} classes" if trainer.classes else ""
     log.info(
-        "dataset   %s, %d images of %dx%dx%d",
-        config.dataset.name,
-        len(trainer.table),
-        channels,
-        height,
-        width,
-    )
-    log.info(
-        "network   %s, %.2fM parameters, predicts %s", config.model.name, parameters / 1e6, config.prediction
+        "network   %s, %.2fM parameters, predicts %s%s",
+        config.model.name,
+        parameters / 1e6,
+        config.prediction,
+        told,
     )
     log.info("schedule  %s, T=%d; loss %s", config.schedule.name, config.schedule.timesteps, config.loss.name)
     log.info("training  steps %d to %d on %s, %s", trainer.step, trainer.steps, trainer.device, trainer.dtype)
     log.info("folder    %s", folder)
+    warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)

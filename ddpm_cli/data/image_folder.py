@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ddpm_cli.data.table import Images
+from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
 from ddpm_cli.options import ImageFolder
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Images:
+def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Examples:
     """The images below `dataset.root`, sorted by name; sub-folders directly below it are the classes.
 
     Splits: the sub-folders train/ and test/ where there are both, else a share of `test_fraction` held out by
@@ -40,10 +40,10 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Images:
         )
     pixels, sound = _cached(dataset, root, files, cache)
     if any(file.parent == root for file in found):  # some belong to no class
-        return Images(torch.from_numpy(pixels))
+        return Examples(torch.from_numpy(pixels))
     classes = sorted({file.relative_to(root).parts[0] for file in found})
     labels = [classes.index(files[i].relative_to(root).parts[0]) for i in sound]
-    return Images(torch.from_numpy(pixels), torch.tensor(labels), classes)
+    return Examples(torch.from_numpy(pixels), torch.tensor(labels), classes)
 
 
 def decode(file: Path, height: int, width: int, channels: int) -> np.ndarray:
@@ -110,9 +110,7 @@ def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) ->
     key = hashlib.sha256(repr((str(root.resolve()), dataset.shape, dataset.skip_broken)).encode())
     for file in files:
         stat = file.stat()
-        key.update(
-            os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0")
-        )
+        key.update(os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"))
     stem = cache / key.hexdigest()[:32]
     table, sound = stem.with_suffix(".uint8"), stem.with_suffix(".sound.npy")
     if not (table.is_file() and sound.is_file()):

@@ -1,4 +1,4 @@
-"""Where images come from: each source becomes one `Images` of the size and channels its config asks for."""
+"""Where data come from: each source becomes one `Examples` of the size and channels its config asks for."""
 
 import os
 import tempfile
@@ -9,9 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_cli.data.image_folder import read_image_folder
-from ddpm_cli.data.table import Images, to_tensor
+from ddpm_cli.data.points import swiss_roll
+from ddpm_cli.data.table import Examples, to_tensor
 from ddpm_cli.errors import UserError
-from ddpm_cli.options import Cifar10, Dataset, Digits, FashionMnist, ImageFolder, Mnist
+from ddpm_cli.options import (
+    Cifar10,
+    Dataset,
+    Digits,
+    FashionMnist,
+    ImageDataset,
+    ImageFolder,
+    Mnist,
+    SwissRoll,
+)
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 DIGITS_IN_TRAIN = 1500
@@ -24,30 +34,38 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DDPM_CACHE", "~/.cache/ddpm_cli")).expanduser()
 
 
-def load_images(dataset: Dataset, train: bool) -> Images:
-    """The train or the test split, resized to `dataset.image_size` and with `dataset.channels`.
+def load_examples(dataset: Dataset, train: bool) -> Examples:
+    """The train or the test split; images resized to `dataset.image_size` and with `dataset.channels`.
 
     Raises `UserError` where the data cannot be had, with what to do.
     """
     match dataset:
-        case FashionMnist():
-            images = _fashion_mnist(dataset, train)
-        case Mnist():
-            images = _torchvision("MNIST", dataset, train)
-        case Cifar10():
-            images = _torchvision("CIFAR10", dataset, train)
-        case Digits():
-            images = _digits(train)
+        case SwissRoll():
+            return swiss_roll(dataset, train)
         case ImageFolder():
             return read_image_folder(dataset, train, cache_folder() / "image_folder")
+        case FashionMnist():
+            examples = _fashion_mnist(dataset, train)
+        case Mnist():
+            examples = _torchvision("MNIST", dataset, train)
+        case Cifar10():
+            examples = _torchvision("CIFAR10", dataset, train)
+        case Digits():
+            examples = _digits(train)
         case _:
-            raise TypeError(f"no images for {dataset}")
-    return Images(
-        _resized(_with_channels(images.pixels, dataset.channels), dataset), images.labels, images.classes
-    )
+            raise TypeError(f"no examples for {dataset}")
+    values = _resized(_with_channels(examples.values, dataset.channels), dataset)
+    return Examples(values, examples.labels, examples.classes)
 
 
-def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
+def check_labels(dataset: Dataset, examples: Examples) -> None:
+    """Raise `UserError` where `examples`, which are those of `dataset`, have no labels."""
+    if examples.labels is None:
+        how = " (sub-folders directly below dataset.root are the classes)" if isinstance(dataset, ImageFolder) else ""
+        raise UserError(f"conditioning=class: dataset={dataset.name} has no labels{how}; use conditioning=none")
+
+
+def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
     """From `dataset.root`, in torchvision's layout or as idx files, else Debian's, else downloaded."""
     folders = [DEBIAN_FASHION_MNIST] if dataset.root is None else [Path(dataset.root), DEBIAN_FASHION_MNIST]
     for folder in folders:
@@ -71,7 +89,7 @@ def _fashion_mnist(dataset: Dataset, train: bool) -> Images:
         ) from error
 
 
-def _torchvision(source: str, dataset: Dataset, train: bool) -> Images:
+def _torchvision(source: str, dataset: ImageDataset, train: bool) -> Examples:
     """A torchvision data set from `dataset.root`, else from the cache, downloaded where it is missing."""
     try:
         return _downloaded(source, train) if dataset.root is None else _opened(source, dataset.root, train)
@@ -87,21 +105,21 @@ def _torchvision(source: str, dataset: Dataset, train: bool) -> Images:
         ) from error
 
 
-def _downloaded(source: str, train: bool) -> Images:
+def _downloaded(source: str, train: bool) -> Examples:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return _opened(source, folder, train, download=True)
 
 
-def _opened(source: str, folder: Path | str, train: bool, download: bool = False) -> Images:
+def _opened(source: str, folder: Path | str, train: bool, download: bool = False) -> Examples:
     import torchvision.datasets  # here, for it takes seconds that other data sets need not wait
 
     data = getattr(torchvision.datasets, source)(folder, train=train, download=download)
     pixels = data.data.numpy() if isinstance(data.data, Tensor) else data.data
-    return Images(to_tensor(pixels), torch.as_tensor(data.targets), list(data.classes))
+    return Examples(to_tensor(pixels), torch.as_tensor(data.targets), list(data.classes))
 
 
-def _from_idx(folder: Path, train: bool) -> Images:
+def _from_idx(folder: Path, train: bool) -> Examples:
     """The idx files of `folder`, plain or gzipped, through torchvision's reader."""
     from torchvision.datasets.utils import extract_archive
 
@@ -116,7 +134,7 @@ def _from_idx(folder: Path, train: bool) -> Images:
         return _opened("FashionMNIST", Path(unpacked), train)
 
 
-def _digits(train: bool) -> Images:
+def _digits(train: bool) -> Examples:
     try:
         from sklearn.datasets import load_digits  # optional: pip install 'ddpm-cli[digits]'
     except ImportError as error:
@@ -125,9 +143,7 @@ def _digits(train: bool) -> Images:
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
     chosen = order[:DIGITS_IN_TRAIN] if train else order[DIGITS_IN_TRAIN:]
     pixels = (data.images * (255 / 16)).round().astype("uint8")
-    return Images(
-        to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)]
-    )
+    return Examples(to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)])
 
 
 def _with_channels(pixels: Tensor, channels: int) -> Tensor:
@@ -139,7 +155,7 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     return torch.cat([(part * luma).sum(1, keepdim=True).round().byte() for part in pixels.split(4096)])
 
 
-def _resized(pixels: Tensor, dataset: Dataset) -> Tensor:
+def _resized(pixels: Tensor, dataset: ImageDataset) -> Tensor:
     """Resized, and centre-cropped where the proportions differ, to the config's height and width."""
     height, width = dataset.shape[1:]
     if tuple(pixels.shape[2:]) == (height, width):

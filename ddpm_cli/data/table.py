@@ -1,6 +1,7 @@
 """A data set in memory, and its batches as a pure function of the step."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,57 +14,73 @@ DEVICE_LIMIT = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Images:
-    """All images of a split.
+class Examples:
+    """All examples of a split.
 
-    pixels: (N, C, H, W) uint8. labels: (N,) int64 class numbers, or None. classes: their names, maybe empty.
+    values: (N, C, H, W) uint8 images, or (N, D) float32 points. labels: (N,) int64 class numbers, or None.
+    classes: their names, maybe empty.
     """
 
-    pixels: Tensor
+    values: Tensor
     labels: Tensor | None = None
     classes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.values)
+
+
+def to_float(values: Tensor) -> Tensor:
+    """uint8 images in [-1, 1], points as they are: float32."""
+    return values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values
+
+
+class Batch(NamedTuple):
+    """x0: (B, C, ...) float32; y: (B,) int64 class numbers, or None where the data have no labels."""
+
+    x0: Tensor
+    y: Tensor | None
 
 
 class Table:
-    """Batches of `images` for training, without a loader process.
+    """Batches of `examples` for training, without a loader process.
 
-    The images of all epochs form one endless sequence, each epoch in an order of its own; step s takes the
-    s-th `batch_size` of it. So every image is used once an epoch, whatever the batch size divides, and a
-    batch depends on (seed, step) alone.
+    The examples of all epochs form one endless sequence, each epoch in an order of its own; step s takes the
+    s-th `batch_size` of it. So every example is used once an epoch, whatever the batch size divides, and a
+    batch depends on (seed, step) alone. `flip` mirrors every other image.
     """
 
-    def __init__(self, images: Images, flip: bool, seed: int, device: torch.device) -> None:
-        fits = images.pixels.numel() <= DEVICE_LIMIT
-        self.pixels = images.pixels.to(device) if fits else images.pixels
+    def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device) -> None:
+        values = examples.values
+        home = device if values.numel() * values.element_size() <= DEVICE_LIMIT else values.device
+        self.values = values.to(home)
+        self.labels = None if examples.labels is None else examples.labels.to(home)
+        self.classes = examples.classes
         self.flip = flip
         self.seed = seed
         self.device = device
         self._orders: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.values)
 
-    def batch(self, step: int, batch_size: int) -> Tensor:
-        """The images of `step`, 0 being the first: (batch_size, C, H, W) float32 in [-1, 1] on the device."""
-        pixels = self.pixels[self.indices(step * batch_size, batch_size)]
-        x0 = self._on_device(pixels).float() / 127.5 - 1
+    def batch(self, step: int, batch_size: int) -> Batch:
+        """The examples of `step`, 0 being the first, on the training device."""
+        indices = self.indices(step * batch_size, batch_size)
+        x0 = to_float(self._on_device(self.values[indices]))
         if self.flip:
             generator = rng.generator(self.seed, "flip", step, device=self.device)
             coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)
             x0 = torch.where(coins < 0.5, x0.flip(-1), x0)
-        return x0
+        return Batch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
 
-    def _on_device(self, pixels: Tensor) -> Tensor:
-        """`pixels` on the training device; CUDA is not waited for, which takes pinned memory."""
-        if self.device.type == "cuda" and pixels.device.type == "cpu":
-            pixels = pixels.pin_memory()
-        return pixels.to(self.device, non_blocking=True)
+    def _on_device(self, part: Tensor) -> Tensor:
+        """`part` on the training device; CUDA is not waited for, which takes pinned memory."""
+        if self.device.type == "cuda" and part.device.type == "cpu":
+            part = part.pin_memory()
+        return part.to(self.device, non_blocking=True)
 
     def indices(self, start: int, count: int) -> Tensor:
-        """The places in the table of images `start` to `start + count - 1` of the sequence: (count,)."""
+        """The places in the table of examples `start` to `start + count - 1` of the sequence: (count,)."""
         parts: list[Tensor] = []
         while count > 0:
             epoch, first = divmod(start, len(self))
@@ -75,7 +92,7 @@ class Table:
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
             order = torch.randperm(len(self), generator=rng.generator(self.seed, "order", epoch))
-            self._orders = {epoch: order.to(self.pixels.device)}  # once an epoch, no copy in a step
+            self._orders = {epoch: order.to(self.values.device)}  # once an epoch, no copy in a step
         return self._orders[epoch]
 
 

@@ -1,37 +1,75 @@
-"""A network seen as a denoiser: x_t in, an estimate of x0 out."""
+"""A network seen as a denoiser: x_t in, an estimate of x0 and of the reverse step's variance out."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.process import Process
 
-Network = Callable[[Tensor, Tensor], Tensor]
-"""(x, t) -> output: x (B, C, H, W), or (B, 2C, H, W) with self-conditioning; t (B,); output (B, C, H, W)."""
+
+class Network(Protocol):
+    """(x, t, y) -> output.
+
+    x: (B, C, ...), twice the channels with self-conditioning; t: (B,); y: (B,) classes, or None. output:
+    (B, C, ...), twice the channels with learned variance.
+    """
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, /) -> Tensor: ...
+
+
+class Output(NamedTuple):
+    """What a network says of x_t.
+
+    prediction: of eps, x0 or v, (B, C, ...) float32. fraction: of the way from the smallest to the largest
+    log-variance, per dimension, or None where the variance is fixed (Nichol & Dhariwal 2021, eq. 15).
+    """
+
+    prediction: Tensor
+    fraction: Tensor | None
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """What training and sampling both ask of a network.
+    """What training, sampling and likelihoods all ask of a network.
 
-    prediction: eps, x0 or v. self_condition: the network also sees its last estimate of x0, on the channels
-    before x_t, zeros where there is none (Chen et al. 2022, arXiv:2208.04202, section 3.2).
+    prediction: eps, x0 or v. variance: fixed_small, fixed_large or learned_range. self_condition: the network
+    also sees its last estimate of x0, on the channels before x_t, zeros where there is none (Chen et al. 2022,
+    arXiv:2208.04202, section 3.2).
     """
 
     network: Network
     process: Process
     prediction: str
+    variance: str = "fixed_small"
     self_condition: bool = False
 
-    def output(self, x_t: Tensor, t: Tensor, last_x0: Tensor | None = None) -> Tensor:
-        """The network's output in float32: (B, C, H, W)."""
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, last_x0: Tensor | None = None) -> Output:
+        """The network's output, in float32."""
+        x = x_t
         if self.self_condition:
-            x_t = torch.cat([torch.zeros_like(x_t) if last_x0 is None else last_x0, x_t], dim=1)
-        return self.network(x_t, t).float()
+            x = torch.cat([torch.zeros_like(x_t) if last_x0 is None else last_x0, x_t], dim=1)
+        output = self.network(x, t, y).float()
+        if self.variance != "learned_range":
+            return Output(output, None)
+        prediction, fraction = output.chunk(2, dim=1)
+        return Output(prediction, (fraction + 1) / 2)
 
-    def x0(self, x_t: Tensor, t: Tensor, last_x0: Tensor | None = None, clip: bool = True) -> Tensor:
-        """The estimate of x0, clipped to [-1, 1] where asked: (B, C, H, W) float32."""
-        x0 = self.process.x0_from(self.prediction, self.output(x_t, t, last_x0), x_t, t)
-        return x0.clamp(-1, 1) if clip else x0
+    def x0(self, output: Output, x_t: Tensor, t: Tensor) -> Tensor:
+        """The estimate of x0 that `output` stands for, not clipped: (B, C, ...) float32."""
+        return self.process.x0_from(self.prediction, output.prediction, x_t, t)
+
+    def log_variance(self, output: Output, x_t: Tensor, t: Tensor) -> Tensor:
+        """The log-variance of p(x_{t-1} | x_t): to be broadcast with x_t.
+
+        fixed_small and fixed_large: Ho et al. 2020, section 3.2. learned_range: Nichol & Dhariwal 2021, eq. 15.
+        """
+        process = self.process
+        small = process.at(process.log_posterior_variance, t, x_t)
+        if self.variance == "fixed_small":
+            return small
+        large = process.at(process.log_betas, t, x_t)
+        if output.fraction is None:
+            return torch.where(t.view(small.shape) == 0, small, large)  # at t = 0 as in Ho et al.'s code
+        return output.fraction * large + (1 - output.fraction) * small

@@ -1,27 +1,47 @@
-"""The Gaussian diffusion process: q(x_t | x_0), and what a network's output says of x_0.
+"""The Gaussian diffusion process: q(x_t | x_0), q(x_{t-1} | x_t, x_0), and what a network's output says of x_0.
 
 Notation of Ho et al. 2020 (arXiv:2006.11239), but t runs from 0 to T-1. All arithmetic here is float32 or
 better, whatever the network computes in.
 """
 
+import math
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
+
+Noise = Callable[[], Tensor]
+"""Standard normal noise of x's shape, anew at each call."""
 
 
 class Process:
     """The tables of a schedule.
 
     Attributes:
-        alphas_cumprod: T Python floats, for a sampler's coefficients in double precision.
-        sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod: (T,) float32 on `device`, for batches of t.
+        betas, alphas_cumprod: T Python floats each, for a sampler's coefficients in double precision.
+        sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, snr: (T,) float32 on `device`, for batches of t.
+        log_betas, log_posterior_variance: the same, of q(x_t | x_{t-1}) and of q(x_{t-1} | x_t, x_0); the latter
+            is 0 at t = 0, where its logarithm is that of t = 1, as in Ho et al.'s code.
     """
 
     def __init__(self, betas: Tensor, device: torch.device | str = "cpu") -> None:
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        before = torch.cat([torch.ones_like(betas[:1]), alphas_cumprod[:-1]])
+        posterior_variance = betas * (1 - before) / (1 - alphas_cumprod)
+        posterior_variance[0] = posterior_variance[1] if len(betas) > 1 else betas[0]
+        self.betas: list[float] = betas.tolist()
         self.alphas_cumprod: list[float] = alphas_cumprod.tolist()
-        # Cast before the move: MPS has no float64.
-        self.sqrt_alphas_cumprod = alphas_cumprod.sqrt().float().to(device)
-        self.sqrt_one_minus_alphas_cumprod = (1 - alphas_cumprod).sqrt().float().to(device)
+
+        def table(values: Tensor) -> Tensor:
+            return values.float().to(device)  # cast before the move: MPS has no float64
+
+        self.sqrt_alphas_cumprod = table(alphas_cumprod.sqrt())
+        self.sqrt_one_minus_alphas_cumprod = table((1 - alphas_cumprod).sqrt())
+        self.snr = table(alphas_cumprod / (1 - alphas_cumprod))
+        self.log_betas = table(betas.log())
+        self.log_posterior_variance = table(posterior_variance.log())
+        self._posterior_x0 = table(before.sqrt() * betas / (1 - alphas_cumprod))
+        self._posterior_x_t = table((1 - betas).sqrt() * (1 - before) / (1 - alphas_cumprod))
 
     @property
     def timesteps(self) -> int:
@@ -35,6 +55,17 @@ class Process:
         """
         a, b = self._signal_and_noise(t, x0)
         return a * x0 + b * eps
+
+    def chain(self, x0: Tensor, noise: Noise) -> Iterator[Tensor]:
+        """x_0, x_1, ... step by step by q(x_t | x_{t-1}) (eq. 2): T tensors of x0's shape."""
+        x = x0
+        for beta in self.betas:
+            x = math.sqrt(1 - beta) * x + math.sqrt(beta) * noise()
+            yield x
+
+    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The mean of q(x_{t-1} | x_t, x_0) (eq. 7); at t = 0 it is x0. Args: as `q_sample`."""
+        return self.at(self._posterior_x0, t, x0) * x0 + self.at(self._posterior_x_t, t, x0) * x_t
 
     def v(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """v = sqrt(alphas_cumprod) eps - sqrt(1 - alphas_cumprod) x0 (Salimans & Ho 2022, section 4)."""
@@ -67,7 +98,10 @@ class Process:
                 return a * x_t - b * output
         raise ValueError(f"prediction={prediction}")
 
+    def at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+        """table[t], shaped to multiply `like`: (B, 1, ...)."""
+        return table[t].view((-1,) + (1,) * (like.ndim - 1))
+
     def _signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), shaped to multiply `like`."""
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        return self.sqrt_alphas_cumprod[t].view(shape), self.sqrt_one_minus_alphas_cumprod[t].view(shape)
+        return self.at(self.sqrt_alphas_cumprod, t, like), self.at(self.sqrt_one_minus_alphas_cumprod, t, like)

@@ -1,51 +1,42 @@
-"""Samplers: generators that walk x from t = T-1 to the image.
+"""Samplers: generators that walk x from t = T-1 to the data.
 
-Each takes explicit (t, t_prev) pairs, so that steps may skip timesteps; t_prev = -1 is the image, where
+Each takes explicit (t, t_prev) pairs, so that steps may skip timesteps; t_prev = -1 is the data, where
 alphas_cumprod is 1. A sampler asks only for estimates of x0 and derives eps from them, so that clipping x0
-reaches everything. Its coefficients are Python floats from the float64 table.
+reaches everything. Its coefficients are Python floats from the float64 table, recomputed for each stride.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.process import Process
-from ddpm_cli.options import Ddim, Ddpm, Sampler
+from ddpm_cli.diffusion.process import Noise, Process
+from ddpm_cli.diffusion.timesteps import Pairs
 
 
 @dataclass(frozen=True)
 class Step:
-    """After a step from timestep `t`: the less noisy `x` and the estimate `x0`, both (B, C, H, W)."""
+    """After a step from timestep `t`: the less noisy `x` and the estimate `x0`, both (B, C, ...)."""
 
     t: int
     x: Tensor
     x0: Tensor
 
 
+class Estimate(NamedTuple):
+    """Of x0; and, where the variance is learned, `fraction` as in `denoiser.Output`."""
+
+    x0: Tensor
+    fraction: Tensor | None = None
+
+
 class Denoise(Protocol):
     """(x_t, t, last estimate of x0) -> estimate of x0."""
 
-    def __call__(self, x_t: Tensor, t: int, last_x0: Tensor | None, /) -> Tensor: ...
-
-
-Noise = Callable[[], Tensor]
-"""Standard normal noise of x's shape, anew at each call."""
-
-
-def timestep_pairs(timesteps: int, steps: int | None) -> list[tuple[int, int]]:
-    """`steps` pairs (t, t_prev), evenly spaced from T-1 down to 0, the last (t, -1).
-
-    None: all T. One step goes from T-1 straight to the image.
-    """
-    count = timesteps if steps is None else steps
-    spaced = np.linspace(timesteps - 1, 0, count).round().astype(int).tolist()
-    return list(zip(spaced, [*spaced[1:], -1], strict=True))
+    def __call__(self, x_t: Tensor, t: int, last_x0: Tensor | None, /) -> Estimate: ...
 
 
 def posterior(process: Process, t: int, t_prev: int) -> tuple[float, float, float]:
@@ -60,51 +51,102 @@ def posterior(process: Process, t: int, t_prev: int) -> tuple[float, float, floa
     return a, b, math.sqrt((1 - alpha) * (1 - ac_prev) / (1 - ac))
 
 
+def ancestral_std(process: Process, t: int, t_prev: int, variance: str, fraction: Tensor | None) -> float | Tensor:
+    """The standard deviation of p(x_prev | x_t) where t_prev >= 0: as `Denoiser.log_variance`, for a stride."""
+    small = posterior(process, t, t_prev)[2]
+    large = math.sqrt(1 - _alphas_cumprod(process, t) / _alphas_cumprod(process, t_prev))
+    if variance == "fixed_small":
+        return small
+    if fraction is None:
+        return large
+    return torch.exp(fraction * math.log(large) + (1 - fraction) * math.log(small))
+
+
 def ddpm(
-    denoise: Denoise, x: Tensor, process: Process, pairs: list[tuple[int, int]], noise: Noise
+    denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise, variance: str = "fixed_small"
 ) -> Iterator[Step]:
-    """Ancestral sampling (Ho et al. 2020, Algorithm 2), variance the posterior's."""
+    """Ancestral sampling (Ho et al. 2020, Algorithm 2)."""
     x0 = None
     for t, t_prev in pairs:
-        x0 = denoise(x, t, x0)
-        a, b, std = posterior(process, t, t_prev)
+        x0, fraction = denoise(x, t, x0)
+        a, b, _ = posterior(process, t, t_prev)
         x = a * x0 + b * x
         if t_prev >= 0:
-            x = x + std * noise()
+            x = x + ancestral_std(process, t, t_prev, variance, fraction) * noise()
         yield Step(t, x, x0)
 
 
-def ddim(
-    denoise: Denoise, x: Tensor, process: Process, pairs: list[tuple[int, int]], noise: Noise, eta: float
-) -> Iterator[Step]:
+def ddim(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise, eta: float) -> Iterator[Step]:
     """DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 and 16): deterministic at eta 0, ancestral at 1."""
     x0 = None
     for t, t_prev in pairs:
-        x0 = denoise(x, t, x0)
-        ac, ac_prev = _alphas_cumprod(process, t), _alphas_cumprod(process, t_prev)
-        eps = (x - math.sqrt(ac) * x0) / math.sqrt(1 - ac)
+        x0 = denoise(x, t, x0).x0
         std = eta * posterior(process, t, t_prev)[2]
-        x = math.sqrt(ac_prev) * x0 + math.sqrt(max(0.0, 1 - ac_prev - std**2)) * eps
+        signal, sigma = _signal_and_sigma(process, t_prev)
+        x = signal * x0 + math.sqrt(max(0.0, sigma**2 - std**2)) * _eps(process, x, x0, t)
         if std > 0:
             x = x + std * noise()
         yield Step(t, x, x0)
 
 
-@torch.no_grad()
-def sample(sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Noise) -> Iterator[Step]:
-    """Walk `x` ~ N(0, 1), (B, C, H, W), to images as `sampler` says: a `Step` per call of the network."""
+def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs) -> Iterator[Step]:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Algorithm 2): multistep, second order, one call a step.
 
-    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Tensor:
-        at = torch.full((len(x_t),), t, device=x_t.device)
-        return denoiser.x0(x_t, at, last_x0 if denoiser.self_condition else None, sampler.clip)
+    The first step, the last one to the data, and one from a timestep without signal are of first order: of
+    these no log-SNR is finite.
+    """
+    last_x0: Tensor | None = None
+    h_last = math.inf
+    for t, t_prev in pairs:
+        x0 = denoise(x, t, last_x0).x0
+        (signal, sigma), (signal_prev, sigma_prev) = (
+            _signal_and_sigma(process, t),
+            _signal_and_sigma(process, t_prev),
+        )
+        shrink = sigma_prev * signal / (sigma * signal_prev)  # exp(-h), h the step in lambda = log(signal / sigma)
+        h = -math.log(shrink) if shrink > 0 else math.inf
+        towards = x0
+        if last_x0 is not None and math.isfinite(h) and math.isfinite(h_last):
+            towards = x0 + h / (2 * h_last) * (x0 - last_x0)
+        x = sigma_prev / sigma * x + signal_prev * (1 - shrink) * towards
+        last_x0, h_last = x0, h
+        yield Step(t, x, x0)
 
-    pairs = timestep_pairs(denoiser.process.timesteps, sampler.steps)
-    match sampler:
-        case Ddpm():
-            yield from ddpm(denoise, x, denoiser.process, pairs, noise)
-        case Ddim(eta=eta):
-            yield from ddim(denoise, x, denoiser.process, pairs, noise, eta)
+
+def heun(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs) -> Iterator[Step]:
+    """Heun's method on the probability flow ODE d(x / signal) = eps d(sigma / signal), second order.
+
+    Karras et al. 2022 (arXiv:2206.00364), Algorithm 1: an Euler step, which is DDIM's, then its eps averaged
+    with that at its end, so two calls a step. The last step to the data, and one from a timestep without signal,
+    are Euler's.
+    """
+    x0 = None
+    for t, t_prev in pairs:
+        x0 = denoise(x, t, x0).x0
+        (signal, sigma), (signal_prev, sigma_prev) = (
+            _signal_and_sigma(process, t),
+            _signal_and_sigma(process, t_prev),
+        )
+        eps = _eps(process, x, x0, t)
+        x = signal_prev * x0 + sigma_prev * eps
+        if t_prev >= 0 and signal > 0:
+            x0 = denoise(x, t_prev, x0).x0
+            change = _eps(process, x, x0, t_prev) - eps
+            x = x + signal_prev * (sigma_prev / signal_prev - sigma / signal) / 2 * change
+        yield Step(t, x, x0)
 
 
 def _alphas_cumprod(process: Process, t: int) -> float:
     return 1.0 if t < 0 else process.alphas_cumprod[t]
+
+
+def _signal_and_sigma(process: Process, t: int) -> tuple[float, float]:
+    """The amplitudes of x0 and of eps in x_t."""
+    ac = _alphas_cumprod(process, t)
+    return math.sqrt(ac), math.sqrt(1 - ac)
+
+
+def _eps(process: Process, x_t: Tensor, x0: Tensor, t: int) -> Tensor:
+    """The noise in x_t for this estimate of x0."""
+    signal, sigma = _signal_and_sigma(process, t)
+    return (x_t - signal * x0) / sigma

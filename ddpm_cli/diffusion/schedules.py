@@ -15,7 +15,7 @@ LEAST_SIGNAL = 1e-30
 def betas_of(schedule: Schedule) -> Tensor:
     """The variances beta_t of q(x_t | x_{t-1}), t in 0..T-1.
 
-    Returns: (T,) float64 on the CPU, in (0, 1).
+    Returns: (T,) float64 on the CPU, in (0, 1); the last is 1 with zero_terminal_snr.
 
     Raises `UserError` for a schedule that leaves nothing of the image to divide by.
 
@@ -23,6 +23,8 @@ def betas_of(schedule: Schedule) -> Tensor:
     square of a line and a logistic curve from beta_start to beta_end.
     """
     betas = _formula(schedule)
+    if schedule.zero_terminal_snr:
+        return _zero_terminal_snr(betas)
     left = float(torch.prod(1 - betas))
     if left < LEAST_SIGNAL:
         raise UserError(
@@ -46,6 +48,13 @@ def _formula(schedule: Schedule) -> Tensor:
         case Constant(timesteps=T, beta=beta):
             return torch.full((T,), beta, dtype=torch.float64)
     raise TypeError(f"no betas for {schedule}")
+
+
+def _zero_terminal_snr(betas: Tensor) -> Tensor:
+    """`betas` stretched until alphas_cumprod ends at 0 (Lin et al. 2023, arXiv:2305.08891, Algorithm 1)."""
+    root = torch.cumprod(1 - betas, dim=0).sqrt()
+    alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return 1 - alphas_cumprod / torch.cat([torch.ones_like(betas[:1]), alphas_cumprod[:-1]])
 
 
 def _line(start: float, end: float, count: int) -> Tensor:

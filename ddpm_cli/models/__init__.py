@@ -1,20 +1,33 @@
-"""Networks: forward(x, t). They know nothing of diffusion."""
+"""Networks: forward(x, t, y). They know nothing of diffusion."""
 
 from torch import nn
 
+from ddpm_cli.models.conv_unet import ConvUNet
 from ddpm_cli.models.ddpm_unet import DdpmUNet
+from ddpm_cli.models.mlp import Mlp
 from ddpm_cli.models.unet import UNet
+from ddpm_cli.options import ConvUNet as ConvUNetConfig
 from ddpm_cli.options import DdpmUNet as DdpmUNetConfig
+from ddpm_cli.options import Mlp as MlpConfig
 from ddpm_cli.options import Model
 from ddpm_cli.options import UNet as UNetConfig
 
 
-def build_network(model: Model, channels: int) -> nn.Module:
-    """The network of `model` for images of `channels`, twice as many in where it is self-conditioned."""
+def build_network(model: Model, channels: int, classes: int = 0, outputs: int = 1) -> nn.Module:
+    """The network of `model` for examples of `channels`.
+
+    It takes twice the channels where it is self-conditioned, and returns `outputs` times as many. `classes`: how
+    many it can be told of; label number `classes` means none of them. 0: it is not told any.
+    """
     in_channels = channels * (2 if model.self_condition else 1)
+    out_channels = channels * outputs
     match model:
         case UNetConfig():
-            return UNet(model, in_channels, channels)
+            return UNet(model, in_channels, out_channels, classes)
         case DdpmUNetConfig():
-            return DdpmUNet(model, in_channels, channels)
+            return DdpmUNet(model, in_channels, out_channels, classes)
+        case ConvUNetConfig():
+            return ConvUNet(model, in_channels, out_channels, classes)
+        case MlpConfig():
+            return Mlp(model, in_channels, out_channels, classes)
     raise TypeError(f"no network for {model}")

@@ -1,10 +1,14 @@
-"""The U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), as their code builds it."""
+"""The U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), as their code builds it.
+
+With `heads` and `scale_shift` that of Nichol & Dhariwal 2021 (arXiv:2102.09672, appendix A).
+"""
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from ddpm_cli.models.layers import TimeEmbedding
+from ddpm_cli.models.layers import Embedding
 from ddpm_cli.options import DdpmUNet as DdpmUNetConfig
 
 
@@ -26,45 +30,55 @@ def _init(module: nn.Module) -> None:
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice; the time embedding is added in between; residual."""
+    """Norm, SiLU, 3x3 convolution, twice; the embedding is added in between, or scales and shifts; residual."""
 
-    def __init__(self, dim: int, dim_out: int, emb_dim: int, groups: int, dropout: float) -> None:
+    def __init__(self, config: DdpmUNetConfig, dim: int, dim_out: int) -> None:
         super().__init__()
-        self.norm1 = _norm(groups, dim)
+        self.scale_shift = config.scale_shift
+        self.norm1 = _norm(config.groups, dim)
         self.conv1 = nn.Conv2d(dim, dim_out, 3, padding=1)
-        self.emb = nn.Linear(emb_dim, dim_out)
-        self.norm2 = _norm(groups, dim_out)
-        self.dropout = nn.Dropout(dropout)
+        self.emb = nn.Linear(4 * config.width, dim_out * (2 if config.scale_shift else 1))
+        self.norm2 = _norm(config.groups, dim_out)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
         self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x))) + self.emb(F.silu(emb))[:, :, None, None]
-        return self.conv2(self.dropout(F.silu(self.norm2(h)))) + self.residual(x)
+        h = self.conv1(F.silu(self.norm1(x)))
+        emb = self.emb(F.silu(emb))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + emb)
+        return self.conv2(self.dropout(F.silu(h))) + self.residual(x)
 
 
 class AttentionBlock(nn.Module):
-    """One head of full attention over the pixels, residual."""
+    """Full attention over the pixels, residual."""
 
-    def __init__(self, dim: int, groups: int) -> None:
+    def __init__(self, dim: int, groups: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.norm = _norm(groups, dim)
         self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.to_out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
-        out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-        return x + self.to_out(out.unflatten(2, x.shape[2:]))
+        qkv = self.to_qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three h d) y x -> three b h (y x) d", three=3, h=self.heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[2]))
 
 
 class Layer(nn.Module):
     """A residual block, and attention where the level has it."""
 
-    def __init__(self, dim: int, dim_out: int, emb_dim: int, kind: str, groups: int, dropout: float) -> None:
+    def __init__(self, config: DdpmUNetConfig, dim: int, dim_out: int, kind: str) -> None:
         super().__init__()
-        self.block = ResnetBlock(dim, dim_out, emb_dim, groups, dropout)
-        self.attention = AttentionBlock(dim_out, groups) if kind == "full" else nn.Identity()
+        self.block = ResnetBlock(config, dim, dim_out)
+        full = kind == "full"
+        self.attention = AttentionBlock(dim_out, config.groups, config.heads) if full else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.attention(self.block(x, emb))
@@ -93,18 +107,18 @@ class Upsample(nn.Module):
 
 
 class DdpmUNet(nn.Module):
-    """(x, t) -> output of x's size.
+    """(x, t, y) -> output of x's size.
 
-    Args of forward: x: (B, in_channels, H, W), H and W divisible by `config.stride`; t: (B,) integers.
+    Args of forward: x: (B, in_channels, H, W), H and W divisible by `config.stride`; t: (B,) integers; y: (B,)
+    classes, or None for a network without.
     Returns: (B, out_channels, H, W), float32, or autocast's type.
     """
 
-    def __init__(self, config: DdpmUNetConfig, in_channels: int, out_channels: int) -> None:
+    def __init__(self, config: DdpmUNetConfig, in_channels: int, out_channels: int, classes: int) -> None:
         super().__init__()
         width, last = config.width, len(config.multipliers) - 1
-        emb_dim, groups, dropout = 4 * width, config.groups, config.dropout
         dims = [width * multiplier for multiplier in config.multipliers]
-        self.time_embedding = TimeEmbedding(width, emb_dim)
+        self.embedding = Embedding(width, 4 * width, config.time_scale, classes)
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
 
         self.downs = nn.ModuleList()
@@ -113,7 +127,7 @@ class DdpmUNet(nn.Module):
         for i, (dim, kind) in enumerate(zip(dims, config.attention, strict=True)):
             level = nn.ModuleList()
             for _ in range(config.blocks):
-                level.append(Layer(dim_in, dim, emb_dim, kind, groups, dropout))
+                level.append(Layer(config, dim_in, dim, kind))
                 skip_dims.append(dim)
                 dim_in = dim
             self.downs.append(level)
@@ -122,10 +136,7 @@ class DdpmUNet(nn.Module):
                 skip_dims.append(dim)
 
         self.middle = nn.ModuleList(
-            [
-                Layer(dims[-1], dims[-1], emb_dim, "full", groups, dropout),
-                Layer(dims[-1], dims[-1], emb_dim, "none", groups, dropout),
-            ]
+            [Layer(config, dims[-1], dims[-1], "full"), Layer(config, dims[-1], dims[-1], "none")]
         )
 
         self.ups = nn.ModuleList()
@@ -133,13 +144,13 @@ class DdpmUNet(nn.Module):
         for i, (dim, kind) in reversed(list(enumerate(zip(dims, config.attention, strict=True)))):
             level = nn.ModuleList()
             for _ in range(config.blocks + 1):
-                level.append(Layer(dim_in + skip_dims.pop(), dim, emb_dim, kind, groups, dropout))
+                level.append(Layer(config, dim_in + skip_dims.pop(), dim, kind))
                 dim_in = dim
             self.ups.append(level)
             if i > 0:
                 self.upsamples.append(Upsample(dim))
 
-        self.norm = _norm(groups, width * config.multipliers[0])
+        self.norm = _norm(config.groups, width * config.multipliers[0])
         self.head = nn.Conv2d(width * config.multipliers[0], out_channels, 3, padding=1)
         self._initialise()
 
@@ -152,8 +163,8 @@ class DdpmUNet(nn.Module):
             elif isinstance(module, AttentionBlock):
                 _zero(module.to_out)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self.time_embedding(t)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        emb = self.embedding(t, y)
         x = self.stem(x)
         skips = [x]
         for i, level in enumerate(self.downs):

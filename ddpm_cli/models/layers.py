@@ -20,16 +20,28 @@ def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class TimeEmbedding(nn.Module):
-    """t (B,) -> (B, out_dim): sinusoids through a two-layer MLP."""
+def class_vectors(classes: int, dim: int) -> nn.Embedding | None:
+    """A learned vector for each class 0..classes-1, and for label `classes`, which means none of them
+    (Ho & Salimans 2022, arXiv:2207.12598, section 3.1); nothing where there are no classes.
+    """
+    return nn.Embedding(classes + 1, dim) if classes else None
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+
+class Embedding(nn.Module):
+    """t (B,) and classes y (B,), or None -> (B, out_dim): the sum of both.
+
+    t: sinusoids of `scale` times t, through a two-layer MLP. y: a learned vector each (`class_vectors`).
+    """
+
+    def __init__(self, dim: int, out_dim: int, scale: float, classes: int) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.scale = dim, scale
         self.mlp = nn.Sequential(nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))
+        self.classes = class_vectors(classes, out_dim)
 
-    def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoidal_embedding(t, self.dim))
+    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+        emb = self.mlp(sinusoidal_embedding(t * self.scale, self.dim))
+        return emb if self.classes is None or y is None else emb + self.classes(y)
 
 
 class WeightStandardizedConv2d(nn.Conv2d):

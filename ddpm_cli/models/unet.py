@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.models.layers import TimeEmbedding, WeightStandardizedConv2d, attention
+from ddpm_cli.models.layers import Embedding, WeightStandardizedConv2d, attention
 from ddpm_cli.options import UNet as UNetConfig
 
 
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two blocks and a residual; the time embedding scales and shifts the first."""
+    """Two blocks and a residual; the embedding scales and shifts the first."""
 
     def __init__(self, dim: int, dim_out: int, emb_dim: int, groups: int, dropout: float) -> None:
         super().__init__()
@@ -47,8 +47,7 @@ class Level(nn.Module):
     def __init__(self, config: UNetConfig, dim_in: int, dim: int, kind: str) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResnetBlock(dim_in, dim, 4 * config.width, config.groups, config.dropout)
-            for _ in range(config.blocks)
+            ResnetBlock(dim_in, dim, 4 * config.width, config.groups, config.dropout) for _ in range(config.blocks)
         )
         self.attention = attention(kind, dim, config.heads, config.head_dim)
 
@@ -87,19 +86,20 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x, t) -> output of x's size.
+    """(x, t, y) -> output of x's size.
 
-    Args of forward: x: (B, in_channels, H, W), H and W divisible by `config.stride`; t: (B,) integers.
+    Args of forward: x: (B, in_channels, H, W), H and W divisible by `config.stride`; t: (B,) integers; y: (B,)
+    classes, or None for a network without.
     Returns: (B, out_channels, H, W), float32, or autocast's type.
     """
 
-    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
+    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int, classes: int) -> None:
         super().__init__()
         patch, width = config.patch_size, config.width
         dims = [width * multiplier for multiplier in config.multipliers]
         ins = [width, *dims[:-1]]  # a level works at its input's width on the way down, as in the text
         last = len(dims) - 1
-        self.time_embedding = TimeEmbedding(width, 4 * width)
+        self.embedding = Embedding(width, 4 * width, config.time_scale, classes)
         self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, width, 1))
 
         self.downs = nn.ModuleList()
@@ -116,8 +116,8 @@ class UNet(nn.Module):
         self.final = ResnetBlock(2 * width, width, 4 * width, config.groups, config.dropout)
         self.head = nn.Sequential(nn.Conv2d(width, out_channels * patch**2, 1), nn.PixelShuffle(patch))
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self.time_embedding(t)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        emb = self.embedding(t, y)
         x = stem = self.stem(x)
         skips: list[Tensor] = []
         for level, downsample in zip(self.downs, self.downsamples, strict=True):

@@ -12,8 +12,19 @@ from ddpm_cli.config import train_config
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
 
-FORMAT = 1
-KEYS = {"format", "step", "seconds", "config", "model", "ema", "optimizer", "scaler"}
+FORMAT = 2
+KEYS = {
+    "format",
+    "step",
+    "seconds",
+    "config",
+    "model",
+    "ema",
+    "optimizer",
+    "scaler",
+    "classes",
+    "timestep_sampler",
+}
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
@@ -67,6 +78,9 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         raise UserError(f"{key}={path}: not a whole checkpoint: {', '.join(sorted(missing))} missing")
     if type(state["step"]) is not int or state["step"] < 0 or type(state["seconds"]) is not float:
         raise UserError(f"{key}={path}: not a checkpoint of a run: its step or seconds are no numbers")
+    names = state["classes"]
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{key}={path}: not a checkpoint of a run: its classes are no names")
     try:
         return {**state, "config": train_config(state["config"])}
     except UserError as error:

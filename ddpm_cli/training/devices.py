@@ -40,9 +40,9 @@ def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -
     if dtype == torch.float32:
         return network
 
-    def call(x: Tensor, t: Tensor) -> Tensor:
+    def call(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         with torch.autocast(device.type, dtype=dtype):
-            return network(x, t)
+            return network(x, t, y)
 
     return call
 

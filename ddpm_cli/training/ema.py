@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 
-def ema_decay(step: int, decay: float, warmup: bool) -> float:
+def ema_decay(step: int, decay: float, warmup: bool, start: int) -> float:
     """The decay at `step` (1 is the first update): a pure function, so that resuming needs no state.
 
     With warm-up it is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage, so
-    that the average soon forgets the random initialisation.
+    that the average soon forgets the random initialisation. Before step `start` it is 0: a copy.
     """
+    if step < start:
+        return 0.0
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 

@@ -1,60 +1,93 @@
-"""Images from a network, one seed per image."""
+"""Examples from a denoiser, one seed each."""
 
-from collections.abc import Iterator
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_cli import rng
-from ddpm_cli.config import TrainConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Step, sample
-from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.options import Sampler
-from ddpm_cli.training.devices import in_precision
+from ddpm_cli.diffusion.samplers import Step
+from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.options import Ddpm, Sampler
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 1024
+"""Numbers drawn by a call of a generator, at least."""
+
+FEW = 4
+"""Of this share of the timesteps or fewer, fixed_large is too noisy."""
 
 
 class ImageNoise:
     """Standard normal noise in which image i of a seed always gets the same, whatever is drawn beside it.
 
-    Drawn on the CPU, so that it is the same on every device.
+    Drawn on the CPU, so that it is the same on every device; of small examples for several calls at once.
     """
 
-    def __init__(self, seed: int, images: range, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
         self.generators = [rng.generator(seed, "image", i) for i in images]
-        self.shape = shape
+        self.shape = (max(1, AT_ONCE // math.prod(shape)), *shape)
         self.device = device
+        self._ahead: Iterator[Tensor] = iter(())
 
     def __call__(self) -> Tensor:
         """(images, *shape) float32 on the device, anew at each call."""
-        noise = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-        return torch.stack(noise).to(self.device)
+        if (noise := next(self._ahead, None)) is None:
+            drawn = [torch.randn(self.shape, generator=generator) for generator in self.generators]
+            self._ahead = iter(torch.stack(drawn, dim=1))
+            noise = next(self._ahead)
+        return noise.to(self.device)
 
 
-def build_denoiser(
-    config: TrainConfig, network: nn.Module, device: torch.device, dtype: torch.dtype
-) -> Denoiser:
-    """The network of `config` as the denoiser that training and sampling share, computing in `dtype`."""
-    process = Process(betas_of(config.schedule), device)
-    predict = in_precision(network, device, dtype)
-    return Denoiser(predict, process, config.prediction, config.model.self_condition)
+@dataclass(frozen=True)
+class Generator:
+    """What draws examples of `shape`: a denoiser and a sampler on a device.
 
-
-def generate(
-    denoiser: Denoiser,
-    sampler: Sampler,
-    seed: int,
-    n: int,
-    batch_size: int,
-    shape: tuple[int, ...],
-    device: torch.device,
-) -> Iterator[tuple[range, Iterator[Step]]]:
-    """Images 0..n-1 of `seed`, each of `shape`, a batch at a time: which ones, and the sampler's steps.
-
-    The images of a batch are its last step's x, in [-1, 1]. They do not depend on n and batch_size.
+    `classes`: how many the denoiser is told of, 0 for none; `guidance_scale`: how strongly it heeds them.
     """
-    for first in range(0, n, batch_size):
-        images = range(first, min(first + batch_size, n))
-        noise = ImageNoise(seed, images, shape, device)
-        yield images, sample(sampler, denoiser, noise(), noise)
+
+    denoiser: Denoiser
+    sampler: Sampler
+    shape: tuple[int, ...]
+    device: torch.device
+    classes: int = 0
+    guidance_scale: float = 1.0
+
+    def guidance(self, labels: Sequence[int]) -> Guidance | None:
+        """Towards the classes `labels`, one an example; nothing where the denoiser is not told any."""
+        if self.classes == 0:
+            return None
+        return Guidance(torch.tensor(labels, device=self.device), self.classes, self.guidance_scale)
+
+    def batches(self, seed: int, labels: Sequence[int], batch_size: int) -> Iterator[tuple[range, Iterator[Step]]]:
+        """Examples 0, 1, ... of `seed`, one for each of `labels`, a batch at a time: which ones, and their steps.
+
+        The examples of a batch are its last step's x. They do not depend on how many there are, nor on batch_size.
+        """
+        for first in range(0, len(labels), batch_size):
+            images = range(first, min(first + batch_size, len(labels)))
+            noise = ImageNoise(seed, images, self.shape, self.device)
+            guidance = self.guidance(labels[first : images.stop])
+            yield images, sample(self.sampler, self.denoiser, noise(), noise, guidance)
+
+
+def in_turn(n: int, wanted: Sequence[int]) -> list[int]:
+    """The labels of n examples: those `wanted` in turn, so that example i has the same whatever n is."""
+    return [wanted[i % len(wanted)] for i in range(n)]
+
+
+def warn_of_few_steps(sampler: Sampler, variance: str, timesteps: int) -> None:
+    """Say so where ancestral steps are few and their variance the largest (Nichol & Dhariwal 2021, figure 8)."""
+    steps = sum(sampler.sections) if sampler.sections else sampler.steps or timesteps
+    if isinstance(sampler, Ddpm) and variance == "fixed_large" and FEW * steps <= timesteps:
+        log.warning(
+            "variance=fixed_large with %d of %d steps leaves much noise in the samples; use variance=fixed_small, "
+            "sampler=ddim or more steps",
+            steps,
+            timesteps,
+        )

@@ -1,10 +1,11 @@
 """metrics.csv and the plot of it."""
 
 import csv
+import math
 from pathlib import Path
 
 from ddpm_cli.files import atomic
-from ddpm_cli.imaging import save_loss_plot
+from ddpm_cli.plots import save_loss_plot
 
 COLUMNS = ["step", "images", "epoch", "loss", "lr", "grad_norm", "images_per_second", "seconds"]
 
@@ -33,7 +34,21 @@ class Metrics:
     def draw(self) -> None:
         """Redraw loss.png."""
         steps = [int(row["step"]) for row in self.rows]
-        save_loss_plot(steps, [float(row["loss"]) for row in self.rows], self.plot)
+        save_loss_plot(steps, [float(row["loss"]) for row in self.rows], self.epochs(), self.plot)
+
+    def epochs(self) -> dict[int, float]:
+        """The mean loss of each epoch that is over, by the step of its last row.
+
+        A row counts as often as it has steps, for the epoch that it begins in.
+        """
+        sums: dict[int, tuple[float, int, int]] = {}
+        before, epoch = 0, 0
+        for row in self.rows:
+            step = int(row["step"])
+            total, count, _ = sums.get(epoch, (0.0, 0, 0))
+            sums[epoch] = (total + float(row["loss"]) * (step - before), count + step - before, step)
+            before, epoch = step, math.floor(float(row["epoch"]))
+        return {last: total / count for at, (total, count, last) in sums.items() if at < epoch}
 
 
 def _upto(row: dict[str, str], last_step: int) -> bool:

@@ -20,7 +20,7 @@ TRAIN = {
     "+train.xyzzy=1": "train.xyzzy: no such key",
     "loss.delta=2": "loss.delta: only loss=huber has this key",
     "sampler.eat=1": "sampler.eat: no such key; did you mean sampler.eta?",
-    "dataset=imagenet": "dataset=imagenet: must be cifar10, digits, fashion_mnist, image_folder or mnist",
+    "dataset=imagenet": "dataset=imagenet: must be cifar10, digits, fashion_mnist, image_folder, mnist or swiss_roll",
     "schedule=exponential": "schedule=exponential: must be constant, cosine, linear, quadratic or sigmoid",
     "train.steps=many": "train.steps=many: must be a whole number",
     "train.steps=1.5": "train.steps=1.5: must be a whole number",
@@ -80,9 +80,7 @@ def check(result: Result, named: str) -> None:
         (["train.lr=0.1,0.2", "out=here"], "out=here: the jobs of a sweep write to hydra.sweep.dir"),
     ],
 )
-def test_a_sweep_is_checked_before_its_first_job(
-    run: Run, tmp_path: Path, overrides: list[str], named: str
-) -> None:
+def test_a_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
     check(run("train", "-m", *overrides), named)
     assert not list(tmp_path.iterdir())
 

@@ -30,9 +30,7 @@ def test_an_image_of_a_dataset(run: Run) -> None:
 
 def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
     assert run("forward", "image=cat.jpg", "t=[0]", "out=five").code == 0
-    result = run(
-        "forward", "image=cat.jpg", "t=[0]", "schedules.linear.beta_end=0.05", "show=[linear]", "out=one"
-    )
+    result = run("forward", "image=cat.jpg", "t=[0]", "schedules.linear.beta_end=0.05", "show=[linear]", "out=one")
     assert result.code == 0, result.err
     assert Image.open("one/forward.png").height < Image.open("five/forward.png").height / 2
 

@@ -7,7 +7,7 @@ from tests.conftest import Result
 Run = Callable[..., Result]
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "forward"])
+@pytest.mark.parametrize("command", ["train", "sample", "forward", "evaluate"])
 def test_help_shows_usage_groups_and_values(run: Run, command: str) -> None:
     result = run(command, "--help")
     assert result.code == 0
@@ -21,15 +21,18 @@ def test_help_shows_usage_groups_and_values(run: Run, command: str) -> None:
 def test_help_lists_every_option(run: Run) -> None:
     out = run("train", "--help").out
     for line in [
-        "dataset     cifar10 digits fashion_mnist image_folder mnist",
-        "schedule    constant cosine linear quadratic sigmoid",
-        "loss        huber l1 l2",
-        "model       base ddpm_cifar10 large small tiny",
-        "sampler     ddim ddpm",
-        "experiment  annotated quickstart",
+        "dataset          cifar10 digits fashion_mnist image_folder mnist swiss_roll",
+        "schedule         constant cosine linear quadratic sigmoid",
+        "loss             huber hybrid l1 l2 vlb",
+        "model            base conv ddpm_cifar10 improved_cifar10 large mlp small tiny",
+        "sampler          ddim ddpm dpmpp_2m heun",
+        "weighting        min_snr none p2",
+        "timestep_sampler loss_second_moment uniform",
+        "conditioning     class none",
+        "experiment       annotated cifar10_conditional conv_fashion_mnist improved quickstart swiss_roll",
     ]:
         assert line in out
-    assert "sampler     ddim ddpm" in run("sample", "--help").out
+    assert "sampler          ddim ddpm" in run("sample", "--help").out
 
 
 def test_the_composed_config_can_be_seen(run: Run) -> None:

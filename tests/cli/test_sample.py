@@ -49,9 +49,7 @@ def test_from_a_file_with_a_sampler_of_its_own_a_film_and_arrays(run: Run, train
     assert arrays["images"].shape == (4, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
     assert arrays["labels"].tolist() == [-1] * 4
-    assert [(a[..., 0] == b).all() for a, b in zip(arrays["images"], pixels("new"), strict=True)] == [
-        True
-    ] * 4
+    assert [(a[..., 0] == b).all() for a, b in zip(arrays["images"], pixels("new"), strict=True)] == [True] * 4
     with Image.open("new/film.gif") as film, Image.open("new/grid.png") as grid:
         assert film.n_frames == 5  # one a step, where there are few
         film.seek(film.n_frames - 1)
@@ -67,9 +65,7 @@ def test_image_i_of_a_seed_is_the_same_whatever_n_and_batch_size(run: Run, train
     assert run("sample", f"ckpt={trained}", "n=4", "seed=8", "out=c").code == 0
     for ours, theirs in zip(pixels("b"), pixels("a"), strict=False):
         assert np.abs(ours - theirs).max() <= 1
-    assert any(
-        np.abs(ours - theirs).max() > 1 for ours, theirs in zip(pixels("c"), pixels("a"), strict=False)
-    )
+    assert any(np.abs(ours - theirs).max() > 1 for ours, theirs in zip(pixels("c"), pixels("a"), strict=False))
 
 
 def test_averaged_weights_unless_told_otherwise(run: Run, trained: Path) -> None:

@@ -122,7 +122,7 @@ def test_cifar10_and_cosine(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "data"))
     result = run("train", "dataset=cifar10", "schedule=cosine", *SHORT)
     assert result.code == 0, result.err
-    assert "20 images of 3x32x32" in result.err
+    assert "20 examples of 3x32x32" in result.err
 
 
 def test_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
         "sampler.steps=2",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert re.search(r"[5-9] images of 3x32x32", result.err)
+    assert re.search(r"[5-9] examples of 3x32x32", result.err)
 
 
 def test_the_annotated_experiment(run: Run, tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ import torch
 from PIL import Image
 
 from ddpm_cli.data.image_folder import decode
-from ddpm_cli.data.sources import load_images
-from ddpm_cli.data.table import Images
+from ddpm_cli.data.sources import load_examples
+from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
 from tests.conftest import composed
 
 
-def load(root: Path, *overrides: str, train: bool = True) -> Images:
+def load(root: Path, *overrides: str, train: bool = True) -> Examples:
     overrides = ("dataset.test_fraction=0", "dataset.image_size=8", *overrides)
-    return load_images(composed("dataset=image_folder", f"dataset.root={root}", *overrides).dataset, train)
+    return load_examples(composed("dataset=image_folder", f"dataset.root={root}", *overrides).dataset, train)
 
 
 def paint(file: Path, colour: tuple[int, int, int] = (200, 100, 50), size: tuple[int, int] = (8, 8)) -> None:
@@ -27,8 +27,8 @@ def paint(file: Path, colour: tuple[int, int, int] = (200, 100, 50), size: tuple
 def test_formats_in_any_letter_case_at_any_depth(tmp_path: Path, suffix: str) -> None:
     paint(tmp_path / "a" / "b" / f"picture.{suffix}")
     images = load(tmp_path)
-    assert images.pixels.shape == (1, 3, 8, 8)
-    assert (images.pixels[0].float().mean((1, 2)) - torch.tensor([200.0, 100, 50])).abs().max() < 6
+    assert images.values.shape == (1, 3, 8, 8)
+    assert (images.values[0].float().mean((1, 2)) - torch.tensor([200.0, 100, 50])).abs().max() < 6
 
 
 def decoded(tmp_path: Path, image: Image.Image, channels: int = 3, **options: object) -> np.ndarray:
@@ -125,7 +125,7 @@ def test_splits_are_apart_and_stay_put(tmp_path: Path) -> None:
         paint(tmp_path / f"{i}.png", (i, 0, 0))
 
     def reds(train: bool) -> set[int]:
-        return set(load(tmp_path, "dataset.test_fraction=0.3", train=train).pixels[:, 0, 0, 0].tolist())
+        return set(load(tmp_path, "dataset.test_fraction=0.3", train=train).values[:, 0, 0, 0].tolist())
 
     train, test = reds(True), reds(False)
     assert train | test == set(range(60))
@@ -152,15 +152,15 @@ def test_the_cache_tells_folders_apart(tmp_path: Path) -> None:
     for name, value in [("one", 0), ("two", 255)]:
         paint(tmp_path / name / "1.bmp", (value, value, value))
         os.utime(tmp_path / name / "1.bmp", (1e9, 1e9))
-    assert load(tmp_path / "one").pixels.max() == 0
-    assert load(tmp_path / "two").pixels.min() == 255
+    assert load(tmp_path / "one").values.max() == 0
+    assert load(tmp_path / "two").values.min() == 255
 
 
 def test_own_train_and_test_folders(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "a" / "1.png", (1, 0, 0))
     paint(tmp_path / "test" / "a" / "2.png", (2, 0, 0))
-    assert load(tmp_path).pixels[:, 0, 0, 0].tolist() == [1]
-    assert load(tmp_path, train=False).pixels[:, 0, 0, 0].tolist() == [2]
+    assert load(tmp_path).values[:, 0, 0, 0].tolist() == [1]
+    assert load(tmp_path, train=False).values[:, 0, 0, 0].tolist() == [2]
 
 
 def test_decoded_once_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +169,9 @@ def test_decoded_once_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.M
     load(root)
     with monkeypatch.context() as patched:
         patched.setattr("ddpm_cli.data.image_folder.decode", None)  # would fail if called
-        assert load(root).pixels[0, 0, 0, 0] == 10
+        assert load(root).values[0, 0, 0, 0] == 10
     paint(root / "1.png", (20, 200, 0))
-    assert load(root).pixels[0, 0, 0, 0] == 20
+    assert load(root).values[0, 0, 0, 0] == 20
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_broken_image_is_named_or_skipped_and_counted(
     with pytest.raises(UserError, match=r"1b\.png cannot be decoded .*skip_broken=true"):
         load(tmp_path)
     images = load(tmp_path, "dataset.skip_broken=true")
-    assert images.pixels[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert images.values[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert "skipped 1 of 4" in caplog.text
 
 

@@ -11,7 +11,7 @@ import torch
 import torchvision.datasets as tv
 
 from ddpm_cli.data import sources
-from ddpm_cli.data.sources import load_images
+from ddpm_cli.data.sources import load_examples
 from ddpm_cli.errors import UserError
 from tests.conftest import composed
 
@@ -76,27 +76,25 @@ def test_fashion_mnist_from_a_root(tmp_path: Path, layout: str, no_debian: None,
     inner = "FashionMNIST/raw" if layout == "torchvision" else ""
     write_idx(tmp_path / "data" / inner, 5, layout == "gzipped")
     dataset = composed(f"dataset.root={tmp_path / 'data'}").dataset
-    train, test = load_images(dataset, train=True), load_images(dataset, train=False)
-    assert train.pixels.shape == (5, 1, 28, 28)
-    assert train.pixels.dtype == torch.uint8
-    assert train.pixels[:, 0, 3, 3].tolist() == [0, 1, 2, 3, 4]
-    assert test.pixels[:, 0, 3, 3].tolist() == [100, 101, 102, 103, 104]
+    train, test = load_examples(dataset, train=True), load_examples(dataset, train=False)
+    assert train.values.shape == (5, 1, 28, 28)
+    assert train.values.dtype == torch.uint8
+    assert train.values[:, 0, 3, 3].tolist() == [0, 1, 2, 3, 4]
+    assert test.values[:, 0, 3, 3].tolist() == [100, 101, 102, 103, 104]
     assert train.labels is not None
     assert train.labels.tolist() == [0, 1, 2, 3, 4]
     assert train.classes[1] == "Trouser"
 
 
-def test_fashion_mnist_from_debians_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
-) -> None:
+def test_fashion_mnist_from_debians_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
     write_idx(tmp_path / "debian", 3, gzipped=True)
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
-    assert len(load_images(composed().dataset, train=True)) == 3
+    assert len(load_examples(composed().dataset, train=True)) == 3
 
 
 def test_where_nothing_works_the_three_ways_are_named(no_debian: None, no_network: None) -> None:
     with pytest.raises(UserError) as caught:
-        load_images(composed().dataset, train=True)
+        load_examples(composed().dataset, train=True)
     for way in ("dataset.root=null", "apt-get install dataset-fashion-mnist", "download", "dataset=digits"):
         assert way in str(caught.value)
 
@@ -106,32 +104,32 @@ def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
     file = tmp_path / "data" / "train-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match="damaged"):
-        load_images(composed(f"dataset.root={tmp_path / 'data'}").dataset, train=True)
+        load_examples(composed(f"dataset.root={tmp_path / 'data'}").dataset, train=True)
 
 
 def test_cifar10_by_torchvisions_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path, monkeypatch)
     dataset = composed("dataset=cifar10", f"dataset.root={tmp_path}").dataset
-    train, test = load_images(dataset, train=True), load_images(dataset, train=False)
-    assert train.pixels.shape == (20, 3, 32, 32)
+    train, test = load_examples(dataset, train=True), load_examples(dataset, train=False)
+    assert train.values.shape == (20, 3, 32, 32)
     assert len(test) == 4
     assert train.labels is not None
     assert train.labels.tolist() == [0, 1, 2, 3] * 5
     assert train.classes[3] == "cat"
     stored = pickle.loads((tmp_path / "cifar-10-batches-py" / "data_batch_1").read_bytes())["data"]
-    assert torch.equal(train.pixels[0].flatten(), torch.from_numpy(stored[0]))
+    assert torch.equal(train.values[0].flatten(), torch.from_numpy(stored[0]))
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_a_failed_download_says_what_to_do(name: str, no_network: None) -> None:
     with pytest.raises(UserError, match=rf"dataset={name}.*dataset\.root=…"):
-        load_images(composed(f"dataset={name}").dataset, train=True)
+        load_examples(composed(f"dataset={name}").dataset, train=True)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_a_root_without_the_data_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"dataset\.root={tmp_path}"):
-        load_images(composed(f"dataset={name}", f"dataset.root={tmp_path}").dataset, train=True)
+        load_examples(composed(f"dataset={name}", f"dataset.root={tmp_path}").dataset, train=True)
 
 
 def test_downloads_go_to_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_debian: None) -> None:
@@ -144,19 +142,19 @@ def test_downloads_go_to_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tv.FashionMNIST, "download", note)
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "mine"))
     with pytest.raises(UserError):
-        load_images(composed().dataset, train=True)
+        load_examples(composed().dataset, train=True)
     monkeypatch.delenv("DDPM_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(UserError):
-        load_images(composed().dataset, train=True)
+        load_examples(composed().dataset, train=True)
     assert roots == [tmp_path / "mine", tmp_path / "home" / ".cache" / "ddpm_cli"]
 
 
 def test_digits_are_split_and_whole() -> None:
     dataset = composed("dataset=digits").dataset
-    train, test = load_images(dataset, train=True), load_images(dataset, train=False)
+    train, test = load_examples(dataset, train=True), load_examples(dataset, train=False)
     assert (len(train), len(test)) == (1500, 297)
-    together = torch.cat([train.pixels, test.pixels]).flatten(1)
+    together = torch.cat([train.values, test.values]).flatten(1)
     assert (together.min(), together.max()) == (0, 255)
     from sklearn.datasets import load_digits
 
@@ -165,19 +163,19 @@ def test_digits_are_split_and_whole() -> None:
 
 
 def test_sizes_and_channels_are_made_to_fit() -> None:
-    plain = load_images(composed("dataset=digits").dataset, train=True)
-    colour = load_images(composed("dataset=digits", "dataset.channels=3").dataset, train=True)
-    assert torch.equal(colour.pixels, plain.pixels.repeat(1, 3, 1, 1))
-    tall = load_images(composed("dataset=digits", "dataset.image_size=[16,8]").dataset, train=True)
-    assert tall.pixels.shape == (1500, 1, 16, 8)
-    large = load_images(composed("dataset=digits", "dataset.image_size=16").dataset, train=True)
-    assert large.pixels.float().mean() == pytest.approx(plain.pixels.float().mean().item(), rel=0.02)
+    plain = load_examples(composed("dataset=digits").dataset, train=True)
+    colour = load_examples(composed("dataset=digits", "dataset.channels=3").dataset, train=True)
+    assert torch.equal(colour.values, plain.values.repeat(1, 3, 1, 1))
+    tall = load_examples(composed("dataset=digits", "dataset.image_size=[16,8]").dataset, train=True)
+    assert tall.values.shape == (1500, 1, 16, 8)
+    large = load_examples(composed("dataset=digits", "dataset.image_size=16").dataset, train=True)
+    assert large.values.float().mean() == pytest.approx(plain.values.float().mean().item(), rel=0.02)
 
 
 def test_colour_becomes_gray_by_luma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path, monkeypatch)
     dataset = composed("dataset=cifar10", f"dataset.root={tmp_path}", "dataset.channels=1").dataset
     colour = composed("dataset=cifar10", f"dataset.root={tmp_path}").dataset
-    gray, rgb = load_images(dataset, train=True).pixels, load_images(colour, train=True).pixels.float()
+    gray, rgb = load_examples(dataset, train=True).values, load_examples(colour, train=True).values.float()
     expected = 0.299 * rgb[:, 0] + 0.587 * rgb[:, 1] + 0.114 * rgb[:, 2]
     assert (gray[:, 0].float() - expected).abs().max() <= 0.51

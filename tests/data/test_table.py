@@ -1,6 +1,6 @@
 import torch
 
-from ddpm_cli.data.table import Images, Table
+from ddpm_cli.data.table import Examples, Table
 
 CPU = torch.device("cpu")
 
@@ -8,7 +8,7 @@ CPU = torch.device("cpu")
 def table(count: int = 10, flip: bool = False, seed: int = 0) -> Table:
     """Image i is a row of pixels i, i + 100."""
     left = torch.arange(count, dtype=torch.uint8).view(count, 1, 1, 1)
-    return Table(Images(torch.cat([left, left + 100], dim=3)), flip, seed, CPU)
+    return Table(Examples(torch.cat([left, left + 100], dim=3)), flip, seed, CPU)
 
 
 def numbers(batch: torch.Tensor) -> list[int]:
@@ -17,32 +17,32 @@ def numbers(batch: torch.Tensor) -> list[int]:
 
 def test_values_are_scaled_to_minus_1_and_1() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
-    batch = Table(Images(pixels), False, 0, CPU).batch(0, 2)
+    batch = Table(Examples(pixels), False, 0, CPU).batch(0, 2).x0
     assert sorted(batch.flatten().tolist()) == [-1, 1]
 
 
 def test_every_image_comes_once_an_epoch_whatever_the_batch_size() -> None:
-    seen = [number for step in range(10) for number in numbers(table().batch(step, 3))]
+    seen = [number for step in range(10) for number in numbers(table().batch(step, 3).x0)]
     for epoch in range(3):
         assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
     assert seen[:10] != seen[10:20]
 
 
 def test_a_batch_may_be_larger_than_the_table() -> None:
-    assert sorted(numbers(table(3).batch(0, 9))) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert sorted(numbers(table(3).batch(0, 9).x0)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     fresh, used = table(flip=True), table(flip=True)
     for step in range(7):
         used.batch(step, 4)
-    assert torch.equal(fresh.batch(7, 4), used.batch(7, 4))
-    assert not torch.equal(fresh.batch(7, 4), table(flip=True, seed=1).batch(7, 4))
+    assert torch.equal(fresh.batch(7, 4).x0, used.batch(7, 4).x0)
+    assert not torch.equal(fresh.batch(7, 4).x0, table(flip=True, seed=1).batch(7, 4).x0)
 
 
 def test_about_half_of_the_images_are_mirrored_and_only_where_asked() -> None:
-    flipped = table(flip=True).batch(0, 1000)
+    flipped = table(flip=True).batch(0, 1000).x0
     share = (flipped[:, 0, 0, 0] > flipped[:, 0, 0, 1]).float().mean()
     assert 0.4 < share < 0.6
-    plain = table().batch(0, 1000)
+    plain = table().batch(0, 1000).x0
     assert (plain[:, 0, 0, 0] < plain[:, 0, 0, 1]).all()

@@ -3,19 +3,31 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import denoising_loss, distance
+from ddpm_cli.diffusion.objective import Objective, distance
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.options import L1, L2, Huber
+from ddpm_cli.options import L1, L2, Huber, Loss, Unweighted
+
+
+def plain(denoiser: Denoiser) -> Objective:
+    return Objective(denoiser, L2(), Unweighted())
+
 
 BETAS = torch.linspace(0.01, 0.3, 20, dtype=torch.float64)
 
 
 def test_distances_by_hand() -> None:
-    output, target = torch.tensor([0.0, 3.0]), torch.tensor([0.5, 0.0])
-    assert distance(L1(), output, target) == pytest.approx((0.5 + 3) / 2)
-    assert distance(L2(), output, target) == pytest.approx((0.25 + 9) / 2)
-    assert distance(Huber(delta=1.0), output, target) == pytest.approx((0.125 + 2.5) / 2)
-    assert distance(Huber(delta=2.0), output, target) == pytest.approx((0.125 + 2 * (3 - 1)) / 2)
+    output, target = torch.tensor([[0.0, 3.0], [1.0, 1.0]]), torch.tensor([[0.5, 0.0], [1.0, 1.0]])
+
+    def first(loss: Loss) -> float:
+        each = distance(loss, output, target)
+        assert each.shape == (2,)
+        assert each[1] == 0
+        return float(each[0])
+
+    assert first(L1()) == pytest.approx((0.5 + 3) / 2)
+    assert first(L2()) == pytest.approx((0.25 + 9) / 2)
+    assert first(Huber(delta=1.0)) == pytest.approx((0.125 + 2.5) / 2)
+    assert first(Huber(delta=2.0)) == pytest.approx((0.125 + 2 * (3 - 1)) / 2)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
@@ -24,10 +36,10 @@ def test_a_network_that_knows_the_answer_has_no_loss(prediction: str) -> None:
     process = Process(BETAS)
     x0, eps, t = torch.randn(20, 1, 4, 4), torch.randn(20, 1, 4, 4), torch.arange(20)
     answer = process.target(prediction, x0, t, eps)
-    denoiser = Denoiser(lambda x, t: answer, process, prediction)
-    assert denoising_loss(denoiser, L2(), x0, t, eps) == 0
-    wrong = Denoiser(lambda x, t: answer + 2, process, prediction)
-    assert denoising_loss(wrong, L2(), x0, t, eps) == pytest.approx(4, rel=1e-4)
+    denoiser = Denoiser(lambda x, t, y: answer, process, prediction)
+    assert plain(denoiser)(x0, t, eps).tolist() == [0] * 20
+    wrong = Denoiser(lambda x, t, y: answer + 2, process, prediction)
+    assert plain(wrong)(x0, t, eps).tolist() == pytest.approx([4] * 20, rel=1e-4)
 
 
 def test_self_conditioning_shows_the_first_estimate_without_gradient() -> None:
@@ -35,13 +47,13 @@ def test_self_conditioning_shows_the_first_estimate_without_gradient() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     seen: list[Tensor] = []
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         seen.append(x)
         return x[:, 1:] * weight
 
     denoiser = Denoiser(network, process, "x0", self_condition=True)
     x0, eps, t = torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])
-    denoising_loss(denoiser, L2(), x0, t, eps, self_condition=True)
+    plain(denoiser)(x0, t, eps, self_condition=True)
     x_t = process.q_sample(x0, t, eps)
     assert len(seen) == 2
     assert torch.equal(seen[0], torch.cat([torch.zeros_like(x_t), x_t], dim=1))
@@ -49,13 +61,6 @@ def test_self_conditioning_shows_the_first_estimate_without_gradient() -> None:
     assert not seen[1].requires_grad
 
     seen.clear()
-    denoising_loss(denoiser, L2(), x0, t, eps, self_condition=False)
+    plain(denoiser)(x0, t, eps, self_condition=False)
     assert len(seen) == 1
     assert (seen[0][:, :1] == 0).all()
-
-
-def test_the_estimate_is_clipped_where_asked() -> None:
-    denoiser = Denoiser(lambda x, t: torch.full_like(x, 3.0), Process(BETAS), "x0")
-    x, t = torch.zeros(1, 1, 2, 2), torch.tensor([5])
-    assert denoiser.x0(x, t).unique().item() == 1
-    assert denoiser.x0(x, t, clip=False).unique().item() == 3

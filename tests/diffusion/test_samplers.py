@@ -8,23 +8,21 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import ddim, ddpm, posterior, sample, timestep_pairs
+from ddpm_cli.diffusion.samplers import Estimate, ddim, ddpm, posterior
+from ddpm_cli.diffusion.sampling import sample
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.options import Cosine, Ddim, Ddpm, Linear
+from ddpm_cli.diffusion.timesteps import Pairs, pairs_of
+from ddpm_cli.options import Cosine, Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
+from tests.conftest import a_sampler
 
-LINEAR = Process(betas_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False)))
-COSINE = Process(betas_of(Cosine(timesteps=1000, s=0.008, max_beta=0.999)))
+LINEAR = Process(
+    betas_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
+)
+COSINE = Process(betas_of(Cosine(timesteps=1000, s=0.008, max_beta=0.999, zero_terminal_snr=False)))
 
 
-def test_pairs_are_explicit_and_reach_both_ends() -> None:
-    assert timestep_pairs(4, None) == [(3, 2), (2, 1), (1, 0), (0, -1)]
-    assert timestep_pairs(10, 4) == [(9, 6), (6, 3), (3, 0), (0, -1)]
-    assert timestep_pairs(10, 1) == [(9, -1)]
-    assert timestep_pairs(1, None) == [(0, -1)]
-    pairs = timestep_pairs(1000, 50)
-    assert len(pairs) == 50
-    assert [t for t, _ in pairs][1:] == [t_prev for _, t_prev in pairs][:-1]
-    assert len({t for t, _ in pairs}) == 50
+def pairs_over(process: Process, steps: int | None) -> Pairs:
+    return pairs_of(a_sampler(steps=steps), process)
 
 
 @pytest.mark.parametrize(("t", "t_prev"), [(999, 998), (500, 499), (1, 0), (999, 979), (520, 13)])
@@ -60,10 +58,10 @@ def test_ddim_with_eta_1_over_all_steps_is_ancestral(process: Process) -> None:
     torch.manual_seed(0)
     x, noises = torch.randn(3, 2, dtype=torch.float64), torch.randn(1000, 3, 2, dtype=torch.float64)
 
-    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Tensor:
-        return torch.tanh(x_t * (1 + t / 1000))
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        return Estimate(torch.tanh(x_t * (1 + t / 1000)))
 
-    pairs = timestep_pairs(1000, None)
+    pairs = pairs_over(process, None)
     one, two = iter(noises), iter(noises)
     ancestral = ddpm(denoise, x, process, pairs, lambda: next(one))
     implicit = ddim(denoise, x, process, pairs, lambda: next(two), eta=1.0)
@@ -77,7 +75,7 @@ def test_ddim_at_eta_0_draws_no_noise() -> None:
         raise AssertionError
 
     x = torch.ones(1, 2)
-    steps = list(ddim(lambda x, t, last: x / 2, x, LINEAR, timestep_pairs(1000, 5), no_noise, eta=0.0))
+    steps = list(ddim(lambda x, t, last: Estimate(x / 2), x, LINEAR, pairs_over(LINEAR, 5), no_noise, eta=0.0))
     assert len(steps) == 5
 
 
@@ -88,11 +86,11 @@ COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.10]], dtype=torch.float64)
 def gaussian_denoiser(process: Process):
     """E[x0 | x_t] where x0 ~ N(MEAN, COVARIANCE): the best that any network could learn."""
 
-    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Tensor:
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
         ac = process.alphas_cumprod[t]
         total = ac * COVARIANCE + (1 - ac) * torch.eye(2, dtype=torch.float64)
         gain = math.sqrt(ac) * COVARIANCE @ torch.linalg.inv(total)
-        return MEAN + (x_t - math.sqrt(ac) * MEAN) @ gain.T
+        return Estimate(MEAN + (x_t - math.sqrt(ac) * MEAN) @ gain.T)
 
     return denoise
 
@@ -109,7 +107,7 @@ def test_gaussian_data_come_back_with_their_mean_and_covariance(
     def noise() -> Tensor:
         return torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
 
-    pairs, denoise = timestep_pairs(1000, steps), gaussian_denoiser(process)
+    pairs, denoise = pairs_over(process, steps), gaussian_denoiser(process)
     if sampler == "ddpm":
         *_, last = ddpm(denoise, noise(), process, pairs, noise)
     else:
@@ -121,22 +119,24 @@ def test_gaussian_data_come_back_with_their_mean_and_covariance(
 def test_self_conditioning_is_used_while_sampling() -> None:
     seen: list[Tensor] = []
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         seen.append(x[:, 0])
         return torch.full_like(x[:, 1:], len(seen) / 10)
 
     denoiser = Denoiser(network, LINEAR, "x0", self_condition=True)
-    list(sample(Ddpm(steps=3, clip=True), denoiser, torch.zeros(1, 1, 2, 2), lambda: torch.zeros(1, 1, 2, 2)))
+    list(sample(a_sampler(steps=3), denoiser, torch.zeros(1, 1, 2, 2), lambda: torch.zeros(1, 1, 2, 2)))
     assert [float(estimate.mean()) for estimate in seen] == pytest.approx([0, 0.1, 0.2])
 
 
-@pytest.mark.parametrize("sampler", [Ddpm(steps=10, clip=True), Ddim(steps=10, clip=True, eta=0.0)])
-def test_clipping_reaches_x(sampler: Ddpm | Ddim) -> None:
+@pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
+def test_clipping_reaches_x(kind: type[Sampler]) -> None:
     """A network far out of range: the image still ends in [-1, 1], for eps is derived from the clipped x0."""
-    denoiser = Denoiser(lambda x, t: torch.full_like(x, 50.0), LINEAR, "x0")
+    denoiser = Denoiser(lambda x, t, y: torch.full_like(x, 50.0), LINEAR, "x0")
     noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    *_, last = sample(sampler, denoiser, noise, lambda: torch.zeros_like(noise))
-    assert last.x.unique().item() == pytest.approx(1, abs=1e-6)
-    wild = type(sampler)(**{**vars(sampler), "clip": False})
+    for thresholding in ("clip", "dynamic"):
+        sampler = a_sampler(kind, steps=10, thresholding=thresholding)
+        *_, last = sample(sampler, denoiser, noise, lambda: torch.zeros_like(noise))
+        assert last.x.unique().tolist() == pytest.approx([1], abs=1e-5)
+    wild = a_sampler(kind, steps=10, thresholding="none")
     *_, last = sample(wild, denoiser, noise, lambda: torch.zeros_like(noise))
     assert last.x.min() > 10

@@ -13,28 +13,28 @@ RAMP = {"beta_start": 1e-4, "beta_end": 0.02, "rescale": False}
 
 
 def test_linear_by_hand() -> None:
-    betas = betas_of(Linear(timesteps=3, beta_start=0.1, beta_end=0.3, rescale=False))
+    betas = betas_of(Linear(timesteps=3, beta_start=0.1, beta_end=0.3, rescale=False, zero_terminal_snr=False))
     assert betas.tolist() == pytest.approx([0.1, 0.2, 0.3], rel=1e-12)
 
 
 def test_quadratic_by_hand() -> None:
-    betas = betas_of(Quadratic(timesteps=3, beta_start=0.01, beta_end=0.25, rescale=False))
+    betas = betas_of(Quadratic(timesteps=3, beta_start=0.01, beta_end=0.25, rescale=False, zero_terminal_snr=False))
     assert betas.tolist() == pytest.approx([0.01, 0.09, 0.25], rel=1e-12)
 
 
 def test_sigmoid_by_hand() -> None:
-    betas = betas_of(Sigmoid(timesteps=3, beta_start=0.1, beta_end=0.3, rescale=False))
+    betas = betas_of(Sigmoid(timesteps=3, beta_start=0.1, beta_end=0.3, rescale=False, zero_terminal_snr=False))
     edge = 0.2 / (1 + math.exp(6))
     assert betas.tolist() == pytest.approx([0.1 + edge, 0.2, 0.3 - edge], rel=1e-12)
 
 
 def test_constant() -> None:
-    assert betas_of(Constant(timesteps=4, beta=0.035)).tolist() == [0.035] * 4
+    assert betas_of(Constant(timesteps=4, beta=0.035, zero_terminal_snr=False)).tolist() == [0.035] * 4
 
 
 @pytest.mark.parametrize("timesteps", [10, 1000, 4000])
 def test_cosine_gives_the_alphas_cumprod_of_its_definition(timesteps: int) -> None:
-    betas = betas_of(Cosine(timesteps=timesteps, s=0.008, max_beta=0.999))
+    betas = betas_of(Cosine(timesteps=timesteps, s=0.008, max_beta=0.999, zero_terminal_snr=False))
 
     def f(t: int) -> float:
         return math.cos((t / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -50,8 +50,8 @@ def test_cosine_gives_the_alphas_cumprod_of_its_definition(timesteps: int) -> No
 @pytest.mark.parametrize("kind", [Linear, Quadratic, Sigmoid])
 @pytest.mark.parametrize("timesteps", [100, 1000, 4000])
 def test_rescaling_keeps_the_noise_at_the_end(kind: type, timesteps: int) -> None:
-    full = betas_of(kind(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False))
-    scaled = betas_of(kind(timesteps=timesteps, beta_start=1e-4, beta_end=0.02, rescale=True))
+    full = betas_of(kind(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
+    scaled = betas_of(kind(timesteps=timesteps, beta_start=1e-4, beta_end=0.02, rescale=True, zero_terminal_snr=False))
     assert scaled[0] == pytest.approx(full[0].item() * 1000 / timesteps, rel=1e-9)
     at_end, expected = torch.log1p(-scaled).sum(), torch.log1p(-full).sum()
     assert at_end == pytest.approx(expected.item(), rel=0.12)  # betas differ in the second order
@@ -59,11 +59,11 @@ def test_rescaling_keeps_the_noise_at_the_end(kind: type, timesteps: int) -> Non
 
 def test_all_are_float64_and_between_0_and_1() -> None:
     for schedule in [
-        Linear(timesteps=1000, **RAMP),
-        Quadratic(timesteps=1000, **RAMP),
-        Sigmoid(timesteps=1000, **RAMP),
-        Cosine(timesteps=1000, s=0.008, max_beta=0.999),
-        Constant(timesteps=1000, beta=0.01),
+        Linear(timesteps=1000, zero_terminal_snr=False, **RAMP),
+        Quadratic(timesteps=1000, zero_terminal_snr=False, **RAMP),
+        Sigmoid(timesteps=1000, zero_terminal_snr=False, **RAMP),
+        Cosine(timesteps=1000, s=0.008, max_beta=0.999, zero_terminal_snr=False),
+        Constant(timesteps=1000, beta=0.01, zero_terminal_snr=False),
     ]:
         betas = betas_of(schedule)
         assert betas.dtype == torch.float64
@@ -72,14 +72,16 @@ def test_all_are_float64_and_between_0_and_1() -> None:
 
 def test_a_schedule_that_leaves_no_signal_is_refused() -> None:
     with pytest.raises(UserError, match=r"schedule=constant.*ends at"):
-        betas_of(Constant(timesteps=3000, beta=0.5))
+        betas_of(Constant(timesteps=3000, beta=0.5, zero_terminal_snr=False))
 
 
 def test_one_timestep() -> None:
-    assert betas_of(Linear(timesteps=1, beta_start=0.1, beta_end=0.3, rescale=False)).tolist() == [0.1]
+    assert betas_of(
+        Linear(timesteps=1, beta_start=0.1, beta_end=0.3, rescale=False, zero_terminal_snr=False)
+    ).tolist() == [0.1]
 
 
 def test_the_text_of_annotated_does_not_reach_noise() -> None:
     """What its YAML says: x_T keeps over a fifth of the image's amplitude."""
-    betas = betas_of(Linear(timesteps=300, **RAMP))
+    betas = betas_of(Linear(timesteps=300, zero_terminal_snr=False, **RAMP))
     assert torch.cumprod(1 - betas, 0)[-1].item() == pytest.approx(0.048, abs=0.001)

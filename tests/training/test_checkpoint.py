@@ -15,6 +15,7 @@ STATE = {key: {} for key in KEYS - {"format"}} | {
     "seconds": 3.5,
     "config": asdict(composed()),
     "model": {"w": torch.arange(3.0)},
+    "classes": ["cat", "dog"],
 }
 
 
@@ -78,6 +79,7 @@ def test_what_is_not_a_checkpoint_is_refused_in_a_line(tmp_path: Path) -> None:
         "partial": {"format": FORMAT, "step": 1},
         "odd format": {**STATE, "format": torch.ones(2)},
         "odd step": {**STATE, "format": FORMAT, "step": "abc"},
+        "odd classes": {**STATE, "format": FORMAT, "classes": [1, 2]},
         "surprise": {**STATE, "format": FORMAT, "config": {**STATE["config"], "surprise": 1}},
         "absurd": {**STATE, "format": FORMAT, "config": {**STATE["config"], "device": ["cpu"]}},
     }

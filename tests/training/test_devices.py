@@ -10,14 +10,15 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import denoising_loss
+from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import sample
+from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.diffusion.timestep_samplers import SecondMoment
 from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
-from ddpm_cli.options import L2, Ddim, Ddpm
+from ddpm_cli.options import L2, Ddim, Ddpm, DpmPp2M, Heun, Hybrid, Loss, MinSnr, Sampler, Unweighted, Vlb
 from ddpm_cli.training.devices import resolve_device, resolve_precision
-from tests.conftest import TINY, composed
+from tests.conftest import TINY, a_sampler, composed
 
 CPU = torch.device("cpu")
 NO_CUDA = not torch.cuda.is_available()
@@ -44,32 +45,47 @@ def as_if_on_cuda() -> Iterator[None]:
 PROCESS = Process(torch.linspace(0.01, 0.2, 50, dtype=torch.float64))
 
 
-def on_cuda(self_condition: bool) -> Denoiser:
-    """A denoiser whose network and tables are fake CUDA tensors."""
+def on_cuda(self_condition: bool, variance: str = "fixed_small") -> Denoiser:
+    """A denoiser whose network, told of three classes, and tables are fake CUDA tensors."""
     model = composed(*TINY, "model.attention=[linear,full]", f"model.self_condition={self_condition}").model
     process = copy.copy(PROCESS)
-    process.sqrt_alphas_cumprod = torch.empty(process.timesteps)
-    process.sqrt_one_minus_alphas_cumprod = torch.empty(process.timesteps)
-    return Denoiser(build_network(model, 1), process, "eps", self_condition)
+    for name, table in vars(PROCESS).items():
+        if isinstance(table, torch.Tensor):
+            setattr(process, name, torch.empty(table.shape))
+    network = build_network(model, 1, classes=3, outputs=2 if variance == "learned_range" else 1)
+    return Denoiser(network, process, "eps", variance, self_condition)
 
 
+@pytest.mark.parametrize("loss", [L2(), Hybrid(vlb_weight=0.001), Vlb()])
 @pytest.mark.parametrize("self_condition", [False, True])
-def test_the_loss_runs_as_if_on_cuda(as_if_on_cuda: None, self_condition: bool) -> None:
-    denoiser = on_cuda(self_condition)
+def test_the_loss_runs_as_if_on_cuda(as_if_on_cuda: None, self_condition: bool, loss: Loss) -> None:
+    denoiser = on_cuda(self_condition, "fixed_small" if isinstance(loss, L2) else "learned_range")
+    weighting = Unweighted() if isinstance(loss, Vlb) else MinSnr(gamma=5.0)
     with NoDoubles():
         x0, eps, t = torch.empty(4, 1, 8, 8), torch.empty(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
-        loss = denoising_loss(denoiser, L2(), x0, t, eps, self_condition)
-    assert loss.device.type == "cuda"
-    assert loss.dtype == torch.float32
+        losses = Objective(denoiser, loss, weighting)(x0, t, eps, t, self_condition)
+    assert losses.device.type == "cuda"
+    assert losses.dtype == torch.float32
 
 
-@pytest.mark.parametrize("sampler", [Ddpm(steps=3, clip=True), Ddim(steps=3, clip=True, eta=0.5)])
-def test_each_samplers_step_runs_as_if_on_cuda(as_if_on_cuda: None, sampler: Ddpm | Ddim) -> None:
-    denoiser = on_cuda(True)
+@pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
+@pytest.mark.parametrize("thresholding", ["clip", "dynamic"])
+def test_each_samplers_step_runs_as_if_on_cuda(as_if_on_cuda: None, kind: type[Sampler], thresholding: str) -> None:
+    denoiser = on_cuda(True, "learned_range")
+    sampler = a_sampler(kind, steps=3, thresholding=thresholding, **({"eta": 0.5} if kind is Ddim else {}))
+    guidance = Guidance(torch.zeros(2, dtype=torch.int64), null=3, scale=2.0)
     with NoDoubles():
-        steps = list(sample(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8)))
+        steps = list(sample(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8), guidance))
     assert len(steps) == 3
     assert all(step.x.device.type == step.x0.device.type == "cuda" for step in steps)
+
+
+def test_the_history_of_losses_stays_as_if_on_cuda(as_if_on_cuda: None) -> None:
+    sampler = SecondMoment(50, 10, 0.001, "cuda")
+    with NoDoubles():
+        sampler.update(torch.zeros(4, dtype=torch.int64), torch.empty(4))
+        p = sampler.probabilities()
+    assert p.device.type == "cuda"
 
 
 def test_the_fake_device_does_catch_a_stray_tensor(as_if_on_cuda: None) -> None:
@@ -89,9 +105,7 @@ def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto").type == "cpu"
 
 
-@pytest.mark.parametrize(
-    "name", ["gpu", "cpu:0", "cuda:x", "cuda:", "mps:1", "", "cuda:-1", "cpu:", "cuda:²"]
-)
+@pytest.mark.parametrize("name", ["gpu", "cpu:0", "cuda:x", "cuda:", "mps:1", "", "cuda:-1", "cpu:", "cuda:²"])
 def test_unknown_devices_are_named(name: str) -> None:
     with pytest.raises(UserError, match="device="):
         resolve_device(name)

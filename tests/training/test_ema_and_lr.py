@@ -10,10 +10,11 @@ from tests.conftest import composed
 
 
 def test_decay_is_a_function_of_the_step() -> None:
-    assert ema_decay(1, 0.999, warmup=True) == pytest.approx(2 / 11)
-    assert ema_decay(90, 0.999, warmup=True) == pytest.approx(91 / 100)
-    assert ema_decay(10**6, 0.999, warmup=True) == 0.999
-    assert ema_decay(1, 0.999, warmup=False) == 0.999
+    assert ema_decay(1, 0.999, True, 0) == pytest.approx(2 / 11)
+    assert ema_decay(90, 0.999, True, 0) == pytest.approx(91 / 100)
+    assert ema_decay(10**6, 0.999, True, 0) == 0.999
+    assert ema_decay(1, 0.999, False, 0) == 0.999
+    assert [ema_decay(step, 0.9999, False, 2000) for step in (1, 1999, 2000)] == [0, 0, 0.9999]
 
 
 def test_parameters_are_averaged_and_buffers_are_copied() -> None:
@@ -32,9 +33,7 @@ def test_parameters_are_averaged_and_buffers_are_copied() -> None:
 
 def test_warm_up_then_constant_or_cosine() -> None:
     train = composed("train.lr=0.1", "train.warmup_steps=10").train
-    assert [learning_rate(step, train, 100) for step in (0, 4, 9, 10, 99)] == pytest.approx(
-        [0.01, 0.05, 0.1, 0.1, 0.1]
-    )
+    assert [learning_rate(step, train, 100) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.01, 0.05, 0.1, 0.1, 0.1])
     cosine = composed("train.lr=0.1", "train.warmup_steps=10", "train.lr_decay=cosine").train
     assert learning_rate(55, cosine, 100) == pytest.approx(0.05)
     assert learning_rate(99, cosine, 100) == pytest.approx(0.05 * (1 + math.cos(math.pi * 89 / 90)))

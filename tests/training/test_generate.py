@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ddpm_cli.models import build_network
-from ddpm_cli.training.generate import ImageNoise, build_denoiser, generate
+from ddpm_cli.training.build import build_denoiser, network_of
+from ddpm_cli.training.generate import Generator, ImageNoise
 from tests.conftest import TINY, composed
 
 CPU = torch.device("cpu")
@@ -13,20 +13,18 @@ def test_image_i_gets_the_same_noise_whatever_is_beside_it() -> None:
     alone = ImageNoise(7, range(2, 3), (1, 2, 2), CPU)
     for _ in range(3):
         assert torch.equal(together()[2], alone()[0])
-    assert not torch.equal(
-        ImageNoise(8, range(4), (1, 2, 2), CPU)(), ImageNoise(7, range(4), (1, 2, 2), CPU)()
-    )
+    assert not torch.equal(ImageNoise(8, range(4), (1, 2, 2), CPU)(), ImageNoise(7, range(4), (1, 2, 2), CPU)())
 
 
 @pytest.mark.parametrize("sampler", ["sampler=ddim", "sampler=ddpm"])
 def test_images_do_not_depend_on_n_and_batch_size(sampler: str) -> None:
     torch.manual_seed(0)
     config = composed(*TINY, sampler, "sampler.steps=10")
-    network = build_network(config.model, 1).eval()
+    network = network_of(config, []).eval()
     denoiser = build_denoiser(config, network, CPU, torch.float32)
 
     def images(n: int, batch_size: int) -> torch.Tensor:
-        batches = generate(denoiser, config.sampler, 7, n, batch_size, (1, 8, 8), CPU)
+        batches = Generator(denoiser, config.sampler, (1, 8, 8), CPU).batches(7, [0] * n, batch_size)
         return torch.cat([[*steps][-1].x for _, steps in batches])
 
     reference = images(9, 9)

@@ -1,0 +1,51 @@
+"""Single images that a command is given: a file, or the number of an image of the test split."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm_cli.data.image_folder import decode
+from ddpm_cli.data.sources import load_examples
+from ddpm_cli.errors import UserError, check
+from ddpm_cli.options import ImageDataset
+
+
+def read_file(key: str, value: str, height: int, width: int, channels: int) -> Tensor:
+    """The file `value` as (channels, height, width) uint8, resized and centre-cropped. Raises `UserError`."""
+    try:
+        return torch.from_numpy(np.array(decode(Path(value).expanduser(), height, width, channels)))
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}={value}: cannot be read as an image ({reason}); name another file") from error
+
+
+def read_image(key: str, value: object, dataset: ImageDataset) -> Tensor:
+    """An image (C, H, W) uint8 of the size that `dataset` has: a file, or number `value` of its test split."""
+    channels, height, width = dataset.shape
+    if type(value) is not int:
+        return read_file(key, str(value), height, width, channels)
+    images = load_examples(dataset, train=False).values
+    check(0 <= value < len(images), key, value, f"in 0..{len(images) - 1}, the test images, or a file")
+    return images[value]
+
+
+def read_mask(mask: str, image: object, dataset: ImageDataset) -> Tensor:
+    """Where the file `mask` is white: (1, H, W) bool. It must be as large as `image` (see `read_image`) is itself.
+
+    Raises `UserError` for another size, and for one without any white.
+    """
+    _, height, width = dataset.shape
+    hole = read_file("mask", mask, height, width, 1) >= 128
+    with Image.open(Path(mask).expanduser()) as opened:
+        size = opened.size
+    wanted = (width, height)
+    if type(image) is not int:
+        with Image.open(Path(str(image)).expanduser()) as opened:
+            wanted = opened.size
+    ours, theirs = (f"{width}x{height}" for width, height in (size, wanted))
+    check(size == wanted, "mask", mask, f"as large as the image, {theirs}, but is {ours}")
+    check(bool(hole.any()), "mask", mask, "white where the image is to be filled; it is black throughout")
+    return hole

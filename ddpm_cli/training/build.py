@@ -1,0 +1,52 @@
+"""The network and the denoiser that a run's config stands for."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.models import build_network
+from ddpm_cli.options import ClassLabels
+from ddpm_cli.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from ddpm_cli.training.devices import in_precision, resolve_device, resolve_precision
+
+
+def network_of(config: TrainConfig, classes: list[str]) -> nn.Module:
+    """The network of a run, told of `classes` where it is conditioned on them."""
+    told = len(classes) if isinstance(config.conditioning, ClassLabels) else 0
+    outputs = 2 if config.variance == "learned_range" else 1
+    return build_network(config.model, config.dataset.shape[0], told, outputs)
+
+
+def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device, dtype: torch.dtype) -> Denoiser:
+    """The network of `config` as the denoiser that training and sampling share, computing in `dtype`."""
+    process = Process(betas_of(config.schedule), device)
+    predict = in_precision(network, device, dtype)
+    return Denoiser(predict, process, config.prediction, config.variance, config.model.self_condition)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, ready to use. `classes`: the names of those that the network is told, maybe none."""
+
+    config: TrainConfig
+    denoiser: Denoiser
+    classes: list[str]
+    device: torch.device
+
+
+def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Trained:
+    """The network of the checkpoint that `ckpt` names, with its `ema` or `model` weights. Raises `UserError`."""
+    path = find_checkpoint("ckpt", ckpt)
+    on = resolve_device(device)
+    state = load_checkpoint("ckpt", path)
+    config: TrainConfig = state["config"]
+    network = network_of(config, state["classes"])
+    load_weights("ckpt", path, network, state[weights])
+    network = network.to(on).eval().requires_grad_(False)
+    denoiser = build_denoiser(config, network, on, resolve_precision(precision, on))
+    return Trained(config, denoiser, state["classes"], on)

@@ -1,0 +1,60 @@
+"""The variational bound of a trained network on real data."""
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from ddpm_cli import rng
+from ddpm_cli.data.table import Examples, to_float
+from ddpm_cli.diffusion.likelihood import bound_term, prior_term
+from ddpm_cli.options import ClassLabels, ImageDataset
+from ddpm_cli.training.build import Trained
+
+
+@dataclass(frozen=True)
+class Bound:
+    """In bits per dimension: the mean over the examples, its standard error, and the means of its terms.
+
+    terms: T of them, that of p(x_{t-1} | x_t) at t. prior: L_T.
+    """
+
+    total: float
+    standard_error: float
+    terms: list[float]
+    prior: float
+
+
+def first_examples(examples: Examples, n: int | None) -> Examples:
+    """The first n, or all."""
+    labels = None if examples.labels is None else examples.labels[:n]
+    return Examples(examples.values[:n], labels, examples.classes)
+
+
+@torch.no_grad()
+def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> Bound:
+    """The bound on `examples`, one draw of noise for each and each timestep; given the class where it is told.
+
+    The noise is the same whatever the batch size, for the same examples.
+    """
+    denoiser, device = trained.denoiser, trained.device
+    timesteps = denoiser.process.timesteps
+    discrete = isinstance(trained.config.dataset, ImageDataset)
+    told = isinstance(trained.config.conditioning, ClassLabels)
+    terms = torch.zeros(timesteps, len(examples), dtype=torch.float64)
+    priors = torch.zeros(len(examples), dtype=torch.float64)
+    with tqdm(total=timesteps * -(-len(examples) // batch_size), unit="call", disable=None) as bar:
+        for first in range(0, len(examples), batch_size):
+            part = slice(first, min(first + batch_size, len(examples)))
+            x0 = to_float(examples.values[part].to(device))
+            y = examples.labels[part].to(device) if told and examples.labels is not None else None
+            generators = [rng.generator(seed, "nll", i) for i in range(part.start, part.stop)]
+            priors[part] = prior_term(denoiser.process, x0).cpu().double()
+            for t in range(timesteps):
+                eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
+                term = bound_term(denoiser, x0, t, eps.to(device), y, discrete)
+                terms[t, part] = term.cpu().double()
+                bar.update()
+    totals = terms.sum(0) + priors
+    error = totals.std().item() / len(totals) ** 0.5 if len(totals) > 1 else float("nan")
+    return Bound(totals.mean().item(), error, terms.mean(1).tolist(), priors.mean().item())
