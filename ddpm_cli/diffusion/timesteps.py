@@ -5,6 +5,9 @@ import numpy as np
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.options import Sampler
 
+LEAST_LOGSNR = -10.2
+"""Twice the -5.1 to which Lu et al.'s code cuts lambda: x_t is noise but for 0.6% of its amplitude."""
+
 Pairs = list[tuple[int, int]]
 """(t, t_prev) from the noisiest step to the last, whose t_prev = -1 is the image."""
 
@@ -60,19 +63,22 @@ def even_in_logsnr(alphas_cumprod: list[float], steps: int) -> list[int]:
     """`steps` of 0..T-1, both ends among them, as even in log-SNR as whole timesteps allow.
 
     That is uniform in lambda (Lu et al. 2022, arXiv:2206.00927, section 3.3). Where the wanted ones lie closer
-    than timesteps do, neighbours are taken. A last timestep without any signal has no log-SNR: it comes first,
-    and the others share the rest.
+    than timesteps do, neighbours are taken. Where the log-SNR falls below `LEAST_LOGSNR` at the end, as the cosine
+    schedule's does, T-1 comes first and the others share what lies above: there is nothing to solve in between.
     """
     T = len(alphas_cumprod)
-    if steps == 1:
-        return [T - 1]
     signal = np.array(alphas_cumprod)
-    known = T if signal[-1] > 0 else T - 1
-    logsnr = np.log(signal[:known] / (1 - signal[:known]))
-    count = steps - (T - known)
-    wanted = np.linspace(logsnr[-1], logsnr[0], count)
-    nearest = np.interp(wanted, logsnr[::-1], np.arange(known)[::-1]).round()[::-1]
+    with np.errstate(divide="ignore"):
+        logsnr = np.log(signal / (1 - signal))
+    useful = int((logsnr >= LEAST_LOGSNR).sum())
+    head = [] if useful == T else [T - 1]
+    if steps < 2 + len(head) or useful < 2:
+        return even(T, steps)
+    count = min(steps - len(head), useful)
+    wanted = np.linspace(logsnr[useful - 1], logsnr[0], count)
+    nearest = np.interp(wanted, logsnr[:useful][::-1], np.arange(useful)[::-1]).round()[::-1]
     ranks = np.arange(count)
     apart = np.maximum.accumulate(nearest - ranks) + ranks
-    within = np.minimum(apart, known - count + ranks).astype(int).tolist()
-    return within + [T - 1] * (T - known)
+    within = np.minimum(apart, useful - count + ranks).astype(int).tolist()
+    rest = range(T - 1 - (steps - count - len(head)), T - 1)  # where there are more steps than useful timesteps
+    return within + [*rest] + head

@@ -1,6 +1,8 @@
 """Samplers against Bayes' rule, against each other and on data whose perfect denoiser is known."""
 
+import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,17 +10,32 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Estimate, ddim, ddpm, posterior
+from ddpm_cli.diffusion.samplers import (
+    Denoise,
+    Estimate,
+    ancestral_std,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    heun,
+    posterior,
+)
 from ddpm_cli.diffusion.sampling import sample
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.diffusion.timesteps import Pairs, pairs_of
-from ddpm_cli.options import Cosine, Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
+from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr, pairs_of
+from ddpm_cli.options import Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
 from tests.conftest import a_sampler
-
-LINEAR = Process(
-    betas_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
+from tests.diffusion.toys import (
+    CENTRES,
+    COSINE,
+    COVARIANCE,
+    LINEAR,
+    MEAN,
+    SHARES,
+    gaussian_denoiser,
+    mixture_denoiser,
+    mixture_moments,
 )
-COSINE = Process(betas_of(Cosine(timesteps=1000, s=0.008, max_beta=0.999, zero_terminal_snr=False)))
 
 
 def pairs_over(process: Process, steps: int | None) -> Pairs:
@@ -79,41 +96,166 @@ def test_ddim_at_eta_0_draws_no_noise() -> None:
     assert len(steps) == 5
 
 
-MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
-COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.10]], dtype=torch.float64)
+@dataclass(frozen=True)
+class Walk:
+    """A sampler and how many of the 1000 timesteps it visits."""
+
+    kind: str
+    steps: int | None
+
+    def __call__(self, denoise: Denoise, process: Process) -> Tensor:
+        """20,000 samples."""
+        generator = torch.Generator().manual_seed(0)
+
+        def noise() -> Tensor:
+            return torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
+
+        spacing = "logsnr" if self.kind in ("dpmpp_2m", "heun") else "time"
+        pairs = pairs_of(a_sampler(steps=self.steps, spacing=spacing), process)
+        match self.kind:
+            case "fixed_small" | "fixed_large":
+                *_, last = ddpm(denoise, noise(), process, pairs, noise, self.kind)
+            case "eta=0" | "eta=1":
+                *_, last = ddim(denoise, noise(), process, pairs, noise, eta=float(self.kind[-1]))
+            case "dpmpp_2m":
+                *_, last = dpmpp_2m(denoise, noise(), process, pairs)
+            case "heun":
+                *_, last = heun(denoise, noise(), process, pairs)
+        return last.x
 
 
-def gaussian_denoiser(process: Process):
-    """E[x0 | x_t] where x0 ~ N(MEAN, COVARIANCE): the best that any network could learn."""
+WALKS = [
+    Walk("fixed_small", None),
+    Walk("fixed_small", 250),
+    Walk("fixed_large", None),
+    Walk("eta=0", 100),
+    Walk("eta=0", None),
+    Walk("eta=1", None),
+    Walk("dpmpp_2m", 25),
+    Walk("heun", 50),
+]
 
-    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
-        ac = process.alphas_cumprod[t]
-        total = ac * COVARIANCE + (1 - ac) * torch.eye(2, dtype=torch.float64)
-        gain = math.sqrt(ac) * COVARIANCE @ torch.linalg.inv(total)
-        return Estimate(MEAN + (x_t - math.sqrt(ac) * MEAN) @ gain.T)
 
-    return denoise
+@pytest.mark.parametrize("walk", WALKS, ids=str)
+@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+def test_gaussian_data_come_back_with_their_mean_and_covariance(process: Process, walk: Walk) -> None:
+    x = walk(gaussian_denoiser(process), process)
+    assert torch.allclose(x.mean(0), MEAN, atol=0.02)
+    assert torch.allclose(x.T.cov(), COVARIANCE, atol=0.02)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps"), [("ddpm", None), ("ddpm", 250), ("eta=0", 100), ("eta=0", None), ("eta=1", None)]
+    "walk", [Walk("fixed_small", 250), Walk("eta=0", 250), Walk("dpmpp_2m", 25), Walk("heun", 50)], ids=str
 )
-@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_gaussian_data_come_back_with_their_mean_and_covariance(
-    process: Process, sampler: str, steps: int | None
-) -> None:
+def test_a_mixture_comes_back_with_its_shares_mean_and_covariance(walk: Walk) -> None:
+    x = walk(mixture_denoiser(COSINE), COSINE)
+    mean, covariance = mixture_moments()
+    assert torch.allclose(x.mean(0), mean, atol=0.03)
+    assert torch.allclose(x.T.cov(), covariance, atol=0.03)
+    nearest = torch.cdist(x, CENTRES).argmin(1)
+    assert torch.allclose(nearest.bincount() / len(x), SHARES.float(), atol=0.02)
+
+
+ORDERS = {
+    "eta=0": (1, lambda d, x, p, pairs: ddim(d, x, p, pairs, lambda: x, eta=0.0)),
+    "dpmpp_2m": (2, dpmpp_2m),
+    "heun": (2, heun),
+}
+FINE = 100_000
+"""Timesteps, so that rounding to them is no part of the error."""
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("spacing", ["time", "logsnr"])
+def test_the_error_falls_at_the_solvers_order(name: str, spacing: str) -> None:
+    """Against the exact flow of Gaussian data, x_t - mean scaled by the ratio of standard deviations (both ends
+    short of the data, where the last step is of first order).
+    """
+    order, solve = ORDERS[name]
+    ramp = Linear(timesteps=FINE, beta_start=1e-4, beta_end=0.02, rescale=True, zero_terminal_snr=False)
+    process = Process(betas_of(ramp))
+    mean, variance = 0.3, 0.04
+
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        ac = process.alphas_cumprod[t]
+        gain = math.sqrt(ac) * variance / (ac * variance + 1 - ac)
+        return Estimate(mean + gain * (x_t - math.sqrt(ac) * mean))
+
+    def at(t: int) -> tuple[float, float]:
+        ac = process.alphas_cumprod[t]
+        return math.sqrt(ac) * mean, math.sqrt(ac * variance + 1 - ac)
+
+    start, end = FINE * 9 // 10, FINE // 50
+    x = torch.tensor([-1.5, 0.4, 2.0], dtype=torch.float64)
+    exact = at(end)[0] + (x - at(start)[0]) / at(start)[1] * at(end)[1]
+
+    def error(steps: int) -> float:
+        signal = torch.tensor(process.alphas_cumprod[end : start + 1], dtype=torch.float64)
+        if spacing == "time":
+            visited = torch.linspace(end, start, steps + 1).round().int().tolist()
+        else:
+            visited = [end + t for t in even_in_logsnr(signal.tolist(), steps + 1)]
+        pairs = list(zip(visited[:0:-1], visited[-2::-1], strict=True))
+        *_, last = solve(denoise, x, process, pairs)
+        return float((last.x - exact).abs().max())
+
+    errors = [error(steps) for steps in (160, 320, 640)]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+    assert orders == pytest.approx([order, order], abs=0.25)
+
+
+def test_heun_calls_the_network_twice_a_step_but_for_the_last() -> None:
+    calls: list[int] = []
+
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        calls.append(t)
+        return Estimate(x_t / 2)
+
+    list(heun(denoise, torch.ones(1), LINEAR, [(999, 500), (500, 0), (0, -1)]))
+    assert calls == [999, 500, 500, 0, 0]
+    calls.clear()
+    list(dpmpp_2m(denoise, torch.ones(1), LINEAR, [(999, 500), (500, 0), (0, -1)]))
+    assert calls == [999, 500, 0]
+
+
+@pytest.mark.parametrize(("t", "t_prev"), [(999, 998), (500, 480), (20, 0)])
+def test_variances_of_a_stride(t: int, t_prev: int) -> None:
+    """Small is the posterior's, large the stride's beta, a learned one lies between them in the logarithm."""
+    ac, ac_prev = LINEAR.alphas_cumprod[t], LINEAR.alphas_cumprod[t_prev]
+    beta = 1 - ac / ac_prev
+    small = beta * (1 - ac_prev) / (1 - ac)
+    fraction = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert ancestral_std(LINEAR, t, t_prev, "fixed_small", None) ** 2 == pytest.approx(small)
+    assert ancestral_std(LINEAR, t, t_prev, "fixed_large", None) ** 2 == pytest.approx(beta)
+    learned = torch.as_tensor(ancestral_std(LINEAR, t, t_prev, "learned_range", fraction))
+    assert (learned**2).tolist() == pytest.approx([small, math.sqrt(small * beta), beta])
+
+
+@pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
+def test_from_a_last_timestep_without_signal(kind: type[Sampler]) -> None:
+    """zero_terminal_snr: no coefficient is infinite, and Gaussian data still come back."""
+    ramp = Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=True)
+    process = Process(betas_of(ramp))
+    assert process.alphas_cumprod[-1] == 0
+    mean, variance = 0.3, 0.04
+
+    def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        ac = torch.tensor(process.alphas_cumprod)[t][:, None]
+        x0 = mean + ac.sqrt() * variance / (ac * variance + 1 - ac) * (x - ac.sqrt() * mean)
+        eps = (x - ac.sqrt() * x0) / (1 - ac).sqrt()
+        return ac.sqrt() * eps - (1 - ac).sqrt() * x0
+
     generator = torch.Generator().manual_seed(0)
 
     def noise() -> Tensor:
-        return torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
+        return torch.randn(20_000, 1, generator=generator)
 
-    pairs, denoise = pairs_over(process, steps), gaussian_denoiser(process)
-    if sampler == "ddpm":
-        *_, last = ddpm(denoise, noise(), process, pairs, noise)
-    else:
-        *_, last = ddim(denoise, noise(), process, pairs, noise, eta=float(sampler[-1]))
-    assert torch.allclose(last.x.mean(0), MEAN, atol=0.02)
-    assert torch.allclose(last.x.T.cov(), COVARIANCE, atol=0.02)
+    spacing = "logsnr" if kind in (DpmPp2M, Heun) else "time"
+    steps = 100 if spacing == "logsnr" else 1000
+    sampler = a_sampler(kind, steps=steps, spacing=spacing, thresholding="none")
+    *_, last = sample(sampler, Denoiser(network, process, "v"), noise(), noise)
+    assert float(last.x.mean()) == pytest.approx(mean, abs=0.01)
+    assert float(last.x.var()) == pytest.approx(variance, abs=0.004)
 
 
 def test_self_conditioning_is_used_while_sampling() -> None:

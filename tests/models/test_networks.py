@@ -1,5 +1,8 @@
+import itertools
+
 import pytest
 import torch
+from torch import nn
 
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.models import build_network
@@ -23,7 +26,24 @@ NETWORKS = {
         "model.blocks=1",
         "model.attention=[none,full]",
     ],
+    "improved": [
+        "model=improved_cifar10",
+        "model.width=8",
+        "model.groups=4",
+        "model.multipliers=[1,2]",
+        "model.blocks=1",
+        "model.attention=[none,full]",
+    ],
+    "conv": ["model=conv", "model.width=8", "model.time_dim=8"],
 }
+
+
+def stirred(network: nn.Module) -> nn.Module:
+    """With something in every parameter: branches that start as zeros let nothing through."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return network
 
 
 def config_of(name: str, *more: str) -> TrainConfig:
@@ -34,6 +54,27 @@ def test_the_cifar10_network_of_ho_et_al_has_35_7_million_parameters() -> None:
     with torch.device("meta"):
         network = build_network(composed("model=ddpm_cifar10", "dataset=cifar10").model, 3)
     assert sum(parameter.numel() for parameter in network.parameters()) == 35_746_307
+
+
+def test_the_cifar10_network_of_nichol_and_dhariwal_has_52_5_million_parameters() -> None:
+    """Their code with learned variance, three residual blocks and four heads."""
+    with torch.device("meta"):
+        network = build_network(composed("model=improved_cifar10", "dataset=cifar10").model, 3, outputs=2)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 52_546_438
+
+
+def test_the_convolutional_network_by_hand() -> None:
+    """Layer by layer, as the text has them."""
+
+    def block(dim: int, dim_out: int, time_dim: int = 100) -> int:
+        convolutions = 9 * dim * dim_out + dim_out + 9 * dim_out * dim_out + dim_out
+        norms = 2 * 2 * dim_out
+        mlp = time_dim * 2 * dim + 2 * dim + 2 * dim * dim + dim
+        return convolutions + norms + mlp
+
+    expected = block(1, 64) + block(64, 128) + block(128, 256) + block(384, 128) + block(192, 64) + 64 + 1
+    network = build_network(composed("model=conv").model, 1)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
 def test_the_annotated_network_has_2_0_million_parameters() -> None:
@@ -51,15 +92,55 @@ def test_output_has_the_size_of_the_input(name: str, height: int, width: int) ->
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_learns_and_time_matters(name: str) -> None:
     torch.manual_seed(0)
-    network = build_network(config_of(name).model, 1)
-    with torch.no_grad():  # the branches that start as zeros let nothing through
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    x = torch.randn(2, 1, 8, 8)
-    network(x, torch.tensor([3, 40])).square().sum().backward()
+    network = stirred(build_network(config_of(name).model, 1, classes=3))
+    x, t, y = torch.randn(4, 1, 8, 8), torch.tensor([3, 40, 3, 40]), torch.tensor([0, 1, 2, 3])
+    network(x, t, y).square().sum().backward()
     without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not without
-    assert not torch.allclose(network(x, torch.tensor([3, 40])), network(x, torch.tensor([40, 3])))
+    assert [key for key in without if not key.endswith("conv.0.bias") and not key.endswith("conv.4.bias")] == []
+    network.eval()
+    assert not torch.allclose(network(x, t, y), network(x, t.flip(0), y))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_class_matters_and_one_more_label_stands_for_none(name: str) -> None:
+    torch.manual_seed(0)
+    network = stirred(build_network(config_of(name).model, 1, classes=3)).eval()
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([3])
+    outputs = [network(x, t, torch.tensor([label])) for label in range(4)]
+    assert all(not torch.allclose(a, b) for a, b in itertools.combinations(outputs, 2))
+    with pytest.raises(IndexError):
+        network(x, t, torch.tensor([4]))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_twice_the_outputs_for_a_learned_variance(name: str) -> None:
+    network = build_network(config_of(name).model, 3, outputs=2)
+    assert network(torch.randn(2, 3, 8, 8), torch.tensor([0, 9])).shape == (2, 6, 8, 8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_scale_of_t(name: str) -> None:
+    """A network that halves t sees of t = 40 what one that does not sees of 20."""
+    torch.manual_seed(0)
+    plain = stirred(build_network(config_of(name).model, 1)).eval()
+    halving = build_network(config_of(name, "model.time_scale=0.5").model, 1).eval()
+    halving.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 1, 8, 8)
+    assert torch.equal(halving(x, torch.tensor([40])), plain(x, torch.tensor([20])))
+    assert not torch.equal(halving(x, torch.tensor([40])), plain(x, torch.tensor([40])))
+
+
+def test_the_mlp_takes_points() -> None:
+    torch.manual_seed(0)
+    config = composed("model=mlp", "dataset=swiss_roll", "model.width=8", "model.blocks=2", "model.self_condition=true")
+    network = build_network(config.model, 2, classes=3, outputs=2)
+    x, t, y = torch.randn(4, 4), torch.tensor([3, 40, 3, 40]), torch.tensor([0, 1, 2, 3])
+    output = network(x, t, y)
+    assert output.shape == (4, 4)
+    output.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+    assert not torch.allclose(output, network(x, t.flip(0), y))
+    assert not torch.allclose(output, network(x, t, y.flip(0)))
 
 
 def test_the_ddpm_network_starts_at_zero() -> None:
@@ -77,16 +158,14 @@ def test_self_conditioning_doubles_the_input(name: str) -> None:
 def test_dropout_is_off_in_evaluation(name: str) -> None:
     torch.manual_seed(0)
     network = build_network(config_of(name, "model.dropout=0.5").model, 1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+    stirred(network)
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([5])
     assert not torch.equal(network(x, t), network(x, t))
     network.eval()
     assert torch.equal(network(x, t), network(x, t))
 
 
-@pytest.mark.parametrize("name", ["linear", "ddpm"])
+@pytest.mark.parametrize("name", ["linear", "ddpm", "improved", "conv"])
 def test_the_network_compiles_without_graph_breaks(name: str) -> None:
     network = build_network(config_of(name).model, 1)
     report = torch._dynamo.explain(network)(torch.randn(2, 1, 8, 8), torch.tensor([3, 40]))

@@ -209,3 +209,51 @@ def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
     near = distances.min(dim=1)
     assert (near.values < apart / 2).float().mean() > 0.8  # nearer to it than to any mixture of two
     assert len(near.indices.unique()) >= 5
+
+
+def test_the_class_is_hidden_from_a_share_of_the_examples() -> None:
+    trainer = trainer_of(composed(*TINY, "conditioning=class", "conditioning.dropout=0.25", "train.batch_size=8"))
+    told, known = [], []
+    for trainer.step in range(200):
+        (part,) = trainer._parts()
+        told.append(part.y)
+        known.append(trainer.table.batch(trainer.step, 8).y)
+    told, known = torch.cat(told), torch.cat(known)
+    hidden = told == 10  # digits have classes 0 to 9
+    assert 0.2 < hidden.float().mean() < 0.3
+    assert torch.equal(told[~hidden], known[~hidden])
+
+
+def test_without_conditioning_the_network_is_told_nothing() -> None:
+    trainer = trainer_of(composed(*TINY))
+    assert trainer.classes == []
+    assert all(part.y is None for part in trainer._parts())
+
+
+def test_the_average_is_a_copy_before_it_starts() -> None:
+    trainer = trainer_of(composed(*TINY, "train.ema_start=3", "train.ema_decay=0.9", "train.ema_warmup=false"))
+    for trainer.step in range(3):
+        trainer.train_step()
+        pairs = zip(trainer.network.parameters(), trainer.ema.network.parameters(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs) == (trainer.step < 2)
+
+
+def test_milestones_by_epochs(tmp_path: Path) -> None:
+    """20 images in batches of 8 are 2.5 steps: an epoch is over after 3, 5, 8 steps."""
+    config = composed(*TINY, "train.steps=null", "train.epochs=3", "train.milestone_every=1epoch", "train.log_every=1")
+    trainer_of(config).train(tmp_path)
+    steps = sorted(int(file.stem[5:]) for file in (tmp_path / "samples").iterdir())
+    assert steps == [3, 5, 8]
+
+
+def test_only_the_variance_learns_from_the_bound_of_the_hybrid_loss() -> None:
+    """However large the weight of the bound, the mean gets the gradient that L2 gives it."""
+    hybrid = composed(*TINY, "variance=learned_range", "loss=hybrid", "loss.vlb_weight=1000")
+    trainer = trainer_of(hybrid)
+    (part,) = trainer._parts()
+    trainer.objective(part.x0, part.t, part.eps).mean().backward()
+    head = trainer.network.head[0].weight.grad  # (2 channels, ...): the mean's, the variance's
+    plain = trainer_of(composed(*TINY, "variance=learned_range", "loss=hybrid", "loss.vlb_weight=1e-9"))
+    plain.objective(part.x0, part.t, part.eps).mean().backward()
+    assert torch.allclose(head[0], plain.network.head[0].weight.grad[0], atol=1e-6)
+    assert not torch.allclose(head[1], plain.network.head[0].weight.grad[1], atol=1e-3)

@@ -1,0 +1,122 @@
+"""Importance sampling of timesteps: unbiased, of less variance, the same in every process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing
+from torch import distributed as dist
+
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.objective import Objective
+from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform
+from ddpm_cli.options import Unweighted, Vlb
+
+T = 50
+LOSSES = torch.linspace(3, 0.1, T) ** 3
+"""Of each timestep."""
+
+
+def filled(history: int = 3, uniform_mix: float = 0.001) -> SecondMoment:
+    """A sampler that has seen LOSSES."""
+    sampler = SecondMoment(T, history, uniform_mix, "cpu")
+    for _ in range(history):
+        sampler.update(torch.arange(T), LOSSES)
+    return sampler
+
+
+def test_uniform_until_every_timestep_has_its_history() -> None:
+    sampler = SecondMoment(T, 2, 0.001, "cpu")
+    sampler.update(torch.arange(T), LOSSES)
+    sampler.update(torch.arange(T - 1), LOSSES[:-1])
+    assert sampler.probabilities().tolist() == pytest.approx([1 / T] * T)
+    sampler.update(torch.tensor([T - 1]), LOSSES[-1:])
+    expected = 0.999 * LOSSES / LOSSES.sum() + 0.001 / T
+    assert torch.allclose(sampler.probabilities(), expected)
+
+
+def test_it_is_the_root_mean_square_of_the_last_losses() -> None:
+    sampler = SecondMoment(2, 2, 0.01, "cpu")
+    for losses in ([9.0, 1.0], [3.0, 1.0], [4.0, 1.0]):  # the first is forgotten
+        sampler.update(torch.tensor([0, 1]), torch.tensor(losses))
+    rms = 12.5**0.5
+    assert sampler.probabilities()[0].item() == pytest.approx(0.99 * rms / (rms + 1) + 0.01 / 2)
+
+
+def test_a_batch_with_the_same_timestep_many_times() -> None:
+    """As if they had come one after the other: of five losses the last three stay."""
+    at_once, one_by_one = SecondMoment(2, 3, 0.01, "cpu"), SecondMoment(2, 3, 0.01, "cpu")
+    t, losses = torch.tensor([0, 1, 0, 0, 0, 1, 0]), torch.arange(1.0, 8.0)
+    at_once.update(t, losses)
+    for i in range(7):
+        one_by_one.update(t[i : i + 1], losses[i : i + 1])
+    assert torch.equal(at_once.losses[:, :3].sort().values, one_by_one.losses[:, :3].sort().values)
+    assert sorted(at_once.losses[0, :3].tolist()) == [4, 5, 7]
+    assert torch.equal(at_once.seen, one_by_one.seen)
+
+
+def estimates(sampler: Uniform, losses: Tensor, count: int = 200_000) -> Tensor:
+    t, weights = sampler.sample(count, torch.Generator().manual_seed(0))
+    return weights * losses[t]
+
+
+def test_the_weighted_estimate_is_unbiased_and_varies_less() -> None:
+    importance, uniform = estimates(filled(), LOSSES), estimates(Uniform(T), LOSSES)
+    assert importance.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.01)
+    assert uniform.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.02)
+    assert importance.var() < uniform.var() / 10
+    other = LOSSES.flip(0)  # unbiased for losses that it has not seen, too
+    assert estimates(filled(uniform_mix=0.5), other).mean().item() == pytest.approx(other.mean().item(), rel=0.02)
+
+
+def test_on_the_bound_itself() -> None:
+    """L_vlb of a simple model of 1-D data, whose terms differ by orders of magnitude over t."""
+    process = Process(torch.linspace(1e-3, 0.2, T, dtype=torch.float64))
+    denoiser = Denoiser(lambda x, t, y: 0.9 * x, process, "eps")
+    objective = Objective(denoiser, Vlb(), Unweighted(), discrete=False)
+    generator = torch.Generator().manual_seed(0)
+
+    def losses(t: Tensor) -> Tensor:
+        x0 = 0.5 * torch.randn(len(t), 8, generator=generator)
+        return objective(x0, t, torch.randn(x0.shape, generator=generator))
+
+    importance, uniform = SecondMoment(T, 10, 0.001, "cpu"), Uniform(T)
+    for _ in range(10):
+        importance.update(torch.arange(T), losses(torch.arange(T)))
+    means, variances = [], []
+    for sampler in (importance, uniform):
+        t, weights = sampler.sample(100_000, generator)
+        weighted = weights * losses(t)
+        means.append(weighted.mean().item())
+        variances.append(weighted.var().item())
+    assert means[0] == pytest.approx(means[1], rel=0.03)
+    assert variances[0] < variances[1] / 1.5
+
+
+def test_it_goes_on_from_its_state() -> None:
+    sampler, again = filled(), SecondMoment(T, 3, 0.001, "cpu")
+    again.restore({key: value.clone() for key, value in sampler.state().items()})
+    assert torch.equal(again.probabilities(), sampler.probabilities())
+
+
+def process_of_two(rank: int, folder: str) -> None:
+    """Half of the losses each."""
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    sampler = SecondMoment(T, 3, 0.001, "cpu")
+    for _ in range(3):
+        half = torch.arange(T).chunk(2)[rank]
+        sampler.update(half, LOSSES[half])
+    sampler.update(torch.tensor([7]), torch.tensor([100.0 + rank]))
+    torch.save(sampler.state(), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_learn_from_both_and_agree(tmp_path: Path) -> None:
+    multiprocessing.spawn(process_of_two, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    alone = filled()
+    alone.update(torch.tensor([7, 7]), torch.tensor([100.0, 101.0]))
+    for key, value in alone.state().items():
+        assert torch.equal(first[key], second[key])
+        assert torch.equal(first[key], value)

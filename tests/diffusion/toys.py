@@ -1,0 +1,57 @@
+"""Data whose perfect denoiser is known, and schedules to try it on."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.samplers import Denoise, Estimate
+from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.options import Cosine, Linear
+
+LINEAR = Process(
+    betas_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
+)
+COSINE = Process(betas_of(Cosine(timesteps=1000, s=0.008, max_beta=0.999, zero_terminal_snr=False)))
+
+MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.10]], dtype=torch.float64)
+
+CENTRES = torch.tensor([[-0.8, 0.2], [0.5, -0.6], [0.6, 0.7]], dtype=torch.float64)
+SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+SPREAD = 0.15
+"""A mixture of three round Gaussians."""
+
+
+def gaussian_denoiser(process: Process) -> Denoise:
+    """E[x0 | x_t] where x0 ~ N(MEAN, COVARIANCE): the best that any network could learn."""
+
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        ac = process.alphas_cumprod[t]
+        total = ac * COVARIANCE + (1 - ac) * torch.eye(2, dtype=torch.float64)
+        gain = math.sqrt(ac) * COVARIANCE @ torch.linalg.inv(total)
+        return Estimate(MEAN + (x_t - math.sqrt(ac) * MEAN) @ gain.T)
+
+    return denoise
+
+
+def mixture_denoiser(process: Process) -> Denoise:
+    """E[x0 | x_t] of the mixture: each centre's own, weighted by how likely x_t is from it."""
+
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        ac = process.alphas_cumprod[t]
+        total = ac * SPREAD**2 + 1 - ac
+        off = x_t[:, None] - math.sqrt(ac) * CENTRES
+        logits = SHARES.log() - (off**2).sum(-1) / (2 * total)
+        means = CENTRES + math.sqrt(ac) * SPREAD**2 / total * off
+        return Estimate((logits.softmax(1)[..., None] * means).sum(1))
+
+    return denoise
+
+
+def mixture_moments() -> tuple[Tensor, Tensor]:
+    """The mean and the covariance of the mixture."""
+    mean = SHARES @ CENTRES
+    off = CENTRES - mean
+    return mean, (SHARES[:, None] * off).T @ off + SPREAD**2 * torch.eye(2, dtype=torch.float64)

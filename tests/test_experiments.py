@@ -1,0 +1,219 @@
+"""Every experiment: what its text says, a few steps at its true size, and that its small variant learns."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.data.sources import load_examples
+from ddpm_cli.data.table import Examples, Table
+from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.options import ImageDataset
+from ddpm_cli.training.generate import Generator
+from ddpm_cli.training.trainer import Trainer
+from tests.conftest import composed
+from tests.distances import sliced_wasserstein
+
+CPU = torch.device("cpu")
+EXPERIMENTS = sorted(file.stem for file in (Path(__file__).parent.parent / "configs/experiment").glob("*.yaml"))
+SMALL = {
+    "annotated": ["dataset.image_size=16", "model.width=8", "model.multipliers=[1,2]", "model.attention=[linear,none]"],
+    "quickstart": ["model.width=16"],
+    "conv_fashion_mnist": ["model.width=8"],
+    "cifar10_conditional": [
+        "dataset.image_size=16",
+        "model.width=16",
+        "model.groups=8",
+        "model.multipliers=[1,2]",
+        "model.attention=[none,full]",
+    ],
+    "improved": [
+        "dataset.image_size=16",
+        "model.width=16",
+        "model.groups=8",
+        "model.multipliers=[1,2]",
+        "model.attention=[none,full]",
+    ],
+    "swiss_roll": ["model.width=32", "model.blocks=2"],
+}
+
+
+def examples_like(config: TrainConfig, count: int) -> Examples:
+    """Blobs of two classes, of the size that the experiment's data have; they stand in for data not at hand."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 2
+    if not isinstance(config.dataset, ImageDataset):
+        return Examples(torch.randn(count, 2, generator=generator) * 0.1 + labels[:, None], labels, ["a", "b"])
+    channels, height, width = config.dataset.shape
+    coarse = torch.rand(count, channels, 4, 4, generator=generator) * 100 + 155 * labels.view(-1, 1, 1, 1)
+    images = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    return Examples(images.round().byte(), labels, ["a", "b"])
+
+
+def trainer_of(config: TrainConfig, count: int = 32) -> Trainer:
+    return Trainer(config, Table(examples_like(config, count), False, 0, CPU), CPU)
+
+
+def test_there_is_one_for_every_text() -> None:
+    assert {"annotated", "conv_fashion_mnist", "cifar10_conditional", "swiss_roll", "improved"} <= {*EXPERIMENTS}
+    assert SMALL.keys() == {*EXPERIMENTS}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_two_steps_at_the_true_size(name: str, tmp_path: Path) -> None:
+    """The network, the schedule and the objective are the experiment's; only the batch and the samples are few."""
+    few = ["train.steps=2", "train.epochs=null", "train.batch_size=2", "train.samples=2", "train.ema_start=0"]
+    config = composed(f"experiment={name}", *few, "sampler.steps=2", "train.precision=fp32", "compile=false")
+    trainer = trainer_of(config)
+    before = [parameter.clone() for parameter in trainer.network.parameters()]
+    loss = trainer.train(tmp_path)
+    assert loss > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    assert (tmp_path / "checkpoints/last.pt").is_file()
+    assert (tmp_path / "samples/step_00000002.png").stat().st_size > 500
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_small_variant_learns(name: str) -> None:
+    """The loss at fixed timesteps and noise falls."""
+    few = ["train.batch_size=16", "train.lr=2e-3", "train.warmup_steps=0", "train.precision=fp32", "train.steps=40"]
+    config = composed(f"experiment={name}", *SMALL[name], *few, "train.epochs=null")
+    trainer = trainer_of(config)
+    generator = torch.Generator().manual_seed(1)
+    x0, y = trainer.table.batch(0, 32)
+    t = torch.linspace(0, config.schedule.timesteps - 1, 32).long()
+    eps = torch.randn(x0.shape, generator=generator)
+    told = y if trainer.classes else None
+
+    def loss() -> float:
+        with torch.no_grad():
+            return trainer.objective(x0, t, eps, told).mean().item()
+
+    first = loss()
+    for _ in range(40):
+        trainer.train_step()
+        trainer.step += 1
+    assert loss() < 0.8 * first
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "quadratic", "sigmoid", "constant"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_schedule_in_every_experiment(name: str, schedule: str) -> None:
+    config = composed(f"experiment={name}", f"schedule={schedule}", "schedule.zero_terminal_snr=true", "prediction=v")
+    assert betas_of(config.schedule)[-1] == 1
+    betas_of(composed(f"experiment={name}", f"schedule={schedule}").schedule)
+
+
+KNOBS = [
+    "sampler=dpmpp_2m",
+    "sampler=heun",
+    "sampler=ddim",
+    "sampler.sections=[2,3]",
+    "sampler.thresholding=dynamic",
+    "weighting=min_snr",
+    "weighting=p2",
+    "timestep_sampler=loss_second_moment",
+    "conditioning=class",
+    "variance=fixed_large loss=l2",
+    "variance=learned_range loss=hybrid",
+    "variance=learned_range loss=vlb",
+    "model.self_condition=true",
+    "prediction=v schedule.zero_terminal_snr=true",
+]
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_knob_in_every_experiment(name: str, knob: str) -> None:
+    """A step and a sample of the small variant."""
+    few = ["train.batch_size=4", "train.precision=fp32", "schedule.timesteps=40", "sampler.steps=3"]
+    config = composed(f"experiment={name}", *SMALL[name], *few, *knob.split())
+    trainer = trainer_of(config, count=4)
+    loss, _ = trainer.train_step()
+    assert loss.isfinite()
+    samples = trainer.samples([0, 1])
+    assert samples.shape == (2, *config.dataset.shape)
+    assert samples.isfinite().all()
+
+
+def test_conv_fashion_mnist_is_what_the_text_trains() -> None:
+    config = composed("experiment=conv_fashion_mnist")
+    betas = betas_of(config.schedule)
+    assert (len(betas), betas[0].item(), betas[-1].item()) == (1000, pytest.approx(1e-3), pytest.approx(0.01))
+    assert (config.dataset.shape, config.loss.name, config.model.time_dim) == ((1, 32, 32), "l2", 100)
+    assert (config.train.optimizer, config.train.lr, config.train.batch_size) == ("adam", 1e-3, 128)
+    assert config.train.total_steps(60_000) == 4688
+    milestones = [step for step in range(1, 4689) if config.train.is_milestone(step, 60_000)]
+    assert milestones == [-(-60_000 * epoch // 128) for epoch in range(1, 11)]
+
+
+def test_cifar10_conditional_is_what_the_text_trains() -> None:
+    config = composed("experiment=cifar10_conditional")
+    assert (config.model.width, config.conditioning.name, config.loss.name) == (128, "class", "l2")
+    assert (config.train.ema_decay, config.train.ema_start, config.train.steps) == (0.9999, 2000, 80_000)
+    assert betas_of(config.schedule)[-1].item() == pytest.approx(0.02)
+    shorter = composed("experiment=cifar10_conditional", "schedule.timesteps=500").schedule
+    assert betas_of(shorter)[-1].item() == pytest.approx(0.04)
+    assert composed("experiment=cifar10_conditional", "schedule=cosine", "loss=l1").loss.name == "l1"
+
+
+def test_improved_is_what_the_paper_trains() -> None:
+    config = composed("experiment=improved")
+    assert (config.variance, config.loss.name, config.loss.vlb_weight) == ("learned_range", "hybrid", 0.001)
+    assert (config.schedule.name, config.schedule.timesteps) == ("cosine", 4000)
+    assert config.model.time_scale * config.schedule.timesteps == 1000
+    alone = composed("experiment=improved", "loss=vlb", "timestep_sampler=loss_second_moment")
+    assert (alone.timestep_sampler.history, alone.timestep_sampler.uniform_mix) == (10, 0.001)
+    for override in ("sampler.steps=50", "sampler.sections=[10,15,20]", "sampler.spacing=stride"):
+        composed("experiment=improved", override)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "quadratic", "sigmoid"])
+def test_swiss_roll_has_the_texts_betas(schedule: str) -> None:
+    betas = betas_of(composed("experiment=swiss_roll", f"schedule={schedule}").schedule)
+    rounding = 0.003 if schedule == "sigmoid" else 1e-9  # which never reaches its ends
+    assert betas[0].item() == pytest.approx(1e-5, abs=rounding * 0.01 + 1e-12)
+    assert betas[-1].item() == pytest.approx(0.01, abs=rounding * 0.01 + 1e-12)
+    assert betas_of(composed("experiment=swiss_roll", "schedule=constant").schedule).unique().item() == 0.035
+
+
+def test_points_come_back_from_two_heaps(tmp_path: Path) -> None:
+    """Swiss roll's network and settings learn two heaps of points well enough to draw both."""
+    config = composed(
+        "experiment=swiss_roll",
+        *SMALL["swiss_roll"],
+        "train.steps=400",
+        "train.batch_size=128",
+        "train.lr=4e-3",
+        "train.milestone_every=400",
+        "schedule.timesteps=100",
+        "schedule=constant",
+        "sampler=dpmpp_2m",
+        "schedule.beta=0.06",
+    )
+    trainer = trainer_of(config, count=512)
+    trainer.train(tmp_path)
+    generator = Generator(trainer.generator.denoiser, config.sampler, (2,), CPU)
+    ((_, steps),) = generator.batches(0, [0] * 500, 500)
+    *_, last = steps
+    near = torch.cdist(last.x, torch.tensor([[0.0, 0.0], [1.0, 1.0]])).min(dim=1)
+    assert (near.values < 0.4).float().mean() > 0.8
+    assert 0.3 < near.indices.float().mean() < 0.7
+
+
+def test_swiss_roll_end_to_end(tmp_path: Path) -> None:
+    """Two fifths of its steps already draw 10,000 points that lie as near to fresh data as fresh data do."""
+    config = composed("experiment=swiss_roll", "train.steps=1200", "train.samples=100", "sampler.steps=100")
+    train, test = (load_examples(replace(config.dataset, points=50_000), split).values for split in (True, False))
+    trainer = Trainer(config, Table(Examples(train), False, 0, CPU), CPU)
+    trainer.train(tmp_path)
+    samples = trainer.generator.batches(0, [0] * 10_000, 10_000)
+    ((_, steps),) = samples
+    *_, last = steps
+    fresh = test.split(10_000)
+    floor = sum(sliced_wasserstein(a, b) for a, b in itertools.pairwise(fresh)) / (len(fresh) - 1)
+    ours = sum(sliced_wasserstein(last.x, a) for a in fresh) / len(fresh)
+    assert ours < 2 * floor
