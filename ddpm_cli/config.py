@@ -138,8 +138,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(self.prediction in PREDICTIONS, "prediction", self.prediction, one_of(PREDICTIONS))
         check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
-        self.sampler.check_against(self.schedule)
         self.model.check_against(self.dataset)
+        self.sampler.check_against(self.schedule, self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
         self._check_objective()
 
@@ -184,6 +184,7 @@ class SampleConfig:
     n: int | None  # None: as many as the task likes
     batch_size: int
     seed: int
+    root: str | None  # of the data, where they have moved since training
     classes: Any  # typed class=…: a number, a name, a list of these, or None for all in turn
     task: str
     a: Any  # of task=interpolate, as the next two are: a file, or the number of an image of the test split
@@ -217,12 +218,14 @@ class SampleConfig:
         for key, task in {
             "a": "interpolate",
             "b": "interpolate",
+            "t": "interpolate",
             "image": "inpaint",
             "mask": "inpaint",
         }.items():
             value = getattr(self, key)
-            if self.task == task and value is None:
-                raise UserError(f"{key}=null: task={task} needs it; name a file")
+            if self.task == task and value is None and key != "t":
+                number = "" if key == "mask" else ", or the number of an image of the test split"
+                raise UserError(f"{key}=null: task={task} needs it; name a file{number}")
             if self.task != task and value is not None:
                 raise UserError(f"{key}={value}: only with task={task}; leave it out, or choose the task")
         check(self.t is None or self.t >= 0, "t", self.t, "a timestep from 0 up, or null for half of all")
@@ -237,6 +240,7 @@ class EvaluateConfig:
     metrics: list[str]
     n: int | None  # None: the whole split
     split: str
+    root: str | None  # of the data, where they have moved since training
     batch_size: int
     seed: int
     weights: str

@@ -86,9 +86,10 @@ def save_bound_plot(terms: Sequence[float], path: Path) -> None:
     left.plot(terms, linewidth=1)
     left.set(xlabel="t", ylabel="bits/dim of the term", yscale="log")
     if len(terms) > 1:
-        left.set_xscale("symlog")
-    right.plot(np.cumsum(terms))
-    right.set(xlabel="t", ylabel="bits/dim of the terms 0 to t", ylim=(0, None))
+        left.set(xscale="symlog", xlim=(0, len(terms) - 1))
+    sums = np.cumsum(terms)
+    right.plot(sums)
+    right.set(xlabel="t", ylabel="bits/dim of the terms 0 to t", ylim=(None if sums.min() < 0 else 0, None))
     for axes in (left, right):
         axes.grid(which="both", alpha=0.3)
     _save(figure, path)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
 from ddpm_cli.cli import evaluate, forward, sample, train
@@ -38,12 +40,36 @@ TINY = [
 ]
 """A run of a second: the overrides of a network of a few thousand parameters on 8x8 digits."""
 
+TINY_POINTS = [
+    "dataset=swiss_roll",
+    "dataset.points=100",
+    "model=mlp",
+    "model.width=8",
+    "model.blocks=1",
+    "schedule.timesteps=50",
+    "sampler.steps=3",
+    "sampler.thresholding=none",
+    "train.batch_size=8",
+    "train.samples=4",
+    "train.precision=fp32",
+    "device=cpu",
+]
+"""The same of a network for points."""
+
 
 def composed(*overrides: str, command: str = "train") -> Any:
     """The checked config of `ddpm-<command> <overrides>`."""
     register_schemas(command, SCHEMAS[command])
     with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
         return OmegaConf.to_object(hydra.compose(command, list(overrides)))
+
+
+def train_into(folder: Path, *overrides: str) -> Path:
+    """A run in `folder`, which is returned: for fixtures that several tests share."""
+    setup_globals()
+    HydraConfig.instance().cfg = OmegaConf.create({"hydra": {"overrides": {"task": []}}})  # type: ignore[assignment]
+    train.run(composed(*overrides), folder)
+    return folder
 
 
 def a_sampler(kind: type[Sampler] = Ddpm, **changes: Any) -> Any:

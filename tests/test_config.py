@@ -26,8 +26,8 @@ OPTIONS = [
 
 NEEDS = {
     "dataset=image_folder": ["dataset.root=/pictures"],
-    "dataset=swiss_roll": ["model=mlp"],
-    "model=mlp": ["dataset=swiss_roll"],
+    "dataset=swiss_roll": ["model=mlp", "sampler.thresholding=none"],
+    "model=mlp": ["dataset=swiss_roll", "sampler.thresholding=none"],
     "model=ddpm_cifar10": ["dataset=cifar10"],
     "model=improved_cifar10": ["dataset=cifar10"],
     "loss=hybrid": ["variance=learned_range"],

@@ -112,7 +112,7 @@ KNOBS = [
     "sampler=heun",
     "sampler=ddim",
     "sampler.sections=[2,3]",
-    "sampler.thresholding=dynamic",
+    "sampler.thresholding=none",
     "weighting=min_snr",
     "weighting=p2",
     "timestep_sampler=loss_second_moment",
@@ -192,6 +192,7 @@ def test_points_come_back_from_two_heaps(tmp_path: Path) -> None:
         "schedule.timesteps=100",
         "schedule=constant",
         "sampler=dpmpp_2m",
+        "sampler.steps=20",
         "schedule.beta=0.06",
     )
     trainer = trainer_of(config, count=512)

@@ -47,3 +47,37 @@ def test_gif_shows_every_frame_and_holds_the_last(tmp_path: Path) -> None:
         assert film.info["loop"] == 0
         assert np.asarray(film.convert("L"))[0, 0] == 200
     assert durations[2] >= 2000 > durations[0]
+
+
+def test_a_labelled_grid_has_a_row_for_each_label_in_order_of_appearance() -> None:
+    pixels = torch.tensor([40, 80, 120, 160, 200], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 56, 56)
+    picture = np.asarray(imaging.labelled_grid(pixels, ["coat", "bag", "coat", "bag", "coat"]))
+    margin = picture.shape[1] - (3 * 58 + 2)  # three columns of 56 and gaps of 2
+    assert margin > 20
+    assert picture.shape[0] == 2 * 58 + 2
+    centres = [[int(picture[y, margin + x]) for x in (30, 88, 146)] for y in (30, 88)]
+    assert centres == [[40, 120, 200], [80, 160, 255]]  # the place without an image is white
+    assert np.array_equal(picture[2:58, margin + 2 : margin + 58], np.full((56, 56), 40))
+
+
+def test_labels_stand_beside_their_rows() -> None:
+    def text(labels: list[str]) -> np.ndarray:
+        """Where the margin is dark."""
+        picture = np.asarray(imaging.labelled_grid(torch.full((3, 1, 56, 56), 255, dtype=torch.uint8), labels))
+        return picture < 128
+
+    rows = text(["a", " ", "iii"])
+    assert [rows[top : top + 58].any() for top in (0, 58, 116)] == [True, False, True]
+    middle = np.flatnonzero(rows[:58].any(axis=1)).mean()
+    assert abs(middle - 29) < 8
+    assert text(["sneaker"] * 3).shape[1] > text(["bag"] * 3).shape[1]  # there is room for the longest
+    assert not text(["sneaker"] * 3)[:, 0].any()
+
+
+def test_labelled_grids_in_colour() -> None:
+    pixels = torch.zeros(2, 3, 56, 56, dtype=torch.uint8)
+    pixels[:, 0] = 255
+    picture = imaging.labelled_grid(pixels, ["a", "b"])
+    assert picture.mode == "RGB"
+    assert picture.getpixel((picture.width - 30, 30)) == (255, 0, 0)
+    assert picture.getpixel((0, 0)) == (255, 255, 255)

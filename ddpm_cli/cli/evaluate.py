@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ddpm_cli.cli.command import launch, new_folder
 from ddpm_cli.config import EvaluateConfig
+from ddpm_cli.errors import UserError, one_of
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +36,26 @@ def check(config: EvaluateConfig) -> None:
 
 def run(config: EvaluateConfig, folder: Path) -> None:
     """Write nll.json, nll.csv and nll.png into `folder`, which must be new or empty."""
-    from ddpm_cli.data.sources import load_examples
+    from ddpm_cli.data.sources import load_examples, moved
     from ddpm_cli.files import atomic
     from ddpm_cli.plots import save_bound_plot
     from ddpm_cli.training.build import load_trained
     from ddpm_cli.training.nll import bound, first_examples
 
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
-    examples = first_examples(load_examples(trained.config.dataset, config.split == "train"), config.n)
+    examples = first_examples(
+        load_examples(moved(trained.config.dataset, config.root), config.split == "train"), config.n
+    )
+    if trained.classes and examples.classes != trained.classes:
+        raise UserError(
+            f"split={config.split}: its classes are {one_of(examples.classes or ['unknown'])}, and the network is told "
+            f"{one_of(trained.classes)}; name another split"
+        )
     new_folder(folder)
     found = bound(trained, examples, config.batch_size, config.seed)
     summary = {
         "nll": found.total,
-        "standard_error": found.standard_error,
+        "standard_error": found.standard_error if len(examples) > 1 else None,  # JSON has no NaN
         "L_0": found.terms[0],
         "L_1_to_T-1": sum(found.terms[1:]),
         "L_T": found.prior,

@@ -24,6 +24,9 @@ ddpm-forward shows what each schedule does to an image, or to points: a row of n
   ddpm-forward image=cat.jpg show=[linear,cosine] schedules.linear.beta_end=0.05
 """
 
+POINTS = 10_000
+"""Of a cloud, at most."""
+
 
 def main() -> None:
     """The console script."""
@@ -75,7 +78,7 @@ def _chain(process: "Process", x0: "Tensor", moments: list[int], seed: int) -> l
 
 
 def _example(config: ForwardConfig) -> "Tensor":
-    """What to noise: an image (C, H, W) in [-1, 1], or all points of a data set (N, 2)."""
+    """What to noise: an image (C, H, W) in [-1, 1], or the first points of a data set (N, 2)."""
     from ddpm_cli.data.table import to_float
 
     if config.dataset is None:
@@ -87,7 +90,7 @@ def _example(config: ForwardConfig) -> "Tensor":
 
     values = load_examples(config.dataset, train=True).values
     if values.ndim == 2:
-        return values
+        return values[:POINTS]
     if config.index >= len(values):
         raise UserError(f"index={config.index}: must be in 0..{len(values) - 1}, the images of the dataset")
     return to_float(values[config.index])

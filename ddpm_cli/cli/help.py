@@ -27,3 +27,10 @@ def options_of(group: str) -> list[str]:
     """The options of a config group, by name."""
     folder = files("ddpm_cli.configs") / group
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def configs_of(group: str, name: str) -> list[str]:
+    """Those of the options of a config group whose values make an `Option` of this name."""
+    folder = files("ddpm_cli.configs") / group
+    schema = f"/schema/{group}/{name}@"
+    return [option for option in options_of(group) if schema in (folder / f"{option}.yaml").read_text()]

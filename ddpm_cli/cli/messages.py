@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
+from ddpm_cli.cli.help import configs_of
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.options import GROUPS, Option, option_name
 
@@ -47,6 +48,8 @@ def _wrong_type(message: str, cause: ValidationError) -> str:
         return f"{key}: must be a list, as in key=[1,2]"
     if "is not a valid bool" in str(cause.msg):
         return f"{key}: must be true or false"
+    if "is not Optional" in str(cause.msg):
+        return f"{key}: must not be null"
     wanted = re.search(r"could not be converted to (\w+)", str(cause.msg))
     if wanted and wanted[1] in TYPES:
         return f"{key}: must be {TYPES[wanted[1]]}"
@@ -87,6 +90,7 @@ def _keys_of(kind: Any, group: str) -> Iterator[tuple[str, str]]:
     if kind in GROUPS:
         for option in GROUPS[kind]:
             for key, _ in _known_keys(option, f"{group}."):
-                yield key, f"{group}={option_name(option)}"
+                for name in configs_of(group, option_name(option)):
+                    yield key, f"{group}={name}"
     elif is_dataclass(kind) and isinstance(kind, type) and not issubclass(kind, Option):
         yield from _known_keys(kind, f"{group}.")

@@ -62,7 +62,7 @@ def run(config: SampleConfig, folder: Path) -> None:
 
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
     generator = _generator(config, trained)
-    task = plan(config, generator, trained.classes, trained.config.dataset)
+    task = plan(config, generator, trained)
     new_folder(folder)
     points = len(generator.shape) == 1
     moments = {*_evenly(task.steps, FRAMES)} if config.gif else set()
@@ -96,7 +96,7 @@ def _generator(config: SampleConfig, trained: "Trained") -> "Generator":
 
     own = trained.config
     sampler = config.sampler or own.sampler
-    sampler.check_against(own.schedule)
+    sampler.check_against(own.schedule, own.dataset)
     scale = own.guidance_scale if config.guidance_scale is None else config.guidance_scale
     check_guidance(scale, own.conditioning)
     variance = config.variance or own.variance

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm_cli.data.image_folder import decode
@@ -39,13 +39,15 @@ def read_mask(mask: str, image: object, dataset: ImageDataset) -> Tensor:
     """
     _, height, width = dataset.shape
     hole = read_file("mask", mask, height, width, 1) >= 128
-    with Image.open(Path(mask).expanduser()) as opened:
-        size = opened.size
-    wanted = (width, height)
-    if type(image) is not int:
-        with Image.open(Path(str(image)).expanduser()) as opened:
-            wanted = opened.size
+    size = _upright_size(mask)
+    wanted = (width, height) if type(image) is int else _upright_size(str(image))
     ours, theirs = (f"{width}x{height}" for width, height in (size, wanted))
     check(size == wanted, "mask", mask, f"as large as the image, {theirs}, but is {ours}")
     check(bool(hole.any()), "mask", mask, "white where the image is to be filled; it is black throughout")
     return hole
+
+
+def _upright_size(file: str) -> tuple[int, int]:
+    """The width and height of an image that can be read, turned by EXIF as `decode` turns it."""
+    with Image.open(Path(file).expanduser()) as opened:
+        return ImageOps.exif_transpose(opened).size

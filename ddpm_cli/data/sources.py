@@ -2,7 +2,9 @@
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,8 @@ from ddpm_cli.options import (
 )
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+AnyDataset = TypeVar("AnyDataset", bound=Dataset)
+
 DIGITS_IN_TRAIN = 1500
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError)
 """What torchvision raises for files that are missing or damaged, and for a download that fails."""
@@ -56,6 +60,15 @@ def load_examples(dataset: Dataset, train: bool) -> Examples:
             raise TypeError(f"no examples for {dataset}")
     values = _resized(_with_channels(examples.values, dataset.channels), dataset)
     return Examples(values, examples.labels, examples.classes)
+
+
+def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
+    """`dataset` where it lies now: at `root`, unless that is None. Raises `UserError` for one that has no root."""
+    if root is None:
+        return dataset
+    if not isinstance(dataset, ImageDataset):
+        raise UserError(f"root={root}: dataset={dataset.name} is read from no folder; leave it out")
+    return replace(dataset, root=root)
 
 
 def check_labels(dataset: Dataset, examples: Examples) -> None:

@@ -81,4 +81,4 @@ def even_in_logsnr(alphas_cumprod: list[float], steps: int) -> list[int]:
     apart = np.maximum.accumulate(nearest - ranks) + ranks
     within = np.minimum(apart, useful - count + ranks).astype(int).tolist()
     rest = range(T - 1 - (steps - count - len(head)), T - 1)  # where there are more steps than useful timesteps
-    return within + [*rest] + head
+    return [*within, *rest, *head]

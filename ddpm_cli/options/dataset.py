@@ -12,6 +12,7 @@ class Dataset(Option):
     """What is learned. `shape` is that of one example, the channels first."""
 
     group: ClassVar[str] = "dataset"
+    bounded: ClassVar[bool] = True  # to [-1, 1]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,6 +78,7 @@ class ImageFolder(ImageDataset):
 class SwissRoll(Dataset):
     """Points (x, y) on a spiral, within some 1.5 of the origin."""
 
+    bounded: ClassVar[bool] = False
     name: str = "swiss_roll"
     points: int
     noise: float  # standard deviation off the spiral, whose arms are 6.3 apart

@@ -35,7 +35,9 @@ class Model(Option):
 
 @dataclass(kw_only=True)
 class ImageModel(Model):
-    """A network for images, whose sides must be divisible by `stride`."""
+    """A network for images, whose sides must be divisible by `stride`; `remedy`: what makes that smaller."""
+
+    remedy: ClassVar[str] = ""
 
     @property
     def stride(self) -> int:
@@ -43,7 +45,7 @@ class ImageModel(Model):
 
     def check_against(self, dataset: Dataset) -> None:
         if len(dataset.shape) != 3:
-            raise UserError(f"model={self.name}: is for images, dataset={dataset.name} has points; use model=mlp")
+            raise UserError(f"dataset={dataset.name}: has points, and this model is for images; use model=mlp")
         sides = dataset.shape[1:]
         if any(side % self.stride for side in sides):
             below = {side // self.stride * self.stride for side in sides}
@@ -51,7 +53,7 @@ class ImageModel(Model):
             size = list(sides) if len(set(sides)) > 1 else sides[0]
             raise UserError(
                 f"dataset.image_size={size}: must divide by {self.stride} for this model: "
-                f"{one_of(map(str, near))} would do, or fewer model.multipliers"
+                f"{one_of(map(str, near))} would do{self.remedy}"
             )
 
 
@@ -59,6 +61,7 @@ class ImageModel(Model):
 class LevelledUNet(ImageModel):
     """A U-Net: one level per entry of `multipliers`, each half the resolution of the one above."""
 
+    remedy: ClassVar[str] = ", or fewer model.multipliers"
     multipliers: list[int]
     blocks: int  # residual blocks a level
     attention: list[str]  # a kind per level

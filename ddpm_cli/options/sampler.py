@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddpm_cli.errors import UserError, check, one_of
+from ddpm_cli.options.dataset import Dataset
 from ddpm_cli.options.option import Option
 from ddpm_cli.options.schedule import Schedule
 
@@ -36,27 +37,36 @@ class Sampler(Option):
             one_of(THRESHOLDINGS),
         )
 
-    def check_against(self, schedule: Schedule) -> None:
-        """Raise `UserError` where the timesteps of `schedule` cannot be divided so."""
-        T = schedule.timesteps
+    def check_against(self, schedule: Schedule, dataset: Dataset) -> None:
+        """Raise `UserError` where `schedule` has too few timesteps, or `dataset` reaches beyond the thresholds."""
+        if self.thresholding != "none" and not dataset.bounded:
+            raise UserError(
+                f"sampler.thresholding={self.thresholding}: must be none for dataset={dataset.name}, which reaches "
+                "beyond [-1, 1]"
+            )
         if self.sections is not None:
-            size = T // len(self.sections)  # of the last section; the first ones may have one more
-            if max(self.sections) > size:
-                raise UserError(
-                    f"sampler.sections={self.sections}: T={T} in {len(self.sections)} sections leaves {size} timesteps "
-                    f"to each, of which {max(self.sections)} cannot be taken; use smaller counts"
-                )
+            self._check_sections(self.sections, schedule.timesteps)
         elif self.steps is not None:
-            check(self.steps <= T, "sampler.steps", self.steps, f"in 1..{T}, the timesteps of the schedule")
-            if self.spacing == "stride" and len(range(0, T, -(-T // self.steps))) != self.steps:
-                near = sorted({len(range(0, T, stride)) for stride in range(1, T + 1)}, key=self._far)[:2]
+            self._check_steps(self.steps, schedule.timesteps)
+
+    def _check_sections(self, sections: list[int], timesteps: int) -> None:
+        for i, count in enumerate(sections):
+            size = timesteps // len(sections) + (i < timesteps % len(sections))
+            if count > size:
                 raise UserError(
-                    f"sampler.steps={self.steps}: no whole stride through T={T} takes as many; sampler.spacing=stride "
-                    f"takes {one_of(map(str, sorted(near)))}"
+                    f"sampler.sections={sections}: section {i} has {size} of the T={timesteps} timesteps, "
+                    f"of which {count} cannot be taken; use smaller counts"
                 )
 
-    def _far(self, count: int) -> int:
-        return abs(count - (self.steps or 0))
+    def _check_steps(self, steps: int, timesteps: int) -> None:
+        check(steps <= timesteps, "sampler.steps", steps, f"in 1..{timesteps}, the timesteps of the schedule")
+        if self.spacing == "stride" and len(range(0, timesteps, -(-timesteps // steps))) != steps:
+            counts = {len(range(0, timesteps, stride)) for stride in range(1, timesteps + 1)}
+            near = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])
+            raise UserError(
+                f"sampler.steps={steps}: no whole stride through T={timesteps} takes as many; sampler.spacing=stride "
+                f"takes {one_of(map(str, near))}"
+            )
 
 
 @dataclass(kw_only=True)

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from ddpm_cli.config import SampleConfig
 from ddpm_cli.data.given import read_image, read_mask
+from ddpm_cli.data.sources import moved
 from ddpm_cli.data.table import to_float
 from ddpm_cli.diffusion.editing import inpaint, interpolate
 from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.timesteps import pairs_of
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.imaging import grid, to_uint8
-from ddpm_cli.options import ImageDataset
+from ddpm_cli.options import ClassLabels, ImageDataset
 from ddpm_cli.pictures import picture
+from ddpm_cli.training.build import Trained
 from ddpm_cli.training.generate import Generator, ImageNoise, in_turn
 
 COUNTS = {"generate": 64, "interpolate": 9, "inpaint": 8}
@@ -37,37 +39,39 @@ class Task:
     draw: Callable[[Tensor], Image.Image]
 
 
-def plan(config: SampleConfig, generator: Generator, classes: list[str], dataset: object) -> Task:
-    """The task that `config` names. `classes`: of the network. `dataset`: that it learned.
-
-    Raises `UserError` for a class, an image, a mask or a timestep that will not do.
-    """
-    wanted = wanted_classes(config.classes, classes)
-    labels = in_turn(config.n or COUNTS[config.task], wanted or [0])
-    shown = labels if wanted else [-1] * len(labels)
+def plan(config: SampleConfig, generator: Generator, trained: Trained) -> Task:
+    """The task that `config` names. Raises `UserError` for a class, an image, a mask or a timestep that will not do."""
+    dataset, classes = trained.config.dataset, trained.classes
     if config.task == "generate":
-        return _generate(config, generator, labels, shown, classes)
+        wanted = wanted_classes(config.classes, classes, everything=range(len(classes)))
+        return _generate(config, generator, wanted, classes)
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"task={config.task}: is for images, and this network learned points; use task=generate")
+    conditioning = trained.config.conditioning
+    if classes and config.classes is None and not (isinstance(conditioning, ClassLabels) and conditioning.dropout > 0):
+        raise UserError(f"class=null: task={config.task} needs a class, for this network never went without one")
+    wanted = wanted_classes(config.classes, classes, everything=[len(classes)])  # the label that means none
+    if config.task == "interpolate":
+        check(len(wanted) < 2, "class", config.classes, "one class for the whole way with task=interpolate")
     work = _interpolate if config.task == "interpolate" else _inpaint
-    return work(config, generator, labels, shown, dataset)
+    return work(config, generator, wanted, moved(dataset, config.root))
 
 
-def wanted_classes(value: object, classes: list[str]) -> list[int]:
-    """The class numbers that class=`value` asks for: all where it is None, none where there are no classes.
+def wanted_classes(value: object, classes: list[str], everything: Sequence[int]) -> list[int]:
+    """The class numbers that class=`value` asks for: `everything` where it is None, none where there are no classes.
 
-    A class is a number, or its name in any case, with spaces or _ or -. Raises `UserError` for others.
+    A class is its name in any case, with spaces or _ or -, or its number. Raises `UserError` for others.
     """
     if not classes:
         if value is not None:
             raise UserError(f"class={value}: this network is not told classes; train one with conditioning=class")
         return []
     if value is None:
-        return list(range(len(classes)))
+        return list(everything)
     named = {_plain(name): i for i, name in enumerate(classes)}
     numbers = []
     for one in value if isinstance(value, list) else [value]:
-        number = one if type(one) is int else named.get(_plain(str(one)), -1)
+        number = named.get(_plain(str(one)), one if type(one) is int else -1)
         bounds = f"a number in 0..{len(classes) - 1} or one of {one_of(classes)}"
         check(0 <= number < len(classes), "class", one, bounds)
         numbers.append(number)
@@ -79,23 +83,31 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", " ").replace("-", " ")
 
 
-def _generate(
-    config: SampleConfig, generator: Generator, labels: list[int], shown: list[int], classes: list[str]
-) -> Task:
+def _labels(config: SampleConfig, wanted: list[int]) -> list[int]:
+    """One for each example: the classes wanted in turn, and zeros where the network is not told any."""
+    return in_turn(config.n or COUNTS[config.task], wanted or [0])
+
+
+def _known(labels: list[int], classes: int) -> list[int]:
+    """`labels` with -1 for those that mean no class."""
+    return [label if label < classes else -1 for label in labels]
+
+
+def _generate(config: SampleConfig, generator: Generator, wanted: list[int], classes: list[str]) -> Task:
+    labels = _labels(config, wanted)
     batches = generator.batches(config.seed, labels, config.batch_size)
     names = [classes[label] for label in labels] if classes else None
 
     def draw(samples: Tensor) -> Image.Image:
         return picture(samples, names and names[: len(samples)])
 
-    return Task(shown, batches, len(pairs_of(generator.sampler, generator.denoiser.process)), draw)
+    steps = len(pairs_of(generator.sampler, generator.denoiser.process))
+    return Task(_known(labels, generator.classes), batches, steps, draw)
 
 
-def _interpolate(
-    config: SampleConfig, generator: Generator, labels: list[int], shown: list[int], dataset: ImageDataset
-) -> Task:
+def _interpolate(config: SampleConfig, generator: Generator, wanted: list[int], dataset: ImageDataset) -> Task:
     """Mixes of a and b, from one to the other; the picture has the two at its ends."""
-    process = generator.denoiser.process
+    labels, process = _labels(config, wanted), generator.denoiser.process
     t = process.timesteps // 2 if config.t is None else config.t
     check(t < process.timesteps, "t", t, f"in 0..{process.timesteps - 1}, the timesteps of the schedule")
     ends = [read_image("a", config.a, dataset), read_image("b", config.b, dataset)]
@@ -112,13 +124,17 @@ def _interpolate(
         row = torch.stack([ends[0], *to_uint8(samples), ends[1]])
         return grid(row, columns=min(len(row), 16))
 
-    return Task(shown, _split(labels, config, steps), len(pairs_of(generator.sampler, process, t)), draw)
+    return Task(
+        _known(labels, generator.classes),
+        _split(labels, config, steps),
+        len(pairs_of(generator.sampler, process, t)),
+        draw,
+    )
 
 
-def _inpaint(
-    config: SampleConfig, generator: Generator, labels: list[int], shown: list[int], dataset: ImageDataset
-) -> Task:
+def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], dataset: ImageDataset) -> Task:
     """Fillings of the hole; the picture begins with the image, and with the image less the hole."""
+    labels = _labels(config, wanted)
     image = read_image("image", config.image, dataset)
     hole = read_mask(str(config.mask), config.image, dataset)
     x0, inside = to_float(image).to(generator.device), hole.to(generator.device)
@@ -133,7 +149,9 @@ def _inpaint(
         return grid(row, columns=min(len(row), 16))
 
     strides = len(pairs_of(generator.sampler, generator.denoiser.process))
-    return Task(shown, _split(labels, config, steps), (strides - 1) * config.resamplings + 1, draw)
+    return Task(
+        _known(labels, generator.classes), _split(labels, config, steps), (strides - 1) * config.resamplings + 1, draw
+    )
 
 
 def _split(

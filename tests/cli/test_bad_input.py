@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from tests.conftest import TINY, Result
+from tests.conftest import TINY, TINY_POINTS, Result, train_into
 from tests.data.test_image_folder import paint
 
 Run = Callable[..., Result]
@@ -34,6 +35,71 @@ TRAIN = {
     "dataset.name=mnist": "dataset.name=mnist",
     "device=cuda": "device=cuda: torch sees no CUDA device here",
     "device=tpu": "device=tpu: must be auto, cpu, cuda",
+    "prediction=noise": "prediction=noise: must be eps, x0 or v",
+    "variance=huge": "variance=huge: must be fixed_small, fixed_large or learned_range",
+    "variance=learned_range loss=l2": "variance=learned_range: loss=l2 teaches the network no variance",
+    "loss=hybrid": "loss=hybrid: needs variance=learned_range, not fixed_small",
+    "loss=hybrid variance=fixed_large": "loss=hybrid: needs variance=learned_range, not fixed_large",
+    "loss=hybrid variance=learned_range loss.vlb_weight=0": "loss.vlb_weight=0.0: must be in (0, 1000]",
+    "loss.vlb_weight=1": "loss.vlb_weight: only loss=hybrid has this key",
+    "loss=mse": "loss=mse: must be huber, hybrid, l1, l2 or vlb",
+    "loss=vlb weighting=min_snr": "weighting=min_snr: must be none with loss=vlb",
+    "weighting=max_snr": "weighting=max_snr: must be min_snr, none or p2",
+    "weighting=min_snr weighting.gamma=0": "weighting.gamma=0.0: must be a finite number above 0",
+    "weighting=p2 weighting.gamma=-1": "weighting.gamma=-1.0: must be in [0, 100]",
+    "weighting=p2 weighting.k=0": "weighting.k=0.0: must be a finite number above 0",
+    "weighting.gamma=1": "weighting.gamma: only weighting=min_snr or weighting=p2 has this key",
+    "timestep_sampler=importance": "timestep_sampler=importance: must be loss_second_moment or uniform",
+    "timestep_sampler.history=5": "timestep_sampler.history: only timestep_sampler=loss_second_moment has this key",
+    "timestep_sampler=loss_second_moment timestep_sampler.history=0": "timestep_sampler.history=0: must be in 1..1000",
+    "timestep_sampler=loss_second_moment timestep_sampler.uniform_mix=0": "timestep_sampler.uniform_mix=0.0: must be",
+    "conditioning=text": "conditioning=text: must be class or none",
+    "conditioning=null": "conditioning=null: must be class or none",
+    "conditioning=": "conditioning=: must be class or none",
+    "conditioning.dropout=0.1": "conditioning.dropout: only conditioning=class has this key",
+    "conditioning=class conditioning.dropout=1": "conditioning.dropout=1.0: must be in [0, 1)",
+    "conditioning=class dataset=swiss_roll model=mlp sampler.thresholding=none": "conditioning=class: dataset=swiss_roll has no labels",
+    "guidance_scale=2": "guidance_scale=2.0: this network is not told classes; train one with conditioning=class",
+    "guidance_scale=-1 conditioning=class": "guidance_scale=-1.0: must be in [0, 1000]",
+    "guidance_scale=2 conditioning=class conditioning.dropout=0": "guidance_scale=2.0: this network never went without",
+    "schedule.zero_terminal_snr=true": "schedule.zero_terminal_snr=true: not with prediction=eps, for at the last "
+    "timestep x_t is all noise and eps says nothing of x0; use prediction=v",
+    "schedule.zero_terminal_snr=maybe": "schedule.zero_terminal_snr=maybe: must be true or false",
+    "schedule.zero_terminal_snr=true prediction=v schedule.timesteps=1": "schedule.timesteps=1: must be at least 2",
+    "sampler=euler": "sampler=euler: must be ddim, ddpm, dpmpp_2m or heun",
+    "sampler=heun sampler.eta=1": "sampler.eta: only sampler=ddim has this key",
+    "sampler.steps=1001": "sampler.steps=1001: must be in 1..1000, the timesteps of the schedule",
+    "sampler=dpmpp_2m sampler.steps=0": "sampler.steps=0: must be at least 1",
+    "sampler.sections=[2000]": "sampler.sections=[2000]: section 0 has 1000 of the T=1000 timesteps",
+    "sampler.sections=[1,600]": "sampler.sections=[1, 600]: section 1 has 500 of the T=1000 timesteps",
+    "sampler.sections=[]": "sampler.sections=[]: must be counts of at least 1, as in [10,15,20], or null",
+    "sampler.sections=[3,0]": "sampler.sections=[3, 0]: must be counts of at least 1",
+    "sampler.sections=10": "sampler.sections=10: must be a list",
+    "sampler.spacing=even": "sampler.spacing=even: must be time, stride or logsnr",
+    "sampler.spacing=stride sampler.steps=300": "sampler.steps=300: no whole stride through T=1000 takes as many; "
+    "sampler.spacing=stride takes 250 or 334",
+    "sampler.thresholding=hard": "sampler.thresholding=hard: must be clip, dynamic or none",
+    "sampler.thresholding=null": "sampler.thresholding=null: must not be null",
+    "dataset=swiss_roll model=small": "dataset=swiss_roll: has points, and this model is for images; use model=mlp",
+    "dataset=swiss_roll model=conv": "dataset=swiss_roll: has points, and this model is for images; use model=mlp",
+    "dataset=swiss_roll model=mlp dataset.points=0": "dataset.points=0: must be in 1..100000000",
+    "dataset=swiss_roll model=mlp dataset.noise=-1": "dataset.noise=-1.0: must be in [0, 100]",
+    "dataset=swiss_roll model=mlp dataset.flip=true": "dataset.flip: only dataset=fashion_mnist, dataset=cifar10",
+    "model=mlp": "model=mlp: is for points, dataset=fashion_mnist has images; use model=small",
+    "model=mlp dataset=swiss_roll model.blocks=0": "model.blocks=0: must be in 1..64",
+    "model=conv model.time_dim=3": "model.time_dim=3: must be an even number in 4..4096",
+    "model=conv model.attention=[none]": "model.attention: only model=base, model=large, model=small",
+    "model=conv dataset.image_size=30": "dataset.image_size=30: must divide by 4 for this model: 28 or 32 would do\n",
+    "model.time_scale=0": "model.time_scale=0.0: must be a finite number above 0",
+    "model.time_scale=inf": "model.time_scale=inf: must be a finite number above 0",
+    "train.ema_start=-1": "train.ema_start=-1: must be 0 or more",
+    "train.milestone_every=0": "train.milestone_every=0: must be a number of steps from 1 up, or of epochs",
+    "train.milestone_every=often": "train.milestone_every=often: must be a number of steps",
+    "train.milestone_every=0epochs": "train.milestone_every=0epochs: must be a number of steps",
+    "train.milestone_every=1.5": "train.milestone_every=1.5: must be a number of steps",
+    "train.milestone_every=null": "train.milestone_every=null: must be a number of steps",
+    "experiment=nothing": "experiment=nothing: must be annotated",
+    "ckpt=nowhere": "ckpt: no such key",
     "resume=nowhere": "resume=nowhere: no such file or folder",
     "dataset=image_folder": "dataset.root=null",
     "dataset.image_size=[28,": "dataset.image_size=[28,: not readable",
@@ -100,6 +166,24 @@ def test_a_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overr
         (["ckpt=x", "sampler=ddim", "sampler.eta=-1"], "sampler.eta=-1.0: must be in [0, 1]"),
         (["ckpt=x", "gif=maybe"], "gif=maybe: must be true or false"),
         (["ckpt=x", "m=3"], "m: no such key"),
+        (["ckpt=x", "task=wrong"], "task=wrong: must be generate, interpolate or inpaint"),
+        (["ckpt=x", "task=interpolate"], "a=null: task=interpolate needs it; name a file, or the number of an image"),
+        (["ckpt=x", "task=interpolate", "a=0"], "b=null: task=interpolate needs it"),
+        (["ckpt=x", "task=inpaint", "mask=hole.png"], "image=null: task=inpaint needs it"),
+        (["ckpt=x", "task=inpaint", "image=0"], "mask=null: task=inpaint needs it; name a file\n"),
+        (["ckpt=x", "a=0"], "a=0: only with task=interpolate"),
+        (["ckpt=x", "b=cat.png"], "b=cat.png: only with task=interpolate"),
+        (["ckpt=x", "t=3"], "t=3: only with task=interpolate"),
+        (["ckpt=x", "task=interpolate", "a=0", "b=1", "mask=hole.png"], "mask=hole.png: only with task=inpaint"),
+        (["ckpt=x", "task=interpolate", "a=0", "b=1", "t=-1"], "t=-1: must be a timestep from 0 up"),
+        (["ckpt=x", "resamplings=0"], "resamplings=0: must be in 1..1000"),
+        (["ckpt=x", "variance=small"], "variance=small: must be fixed_small, fixed_large or learned_range"),
+        (["ckpt=x", "guidance_scale=lots"], "guidance_scale=lots: must be a number"),
+        (["ckpt=x", "sampler.sections=[3]"], "sampler.sections=[3]: choose a sampler too, as in sampler=ddpm"),
+        (["ckpt=x", "sampler=heun", "sampler.spacing=odd"], "sampler.spacing=odd: must be time, stride or logsnr"),
+        (["ckpt=x", "sampler=heun", "sampler.thresholding=hard"], "sampler.thresholding=hard: must be clip, dynamic"),
+        (["ckpt=x", "sampler=ddpm", "sampler.sections=[]"], "sampler.sections=[]: must be counts of at least 1"),
+        (["ckpt=x", "gif=null"], "gif=null: must not be null"),
     ],
 )
 def test_sampling(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
@@ -109,11 +193,119 @@ def test_sampling(run: Run, tmp_path: Path, overrides: list[str], named: str) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text.pt"]
 
 
-def test_more_steps_than_the_run_has_timesteps(run: Run) -> None:
-    assert run("train", *TINY, "train.steps=1", "out=here").code == 0
-    result = run("sample", "ckpt=here", "sampler=ddim", "sampler.steps=51")
-    check(result, "sampler.steps=51: must be in 1..50")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs, a step each, that were told different things."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, more in {
+        "plain": [],
+        "classes": ["conditioning=class"],
+        "always": ["conditioning=class", "conditioning.dropout=0"],
+        "learned": ["variance=learned_range", "loss=hybrid"],
+    }.items():
+        train_into(folder / name, *TINY, "train.steps=1", *more)
+    train_into(folder / "points", *TINY_POINTS, "train.steps=1")
+    return folder
+
+
+INTERPOLATE = "task=interpolate a=0 b=1"
+INPAINT = "task=inpaint image=0 mask=white.png"
+SAMPLE = {
+    "plain class=3": "class=3: this network is not told classes; train one with conditioning=class",
+    "plain class=sneaker": "class=sneaker: this network is not told classes",
+    "points class=1": "class=1: this network is not told classes",
+    "classes class=10": "class=10: must be a number in 0..9 or one of 0, 1, 2, 3, 4, 5, 6, 7, 8 or 9",
+    "classes class=-1": "class=-1: must be a number in 0..9",
+    "classes class=sneaker": "class=sneaker: must be a number in 0..9 or one of 0, 1, 2, 3, 4, 5, 6, 7, 8 or 9",
+    "classes class=[1,sneaker]": "class=sneaker: must be a number in 0..9",
+    "classes class=1.5": "class=1.5: must be a number in 0..9",
+    "classes class=": "class=: must be a number in 0..9",
+    "classes class=[]": "class=[]: must be a class or a list of some",
+    f"always {INTERPOLATE}": "class=null: task=interpolate needs a class, for this network never went without one",
+    "classes task=interpolate a=1 b=2 class=[1,2]": "class=[1, 2]: must be one class for the whole way",
+    "points sampler=ddim sampler.steps=3": "sampler.thresholding=clip: must be none for dataset=swiss_roll",
+    "plain guidance_scale=2": "guidance_scale=2.0: this network is not told classes; train one with conditioning=class",
+    "points guidance_scale=0": "guidance_scale=0.0: this network is not told classes",
+    "always guidance_scale=0": "guidance_scale=0.0: this network never went without a class; train one with "
+    "conditioning.dropout=0.1",
+    "classes guidance_scale=-1": "guidance_scale=-1.0: must be in [0, 1000]",
+    "plain variance=learned_range": "variance=learned_range: this network was trained with variance=fixed_small",
+    "learned variance=fixed_small": "variance=fixed_small: this network was trained with variance=learned_range",
+    "plain sampler=ddim sampler.steps=51": "sampler.steps=51: must be in 1..50",
+    "plain sampler=ddpm sampler.sections=[26,1]": "sampler.sections=[26, 1]: section 0 has 25 of the T=50 timesteps, "
+    "of which 26 cannot be taken",
+    "plain sampler=ddpm sampler.spacing=stride sampler.steps=30": "sampler.steps=30: no whole stride through T=50 "
+    "takes as many; sampler.spacing=stride takes 17 or 25",
+    f"plain {INTERPOLATE} t=50": "t=50: must be in 0..49, the timesteps of the schedule",
+    f"plain {INTERPOLATE} a=nowhere.png": "a=nowhere.png: cannot be read as an image",
+    f"plain {INTERPOLATE} a=text.png": "a=text.png: cannot be read as an image",
+    f"plain {INTERPOLATE} b=297": "b=297: must be in 0..296, the test images, or a file",
+    f"plain {INTERPOLATE} a=-1": "a=-1: must be in 0..296, the test images, or a file",
+    f"points {INTERPOLATE}": "task=interpolate: is for images, and this network learned points; use task=generate",
+    f"plain {INPAINT} mask=nowhere.png": "mask=nowhere.png: cannot be read as an image",
+    f"plain {INPAINT} mask=large.png": "mask=large.png: must be as large as the image, 8x8, but is 9x8",
+    f"plain {INPAINT} image=large.png": "mask=white.png: must be as large as the image, 9x8, but is 8x8",
+    f"plain {INPAINT} mask=black.png": "mask=black.png: must be white where the image is to be filled; it is black",
+    f"plain {INPAINT} image=text.png": "image=text.png: cannot be read as an image",
+    f"points {INPAINT}": "task=inpaint: is for images, and this network learned points; use task=generate",
+}
+
+
+@pytest.mark.parametrize("words", SAMPLE)
+def test_sampling_from_a_run_that_cannot_do_it(run: Run, runs: Path, tmp_path: Path, words: str) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    for name, size, value in [("white", (8, 8), 255), ("black", (8, 8), 0), ("large", (9, 8), 255)]:
+        Image.new("L", size, value).save(tmp_path / f"{name}.png")
+    before = sorted(tmp_path.iterdir())
+    ckpt, *overrides = words.split()
+    last = {override.split("=")[0]: override for override in overrides}  # Hydra takes a key once
+    check(run("sample", f"ckpt={runs / ckpt}", *last.values()), SAMPLE[words])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], "ckpt=: missing"),
+        (["ckpt=nowhere"], "ckpt=nowhere: no such file or folder"),
+        (["ckpt=text.pt"], "ckpt=text.pt: not a checkpoint"),
+        (["ckpt=x", "metrics=[fid]"], "metrics=['fid']: must be a list of nll, as in [nll]"),
+        (["ckpt=x", "metrics=[nll,fid]"], "metrics=['nll', 'fid']: must be a list of nll"),
+        (["ckpt=x", "metrics=[]"], "metrics=[]: must be a list of nll, as in [nll]"),
+        (["ckpt=x", "metrics=nll"], "metrics=nll: must be a list"),
+        (["ckpt=x", "metric=[nll]"], "metric: no such key; did you mean metrics?"),
+        (["ckpt=x", "n=0"], "n=0: must be at least 1, or null for the whole split"),
+        (["ckpt=x", "n=some"], "n=some: must be a whole number"),
+        (["ckpt=x", "split=val"], "split=val: must be test or train"),
+        (["ckpt=x", "batch_size=0"], "batch_size=0: must be in 1..1000000"),
+        (["ckpt=x", "seed=-1"], "seed=-1: must be in 0..2**63-1"),
+        (["ckpt=x", "weights=best"], "weights=best: must be ema or model"),
+        (["ckpt=x", "precision=half"], "precision=half: must be auto, fp32, bf16 or fp16"),
+        (["ckpt=x", "sampler=ddim"], "sampler: no such key"),
+    ],
+)
+def test_evaluating(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    check(run("evaluate", *overrides), named)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
+
+
+def test_evaluating_on_classes_that_the_network_is_not_told(run: Run, tmp_path: Path) -> None:
+    for place in ("train/cats", "train/dogs", "test/dogs", "test/eels"):
+        paint(tmp_path / "pictures" / place / "0.png")
+    data = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=8", *TINY[1:]]
+    assert run("train", *data, "conditioning=class", "train.steps=1", "out=here").code == 0
+    result = run("evaluate", "ckpt=here", "n=2")
+    check(result, "split=test: its classes are dogs or eels, and the network is told cats or dogs")
     assert not Path("outputs").exists()
+
+
+def test_classes_of_a_folder_without_subfolders(run: Run, tmp_path: Path) -> None:
+    paint(tmp_path / "pictures/0.png")
+    ask = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.test_fraction=0", *TINY[1:]]
+    result = run("train", *ask, "conditioning=class", "train.steps=1")
+    check(result, "conditioning=class: dataset=image_folder has no labels (sub-folders directly below dataset.root are")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
 def test_image_folders(run: Run, tmp_path: Path) -> None:

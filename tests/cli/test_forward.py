@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import Result
@@ -35,6 +36,61 @@ def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
     assert Image.open("one/forward.png").height < Image.open("five/forward.png").height / 2
 
 
+def rows_drawn(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, list[torch.Tensor]]:
+    """The rows of pictures that `ddpm-forward` draws."""
+    from ddpm_cli import plots
+
+    drawn: dict[str, list[torch.Tensor]] = {}
+    save = plots.save_labelled_rows
+
+    def spy(rows: dict[str, list[torch.Tensor]], columns: list[str], path: Path) -> None:
+        drawn.update(rows)
+        save(rows, columns, path)
+
+    monkeypatch.setattr(plots, "save_labelled_rows", spy)
+    result = run("forward", *overrides)
+    assert result.code == 0, result.err
+    return drawn
+
+
+def test_a_chain_is_a_row_of_its_own_below_each_schedule(run: Run, cat: Path) -> None:
+    more = ["image=cat.jpg", "t=[0,10]", "show=[linear,cosine]"]
+    assert run("forward", *more, "out=jumps").code == 0
+    assert run("forward", *more, "chain=true", "out=steps").code == 0
+    jumps, steps = Image.open("jumps/forward.png"), Image.open("steps/forward.png")
+    assert steps.width == jumps.width
+    assert steps.height == pytest.approx(2 * jumps.height, rel=0.1)
+
+
+def test_a_chain_ends_as_noisy_as_a_jump(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many points: the same mean and spread at each moment, by other noise; and no noise is drawn twice."""
+    ask = ["dataset=swiss_roll", "chain=true", "show=[linear,constant]", "timesteps=100", "t=[40,0,99]"]
+    rows = rows_drawn(run, monkeypatch, *ask)
+    assert list(rows) == ["linear", "linear, chain", "constant", "constant, chain"]
+    for name in ("linear", "constant"):
+        for jump, walk in zip(rows[name], rows[f"{name}, chain"], strict=True):
+            assert jump.shape == walk.shape
+            assert not torch.allclose(jump, walk, atol=0.01)
+            assert torch.allclose(jump.mean(0), walk.mean(0), atol=0.06)
+            assert torch.allclose(jump.std(0), walk.std(0), rtol=0.04)
+    at_40, _, at_99 = rows["constant, chain"]
+    alphas = (1 - 0.035) ** torch.arange(1, 101)
+    again = (at_99 - (alphas[99] / alphas[40]).sqrt() * at_40) / (1 - alphas[99] / alphas[40]).sqrt()
+    assert torch.corrcoef(torch.stack([again[:, 0], at_40[:, 0]]))[0, 1].abs() < 0.05
+    assert again.std().item() == pytest.approx(1, rel=0.03)
+
+
+def test_points_become_noise(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddpm_cli.data.sources import load_examples
+    from tests.conftest import TINY_POINTS, composed
+
+    rows = rows_drawn(run, monkeypatch, "dataset=swiss_roll", "dataset.points=100", "t=[0,199]", "show=[cosine]")
+    (first, last), x0 = rows["cosine"], load_examples(composed(*TINY_POINTS).dataset, train=True).values
+    assert (first - x0).abs().max() < 0.1
+    assert (last - x0).abs().max() > 1
+    assert last.std().item() == pytest.approx(1, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -48,6 +104,10 @@ def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
         (["image=cat.jpg", "schedules.liner.beta_end=2"], "did you mean schedules.linear.beta_end?"),
         (["dataset=digits", "index=1500"], "index=1500"),
         (["dataset.root=/x"], "dataset.root=/x: choose a dataset too"),
+        (["dataset.points=9"], "dataset.points=9: choose a dataset too, as in dataset=swiss_roll dataset.points=9"),
+        (["dataset=swiss_roll", "dataset.points=0"], "dataset.points=0: must be in 1..100000000"),
+        (["image=cat.jpg", "chain=perhaps"], "chain=perhaps: must be true or false"),
+        (["image=cat.jpg", "chain=null"], "chain=null: must not be null"),
     ],
 )
 def test_bad_input(run: Run, cat: Path, overrides: list[str], named: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TINY, Result
+from tests.conftest import TINY, Result, train_into
 
 Run = Callable[..., Result]
 
@@ -14,18 +14,8 @@ Run = Callable[..., Result]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose averaged and plain weights differ."""
-    from ddpm_cli.cli.train import run as train_run
-    from tests.conftest import composed
-
     folder = tmp_path_factory.mktemp("run") / "here"
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.utils import setup_globals
-    from omegaconf import OmegaConf
-
-    setup_globals()
-    HydraConfig.instance().cfg = OmegaConf.create({"hydra": {"overrides": {"task": []}}})  # type: ignore[assignment]
-    train_run(composed(*TINY, "train.steps=6", "train.milestone_every=3", "train.lr=0.01"), folder)
-    return folder
+    return train_into(folder, *TINY, "train.steps=6", "train.milestone_every=3", "train.lr=0.01")
 
 
 def pixels(folder: Path | str) -> list[np.ndarray]:
@@ -117,3 +107,50 @@ def test_weights_of_another_network_are_refused(run: Run, trained: Path) -> None
     assert result.code == 2
     assert "not those of the network" in result.err
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        ("sampler=ddpm", 32),  # all 50, of which a film shows so many
+        ("sampler=ddpm sampler.steps=7", 7),
+        ("sampler=ddim sampler.steps=null sampler.sections=[2,3]", 5),
+        ("sampler=ddim sampler.sections=[2,3]", 5),  # which go before sampler.steps
+        ("sampler=ddim sampler.spacing=stride sampler.steps=25", 25),
+        ("sampler=dpmpp_2m sampler.steps=4", 4),
+        ("sampler=heun sampler.steps=3", 3),
+    ],
+)
+def test_a_film_has_a_frame_for_each_step(run: Run, trained: Path, overrides: str, steps: int) -> None:
+    result = run("sample", f"ckpt={trained}", "n=1", "gif=true", "out=new", *overrides.split())
+    assert result.code == 0, result.err
+    with Image.open("new/film.gif") as film:
+        assert film.n_frames == steps
+
+
+def test_samplers_spacings_thresholdings_and_variances_each_make_their_own(run: Run, trained: Path) -> None:
+    plain = ["sampler=ddim", "sampler.steps=10"]
+    made = {}
+    for name, overrides in {
+        "ddim": plain,
+        "stride": [*plain, "sampler.spacing=stride"],
+        "logsnr": [*plain, "sampler.spacing=logsnr"],
+        "dynamic": [*plain, "sampler.thresholding=dynamic"],
+        "none": [*plain, "sampler.thresholding=none"],
+        "dpmpp_2m": ["sampler=dpmpp_2m", "sampler.steps=10"],
+        "heun": ["sampler=heun", "sampler.steps=10"],
+        "small": ["sampler=ddpm", "sampler.steps=20", "variance=fixed_small"],
+        "large": ["sampler=ddpm", "sampler.steps=20", "variance=fixed_large"],
+    }.items():
+        result = run("sample", f"ckpt={trained}", "n=2", f"out={name}", *overrides)
+        assert result.code == 0, result.err
+        made[name] = np.stack(pixels(name)).tobytes()
+    assert len(set(made.values())) == len(made)
+
+
+def test_few_steps_with_the_large_variance_are_warned_of(run: Run, trained: Path) -> None:
+    more = [f"ckpt={trained}", "n=1", "sampler=ddpm"]
+    warned = run("sample", *more, "variance=fixed_large", "sampler.sections=[4,8]")
+    assert "variance=fixed_large with 12 of 50 steps leaves much noise in the samples" in warned.err
+    assert "leaves much noise" not in run("sample", *more, "variance=fixed_large").err
+    assert "leaves much noise" not in run("sample", *more, "sampler.steps=5").err

@@ -1,3 +1,5 @@
+import csv
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -5,14 +7,35 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from tests.conftest import TINY, Result
+from tests.conftest import TINY, TINY_POINTS, Result, train_into
 from tests.data.test_image_folder import paint
 from tests.data.test_sources import write_cifar10, write_idx
 
 Run = Callable[..., Result]
 SHORT = [*TINY[1:], "train.steps=2"]
 """A run of two steps on whatever data set."""
+
+
+IMPORTANCE = [
+    "timestep_sampler=loss_second_moment",
+    "timestep_sampler.history=1",
+    "schedule=cosine",
+    "schedule.timesteps=4",
+]
+"""So few timesteps that each has been seen, and the losses count, after two steps."""
+
+
+def losses(folder: Path | str) -> list[float]:
+    with Path(folder, "metrics.csv").open(newline="") as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]
+
+
+def weights(folder: Path | str, group: str = "model") -> torch.Tensor:
+    """All that a run has learned, in a row."""
+    state = torch.load(Path(folder, "checkpoints/last.pt"), weights_only=True)
+    return torch.cat([tensor.flatten() for tensor in state[group].values()])
 
 
 def test_a_run_leaves_all_it_promises_and_nothing_elsewhere(run: Run, tmp_path: Path) -> None:
@@ -45,8 +68,17 @@ def test_two_runs_started_at_once_get_two_folders(run: Run, tmp_path: Path) -> N
     assert len(list((tmp_path / "outputs/train/digits").iterdir())) == 2
 
 
-def test_resume_equals_no_stop(run: Run) -> None:
-    more = [*TINY, "train.log_every=1", "train.milestone_every=2", "model.dropout=0.1"]
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        [],
+        ["conditioning=class", "weighting=min_snr", "train.ema_start=3"],
+        ["variance=learned_range", "loss=vlb", *IMPORTANCE],
+    ],
+    ids=["plain", "class", "vlb"],
+)
+def test_resume_equals_no_stop(run: Run, knobs: list[str]) -> None:
+    more = [*TINY, "train.log_every=1", "train.milestone_every=2", "model.dropout=0.1", *knobs]
     assert run("train", *more, "train.steps=4", "out=whole").code == 0
     assert run("train", *more, "train.steps=2", "out=part").code == 0
     result = run("train", "resume=part", "train.steps=4")
@@ -57,6 +89,7 @@ def test_resume_equals_no_stop(run: Run) -> None:
         assert all(torch.equal(part[group][key], whole[group][key]) for key in whole[group])
     grids = [Path(name, "samples/step_00000004.png").read_bytes() for name in ("whole", "part")]
     assert grids[0] == grids[1]
+    assert losses("whole") == losses("part")
 
 
 def test_resume_takes_the_runs_own_config(run: Run, tmp_path: Path) -> None:
@@ -178,3 +211,106 @@ def test_the_start_says_how_long_it_takes_and_names_quickstart(run: Run) -> None
         assert "experiment=quickstart" in run("train", *TINY, "train.steps=8").err
     finally:
         progress.HOURS = hours
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps without any knob turned."""
+    return train_into(tmp_path_factory.mktemp("plain") / "run", *TINY, "train.steps=2", "train.log_every=1")
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        "loss=vlb",
+        "weighting=min_snr weighting.gamma=0.5",
+        "weighting=p2",
+        "timestep_sampler=loss_second_moment timestep_sampler.history=1",
+        "conditioning=class",
+        "variance=learned_range loss=hybrid",
+        "variance=learned_range loss=vlb",
+        "variance=fixed_large loss=vlb",
+        "prediction=v schedule.zero_terminal_snr=true",
+        "model.time_scale=0.25",
+    ],
+)
+def test_every_knob_changes_what_is_learned(run: Run, plain: Path, knobs: str) -> None:
+    result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *knobs.split())
+    assert result.code == 0, result.err
+    ours, theirs = weights("here"), weights(plain)
+    assert ours.isfinite().all()
+    assert all(math.isfinite(loss) for loss in losses("here"))
+    assert len(ours) != len(theirs) or not torch.equal(ours, theirs)
+    assert run("sample", "ckpt=here", "n=1", "out=new").code == 0
+
+
+@pytest.mark.parametrize(
+    "knobs", ["variance=fixed_large sampler=ddpm sampler.steps=20", "sampler=heun sampler.steps=3"]
+)
+def test_knobs_of_sampling_change_the_milestones_alone(run: Run, plain: Path, knobs: str) -> None:
+    result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *knobs.split())
+    assert result.code == 0, result.err
+    assert torch.equal(weights("here"), weights(plain))
+    pictures = [folder / "samples/step_00000002.png" for folder in (Path("here"), plain)]
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
+
+
+def test_the_start_says_how_many_classes_the_network_is_told(run: Run) -> None:
+    result = run("train", *TINY, "train.steps=1", "conditioning=class", "train.samples=12")
+    assert "is told 10 classes" in result.err
+    assert "classes" not in run("train", *TINY, "train.steps=1").err
+
+
+def test_milestones_show_the_classes_in_turn(run: Run, plain: Path) -> None:
+    """Four samples are a row for each of the first four classes, where four of no class are two rows of two."""
+    assert run("train", *TINY, "train.steps=2", "conditioning=class", "out=here").code == 0
+    named, unnamed = (Image.open(folder / "samples/step_00000002.png") for folder in (Path("here"), plain))
+    assert unnamed.size == (118, 118)
+    assert named.height == 4 * 58 + 2
+    assert named.width > 60
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [("1epoch", [3, 6, 7]), ("0.5epochs", [2, 3, 5, 6, 7]), ("2", [2, 4, 6, 7])]
+)
+def test_milestones_by_epochs(run: Run, every: str, steps: list[int]) -> None:
+    """1500 digits in batches of 500 are three steps an epoch; the last step is always a milestone."""
+    few = [
+        "train.batch_size=500",
+        "train.steps=7",
+        "train.samples=1",
+        "sampler.steps=1",
+        "model.width=4",
+        "model.groups=1",
+    ]
+    result = run("train", *TINY, *few, f"train.milestone_every={every}", "out=here")
+    assert result.code == 0, result.err
+    names = sorted(path.stem for path in Path("here/checkpoints").glob("step_*"))
+    assert names == [f"step_{step:08d}" for step in steps]
+
+
+def test_the_average_starts_late(run: Run) -> None:
+    """Until train.ema_start it is the network itself."""
+    more = [*TINY, "train.steps=3", "train.lr=0.01"]
+    for start in (0, 3, 4):
+        assert run("train", *more, f"train.ema_start={start}", f"out=from{start}").code == 0
+    assert torch.equal(weights("from4", "ema"), weights("from4", "model"))
+    assert not torch.equal(weights("from3", "ema"), weights("from3", "model"))
+    assert not torch.equal(weights("from3", "ema"), weights("from0", "ema"))
+    assert torch.equal(weights("from4", "model"), weights("from0", "model"))
+
+
+def test_few_steps_with_the_large_variance_are_warned_of(run: Run) -> None:
+    warning = "variance=fixed_large with 3 of 50 steps leaves much noise in the samples"
+    more = [*TINY, "train.steps=1", "variance=fixed_large"]
+    assert warning in run("train", *more, "sampler=ddpm").err
+    assert "leaves much noise" not in run("train", *more, "sampler=ddim").err
+    assert "leaves much noise" not in run("train", *more, "sampler=ddpm", "sampler.steps=13").err
+
+
+def test_points(run: Run) -> None:
+    result = run("train", *TINY_POINTS, "train.steps=3", "train.milestone_every=2", "out=here")
+    assert result.code == 0, result.err
+    assert "100 examples of 2" in result.err
+    first, last = (Image.open(f"here/samples/step_0000000{step}.png") for step in (2, 3))
+    assert first.size == last.size == (400, 400)

@@ -179,3 +179,11 @@ def test_colour_becomes_gray_by_luma(tmp_path: Path, monkeypatch: pytest.MonkeyP
     gray, rgb = load_examples(dataset, train=True).values, load_examples(colour, train=True).values.float()
     expected = 0.299 * rgb[:, 0] + 0.587 * rgb[:, 1] + 0.114 * rgb[:, 2]
     assert (gray[:, 0].float() - expected).abs().max() <= 0.51
+
+
+def test_data_that_have_moved() -> None:
+    digits = composed("dataset=digits").dataset
+    assert moved(digits, None) == digits
+    assert moved(digits, "/elsewhere").root == "/elsewhere"
+    with pytest.raises(UserError, match="root=/elsewhere: dataset=swiss_roll is read from no folder"):
+        moved(SwissRoll(points=3, noise=0.5), "/elsewhere")

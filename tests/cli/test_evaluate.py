@@ -1,0 +1,156 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import TINY, TINY_POINTS, Result, train_into
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 timesteps, whose averaged and plain weights differ."""
+    more = ["schedule=cosine", "schedule.timesteps=8", "conditioning=class", "train.steps=6", "train.lr=0.01"]
+    return train_into(tmp_path_factory.mktemp("run") / "here", *TINY, *more)
+
+
+@pytest.fixture
+def evaluate(run: Run) -> Callable[..., dict[str, Any]]:
+    """`evaluate("here", ckpt, "n=3")`: what nll.json has after `ddpm-evaluate`, which writes to the folder `here`."""
+
+    def summary(out: str, ckpt: Path, *overrides: str) -> dict[str, Any]:
+        result = run("evaluate", f"ckpt={ckpt}", f"out={out}", "device=cpu", *overrides)
+        assert result.code == 0, result.err
+        return json.loads(Path(out, "nll.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+
+    return summary
+
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+def terms(folder: str) -> list[float]:
+    with Path(folder, "nll.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["t"]) for row in rows] == list(range(len(rows)))
+    return [float(row["bits_per_dim"]) for row in rows]
+
+
+def test_the_bound_and_its_parts(evaluate: Evaluate, trained: Path) -> None:
+    found = evaluate("new", trained, "n=6")
+    assert sorted(path.name for path in Path("new").iterdir()) == ["nll.csv", "nll.json", "nll.png"]
+    assert {key: found[key] for key in ("unit", "n", "split", "ckpt", "weights", "seed")} == {
+        "unit": "bits/dim",
+        "n": 6,
+        "split": "test",
+        "ckpt": str(trained),
+        "weights": "ema",
+        "seed": 0,
+    }
+    parts = terms("new")
+    assert len(parts) == 8
+    assert found["L_0"] == pytest.approx(parts[0])
+    assert found["L_1_to_T-1"] == pytest.approx(sum(parts[1:]))
+    assert found["nll"] == pytest.approx(found["L_0"] + found["L_1_to_T-1"] + found["L_T"], abs=1e-5)
+    assert min(parts) > 0
+    assert 0 < found["standard_error"] < found["nll"] < 100
+    with Image.open("new/nll.png") as plot:
+        assert plot.size == (1000, 400)
+
+
+def test_the_result_is_in_the_log_too(run: Run, trained: Path) -> None:
+    result = run("evaluate", f"ckpt={trained}", "n=2", "out=new")
+    nll = json.loads(Path("new/nll.json").read_text())["nll"]
+    assert f"at most {nll:.4f} bits/dim" in result.err
+    assert "over 2 examples of the test split" in result.err
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_batch_size_does_not_matter(evaluate: Evaluate, trained: Path, batch_size: int) -> None:
+    whole = evaluate("whole", trained, "n=5", "batch_size=5")
+    parts = evaluate("parts", trained, "n=5", f"batch_size={batch_size}")
+    assert parts["nll"] == pytest.approx(whole["nll"], abs=1e-4)
+    assert parts["standard_error"] == pytest.approx(whole["standard_error"], abs=1e-4)
+    assert terms("parts") == pytest.approx(terms("whole"), abs=1e-4)
+
+
+def test_each_example_counts_alike(evaluate: Evaluate, trained: Path) -> None:
+    """The standard error of two is half of how far apart they are."""
+    one, two = evaluate("one", trained, "n=1"), evaluate("two", trained, "n=2")
+    assert one["standard_error"] is None
+    assert two["standard_error"] == pytest.approx(abs(two["nll"] - one["nll"]), rel=1e-4)
+
+
+def test_splits_weights_and_seeds(evaluate: Evaluate, trained: Path) -> None:
+    choices = [[], ["split=train"], ["weights=model"], ["seed=1"]]
+    found = [evaluate(f"new{i}", trained, "n=2", *more)["nll"] for i, more in enumerate(choices)]
+    assert len(set(found)) == 4
+    assert evaluate("again", trained, "n=2")["nll"] == found[0]
+
+
+def test_more_than_there_are_is_all(evaluate: Evaluate, tmp_path: Path) -> None:
+    points = train_into(tmp_path / "run", *TINY_POINTS, "schedule=cosine", "schedule.timesteps=8", "train.steps=2")
+    assert evaluate("all", points, "n=null")["n"] == 100
+    assert evaluate("more", points, "n=1000")["n"] == 100
+
+
+def test_a_better_network_has_a_lower_bound(evaluate: Evaluate, tmp_path: Path) -> None:
+    more = [
+        "schedule=cosine",
+        "schedule.timesteps=8",
+        "train.lr=0.01",
+        "train.warmup_steps=0",
+        "train.batch_size=64",
+        "train.ema_decay=0",
+    ]
+    worse, better = (
+        evaluate(f"nll{steps}", train_into(tmp_path / f"run{steps}", *TINY_POINTS, *more, f"train.steps={steps}"))[
+            "nll"
+        ]
+        for steps in (1, 150)
+    )
+    assert better < worse - 0.5
+
+
+def test_the_class_is_told(evaluate: Evaluate, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the labels of the data turned around the bound is another."""
+    from ddpm_cli.data import sources
+    from ddpm_cli.data.table import Examples
+
+    own = evaluate("own", trained, "n=4")
+    digits = sources._digits
+
+    def turned(train: bool) -> Examples:
+        examples = digits(train)
+        assert examples.labels is not None
+        return Examples(examples.values, 9 - examples.labels, examples.classes)
+
+    monkeypatch.setattr(sources, "_digits", turned)
+    assert evaluate("turned", trained, "n=4")["nll"] != own["nll"]
+
+
+def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("precious")
+    result = run("evaluate", f"ckpt={trained}", "n=1", "out=mine")
+    assert result.code == 2
+    assert "out=mine: already holds files" in result.err
+    assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
+
+
+def test_the_default_folder(run: Run, trained: Path) -> None:
+    assert run("evaluate", f"ckpt={trained}", "n=1").code == 0
+    (folder,) = Path("outputs/evaluate").iterdir()
+    assert (folder / "nll.json").is_file()
+
+
+def test_help(run: Run) -> None:
+    out = run("evaluate", "--help").out
+    assert "ddpm-evaluate ckpt=outputs/train/fashion_mnist/… metrics=[nll] n=64" in out
+    for key in ("ckpt", "metrics", "n", "split", "batch_size", "seed", "weights", "device", "precision", "out"):
+        assert f"\n  {key}: " in out
