@@ -11,8 +11,9 @@ import torch
 import torchvision.datasets as tv
 
 from ddpm_cli.data import sources
-from ddpm_cli.data.sources import load_examples
+from ddpm_cli.data.sources import load_examples, moved
 from ddpm_cli.errors import UserError
+from ddpm_cli.options import SwissRoll
 from tests.conftest import composed
 
 
