@@ -56,7 +56,7 @@ def run(config: SampleConfig, folder: Path) -> None:
     """Write grid.png, images/ and what else `config` asks for into `folder`, which must be new or empty."""
     import torch
 
-    from ddpm_cli.imaging import save_gif, save_png
+    from ddpm_cli.imaging import save_gif, save_png, to_uint8
     from ddpm_cli.training.build import load_trained
     from ddpm_cli.training.tasks import plan
 
@@ -69,12 +69,13 @@ def run(config: SampleConfig, folder: Path) -> None:
     moments |= {*_evenly(task.steps, MOMENTS)} if points else {task.steps}
     kept: list[Tensor] = []
     films: list[dict[int, Tensor]] = []
-    for images, frames in _work(task, moments):
+    batches = -(-len(task.labels) // config.batch_size)
+    for images, frames in _work(task, batches, moments):
         last = frames[task.steps]
         if not points:
             _save_images(last, images, folder / "images")
         if config.npz or points:
-            kept.append(last)
+            kept.append(last if points else to_uint8(last))  # a quarter of the memory
         if points or images.start < IN_PICTURE:
             films.append(frames)
     film = {i: torch.cat([frames[i] for frames in films]) for i in films[0]}
@@ -110,13 +111,12 @@ def _generator(config: SampleConfig, trained: "Trained") -> "Generator":
     return Generator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 
-def _work(task: "Task", moments: set[int]) -> Iterator[tuple[range, dict[int, "Tensor"]]]:
+def _work(task: "Task", batches: int, moments: set[int]) -> Iterator[tuple[range, dict[int, "Tensor"]]]:
     """Which examples, and what they are after each step (1 is the first) of `moments`: (B, C, ...) on the CPU."""
     from tqdm import tqdm
 
-    batches = list(task.batches)
-    with tqdm(total=task.steps * len(batches), unit="step", disable=None) as bar:
-        for images, steps in batches:
+    with tqdm(total=task.steps * batches, unit="step", disable=None) as bar:
+        for images, steps in task.batches:
             frames = {}
             for i, step in enumerate(steps, start=1):
                 bar.update()
@@ -153,16 +153,15 @@ def _save_points(points: "Tensor", film: dict[int, "Tensor"], folder: Path) -> N
 
 
 def _save_npz(samples: "Tensor", labels: list[int], path: Path) -> None:
-    """images: (N, H, W, C) uint8, or points: (N, 2) float32. labels: (N,) int64, -1 where there is no class."""
+    """`samples`, (N, C, H, W) uint8 or (N, 2) float32, as images: (N, H, W, C) or points: (N, 2). labels: (N,) int64, -1 where there is no class."""
     import numpy as np
 
     from ddpm_cli.files import atomic
-    from ddpm_cli.imaging import to_uint8
 
     arrays = {"labels": np.array(labels, dtype=np.int64)}
     if samples.ndim == 2:
         arrays["points"] = samples.numpy()
     else:
-        arrays["images"] = to_uint8(samples).permute(0, 2, 3, 1).numpy()
+        arrays["images"] = samples.permute(0, 2, 3, 1).numpy()
     with atomic(path) as partial, partial.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # its flag is no array
