@@ -153,7 +153,9 @@ def _save_points(points: "Tensor", film: dict[int, "Tensor"], folder: Path) -> N
 
 
 def _save_npz(samples: "Tensor", labels: list[int], path: Path) -> None:
-    """`samples`, (N, C, H, W) uint8 or (N, 2) float32, as images: (N, H, W, C) or points: (N, 2). labels: (N,) int64, -1 where there is no class."""
+    """images: (N, H, W, C), of `samples` (N, C, H, W) uint8, or points: (N, 2) float32; labels: (N,) int64, -1
+    where there is no class.
+    """
     import numpy as np
 
     from ddpm_cli.files import atomic

@@ -58,7 +58,7 @@ TRAIN = {
     "conditioning=": "conditioning=: must be class or none",
     "conditioning.dropout=0.1": "conditioning.dropout: only conditioning=class has this key",
     "conditioning=class conditioning.dropout=1": "conditioning.dropout=1.0: must be in [0, 1)",
-    "conditioning=class dataset=swiss_roll model=mlp sampler.thresholding=none": "conditioning=class: dataset=swiss_roll has no labels",
+    "conditioning=class experiment=swiss_roll": "conditioning=class: dataset=swiss_roll has no labels",
     "guidance_scale=2": "guidance_scale=2.0: this network is not told classes; train one with conditioning=class",
     "guidance_scale=-1 conditioning=class": "guidance_scale=-1.0: must be in [0, 1000]",
     "guidance_scale=2 conditioning=class conditioning.dropout=0": "guidance_scale=2.0: this network never went without",
