@@ -153,6 +153,11 @@ class TrainConfig:
             raise UserError(f"loss=hybrid: needs variance=learned_range, not {self.variance}; without one, use loss=l2")
         if isinstance(self.loss, Vlb) and not isinstance(self.weighting, Unweighted):
             raise UserError(f"weighting={self.weighting.name}: must be none with loss=vlb, which weighted is no bound")
+        if self.schedule.zero_terminal_snr and not isinstance(self.weighting, Unweighted):
+            raise UserError(
+                f"weighting={self.weighting.name}: must be none with schedule.zero_terminal_snr=true, "
+                "whose last timestep, where sampling starts, it would weigh with 0"
+            )
         if self.schedule.zero_terminal_snr and self.prediction == "eps":
             raise UserError(
                 "schedule.zero_terminal_snr=true: not with prediction=eps, for at the last timestep x_t is all noise "
@@ -192,7 +197,7 @@ class SampleConfig:
     t: int | None
     image: Any  # of task=inpaint, as the next two are
     mask: str | None
-    resamplings: int
+    resamplings: int | None  # None: 10
     weights: str
     sampler: Sampler | None  # None: the one that drew the run's milestones, as in the next two
     variance: str | None
@@ -221,15 +226,19 @@ class SampleConfig:
             "t": "interpolate",
             "image": "inpaint",
             "mask": "inpaint",
+            "resamplings": "inpaint",
         }.items():
             value = getattr(self, key)
-            if self.task == task and value is None and key != "t":
+            if self.task == task and value is None and key not in ("t", "resamplings"):
                 number = "" if key == "mask" else ", or the number of an image of the test split"
                 raise UserError(f"{key}=null: task={task} needs it; name a file{number}")
             if self.task != task and value is not None:
                 raise UserError(f"{key}={value}: only with task={task}; leave it out, or choose the task")
         check(self.t is None or self.t >= 0, "t", self.t, "a timestep from 0 up, or null for half of all")
-        check(1 <= self.resamplings <= 1000, "resamplings", self.resamplings, "in 1..1000")
+        ok = self.resamplings is None or 1 <= self.resamplings <= 1000
+        check(ok, "resamplings", self.resamplings, "in 1..1000, or null for 10")
+        if self.task == "generate" and self.root is not None:
+            raise UserError(f"root={self.root}: task=generate reads no data; leave it out, or choose another task")
 
 
 @dataclass(kw_only=True)

@@ -32,6 +32,8 @@ def one_line(error: Exception, schema: type) -> str:
             message = f"{error.override}: not readable; write key=value, and quote it against the shell"
         case ConfigCompositionException(__cause__=ValidationError() as cause):
             message = _wrong_type(str(error), cause)
+        case ConfigCompositionException() if "ConfigKeyError" in str(error):
+            message = _lacking_key(str(error))
         case ConfigCompositionException():
             message = _unknown_key(str(error), schema)
         case OmegaConfBaseException() if error.full_key:
@@ -54,6 +56,15 @@ def _wrong_type(message: str, cause: ValidationError) -> str:
     if wanted and wanted[1] in TYPES:
         return f"{key}: must be {TYPES[wanted[1]]}"
     return f"{key}: {str(cause.msg).splitlines()[0]}"
+
+
+def _lacking_key(message: str) -> str:
+    """A config file sets what the option chosen beside it does not have."""
+    found = re.search(r"In '(\S+)/(\S+)': .*full_key: ((\w+)\S*)", " ".join(message.split()))
+    if not found:
+        return message
+    group, option, key, other = found.groups()
+    return f"{group}={option}: sets {key}, which the {other} chosen beside it does not have; choose another {other}"
 
 
 def _unknown_key(message: str, schema: type) -> str:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from ddpm_cli.cli.command import claim, launch, log_into
 from ddpm_cli.config import TrainConfig, train_config
-from ddpm_cli.errors import UserError
+from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.options import ClassLabels, ImageDataset
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,11 @@ def run(config: TrainConfig, folder: Path) -> float:
     examples = load_examples(config.dataset, train=True)
     if isinstance(config.conditioning, ClassLabels):
         check_labels(config.dataset, examples)
+        if state is not None and state["classes"] != examples.classes:
+            raise UserError(
+                f"resume={resume}: its classes are {one_of(state['classes'])}, those of the data now "
+                f"{one_of(examples.classes)}; give it the data that it was trained on"
+            )
     flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
     trainer = Trainer(config, Table(examples, flip, config.train.seed, device), device)
     if state is None:

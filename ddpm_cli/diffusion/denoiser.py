@@ -35,8 +35,8 @@ class Denoiser:
     """What training, sampling and likelihoods all ask of a network.
 
     prediction: eps, x0 or v. variance: fixed_small, fixed_large or learned_range. self_condition: the network
-    also sees its last estimate of x0, on the channels before x_t, zeros where there is none (Chen et al. 2022,
-    arXiv:2208.04202, section 3.2).
+    also sees its last estimate of x0, cut to [-limit, limit], on the channels before x_t, zeros where there is none
+    (Chen et al. 2022, arXiv:2208.04202, section 3.2).
     """
 
     network: Network
@@ -44,12 +44,14 @@ class Denoiser:
     prediction: str
     variance: str = "fixed_small"
     self_condition: bool = False
+    limit: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, last_x0: Tensor | None = None) -> Output:
         """The network's output, in float32."""
         x = x_t
         if self.self_condition:
-            x = torch.cat([torch.zeros_like(x_t) if last_x0 is None else last_x0, x_t], dim=1)
+            shown = torch.zeros_like(x_t) if last_x0 is None else last_x0.clamp(-self.limit, self.limit)
+            x = torch.cat([shown, x_t], dim=1)
         output = self.network(x, t, y).float()
         if self.variance != "learned_range":
             return Output(output, None)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Noise
-from ddpm_cli.diffusion.samplers import Step, ddpm
+from ddpm_cli.diffusion.samplers import Step, ancestral_step
 from ddpm_cli.diffusion.sampling import Guidance, estimator, sample
 from ddpm_cli.diffusion.timesteps import pairs_of
 from ddpm_cli.options import Sampler
@@ -57,9 +57,11 @@ def inpaint(
     """
     process = denoiser.process
     denoise = estimator(denoiser, sampler.thresholding, guidance)
+    last_x0 = None
     for t, t_prev in pairs_of(sampler, process):
         for resampling in range(resamplings):
-            (step,) = ddpm(denoise, x, process, [(t, t_prev)], noise, denoiser.variance)
+            step = ancestral_step(denoise, x, process, t, t_prev, noise, denoiser.variance, last_x0)
+            last_x0 = step.x0
             known = image.expand_as(x)
             if t_prev >= 0:
                 known = process.q_sample(known, torch.full((len(x),), t_prev, device=x.device), noise())

@@ -57,8 +57,6 @@ class Objective:
         if self_condition:
             with torch.no_grad():
                 last_x0 = denoiser.x0(denoiser(x_t, t, y), x_t, t)
-                if self.discrete:
-                    last_x0 = last_x0.clamp(-1, 1)
         output = denoiser(x_t, t, y, last_x0)
         if isinstance(self.loss, Vlb):
             return self._bound(output, x0, x_t, t)

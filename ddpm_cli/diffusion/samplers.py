@@ -68,12 +68,28 @@ def ddpm(
     """Ancestral sampling (Ho et al. 2020, Algorithm 2)."""
     x0 = None
     for t, t_prev in pairs:
-        x0, fraction = denoise(x, t, x0)
-        a, b, _ = posterior(process, t, t_prev)
-        x = a * x0 + b * x
-        if t_prev >= 0:
-            x = x + ancestral_std(process, t, t_prev, variance, fraction) * noise()
-        yield Step(t, x, x0)
+        step = ancestral_step(denoise, x, process, t, t_prev, noise, variance, x0)
+        x, x0 = step.x, step.x0
+        yield step
+
+
+def ancestral_step(
+    denoise: Denoise,
+    x: Tensor,
+    process: Process,
+    t: int,
+    t_prev: int,
+    noise: Noise,
+    variance: str,
+    last_x0: Tensor | None,
+) -> Step:
+    """A draw of x_prev from p(x_prev | x_t)."""
+    x0, fraction = denoise(x, t, last_x0)
+    a, b, _ = posterior(process, t, t_prev)
+    x = a * x0 + b * x
+    if t_prev >= 0:
+        x = x + ancestral_std(process, t, t_prev, variance, fraction) * noise()
+    return Step(t, x, x0)
 
 
 def ddim(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise, eta: float) -> Iterator[Step]:

@@ -48,7 +48,8 @@ class SecondMoment(Uniform):
     def probabilities(self) -> Tensor:
         """p(t): (T,), sums to 1."""
         rms = self.losses[:, : self.history].square().mean(dim=1).sqrt()
-        usable = (self.seen >= self.history).all() & (rms.sum() > 0)
+        total = rms.sum()  # not finite after a loss that was not: uniform until it is forgotten
+        usable = (self.seen >= self.history).all() & (total > 0) & total.isfinite()
         wanted = torch.where(usable, rms, 1.0)
         return (1 - self.uniform_mix) * wanted / wanted.sum() + self.uniform_mix / self.timesteps
 
@@ -60,11 +61,13 @@ class SecondMoment(Uniform):
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         t, losses = gathered(t), gathered(losses.float())
-        same = t[:, None] == t[None, :]
-        earlier, total = same.tril(-1).sum(1), same.sum(1)
+        t, order = t.sort(stable=True)  # so that those of a timestep stand together, in their order
+        first = torch.searchsorted(t, t)
+        earlier = torch.arange(len(t), device=t.device) - first
+        count = torch.searchsorted(t, t, right=True) - first
         place = (self.seen[t] + earlier) % self.history
-        overwritten = total - earlier > self.history
-        self.losses[t, torch.where(overwritten, self.history, place)] = losses
+        overwritten = count - earlier > self.history
+        self.losses[t, torch.where(overwritten, self.history, place)] = losses[order]
         self.seen.scatter_add_(0, t, torch.ones_like(t))
 
     def state(self) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
 
 def class_vectors(classes: int, dim: int) -> nn.Embedding | None:
     """A learned vector for each class 0..classes-1, and for label `classes`, which means none of them
-    (Ho & Salimans 2022, arXiv:2207.12598, section 3.1); nothing where there are no classes.
+    (Ho & Salimans 2022, arXiv:2207.12598, section 3.2); nothing where there are no classes.
     """
     return nn.Embedding(classes + 1, dim) if classes else None
 

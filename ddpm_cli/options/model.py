@@ -133,6 +133,11 @@ class ConvUNet(ImageModel):
     def stride(self) -> int:
         return 4
 
+    def check_against(self, dataset: Dataset) -> None:
+        super().check_against(dataset)
+        ok = all(side > self.stride for side in dataset.shape[1:])
+        check(ok, "dataset.image_size", dataset.shape[1], "at least 8 for this model, whose norms need several pixels")
+
 
 @dataclass(kw_only=True)
 class Mlp(Model):

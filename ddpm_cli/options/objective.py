@@ -84,8 +84,8 @@ class P2(Weighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.k < math.inf, "weighting.k", self.k, "a finite number above 0")
-        check(0 <= self.gamma <= 100, "weighting.gamma", self.gamma, "in [0, 100]")
+        check(1e-3 <= self.k <= 1e3, "weighting.k", self.k, "in [0.001, 1000]")
+        check(0 <= self.gamma <= 10, "weighting.gamma", self.gamma, "in [0, 10]")
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,8 @@ from ddpm_cli.options.option import Option
 from ddpm_cli.options.schedule import Schedule
 
 SPACINGS = ("time", "stride", "logsnr")
+NOISY = 0.75
+"""The share of the timesteps after which samplers may begin."""
 THRESHOLDINGS = ("clip", "dynamic", "none")
 
 
@@ -58,6 +60,16 @@ class Sampler(Option):
                     f"of which {count} cannot be taken; use smaller counts"
                 )
 
+        first = timesteps - timesteps // len(sections)  # of the last section
+        self._check_start(timesteps - 1 if sections[-1] > 1 else first, timesteps)
+
+    def _check_start(self, start: int, timesteps: int) -> None:
+        if start < NOISY * (timesteps - 1):
+            raise UserError(
+                f"sampler={self.name}: these steps begin at t={start} of T={timesteps}, where x_t is not noise yet; "
+                "take more of them, or sampler.spacing=time"
+            )
+
     def _check_steps(self, steps: int, timesteps: int) -> None:
         check(steps <= timesteps, "sampler.steps", steps, f"in 1..{timesteps}, the timesteps of the schedule")
         if self.spacing == "stride" and len(range(0, timesteps, -(-timesteps // steps))) != steps:
@@ -67,6 +79,8 @@ class Sampler(Option):
                 f"sampler.steps={steps}: no whole stride through T={timesteps} takes as many; sampler.spacing=stride "
                 f"takes {one_of(map(str, near))}"
             )
+        if self.spacing == "stride":
+            self._check_start((steps - 1) * -(-timesteps // steps), timesteps)
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,9 @@ from ddpm_cli.options import ClassLabels
 from ddpm_cli.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from ddpm_cli.training.devices import in_precision, resolve_device, resolve_precision
 
+UNBOUNDED = 4.0
+"""How far estimates that a network is shown reach where the data are not in [-1, 1] but of that order."""
+
 
 def network_of(config: TrainConfig, classes: list[str]) -> nn.Module:
     """The network of a run, told of `classes` where it is conditioned on them."""
@@ -26,7 +29,8 @@ def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device
     """The network of `config` as the denoiser that training and sampling share, computing in `dtype`."""
     process = Process(betas_of(config.schedule), device)
     predict = in_precision(network, device, dtype)
-    return Denoiser(predict, process, config.prediction, config.variance, config.model.self_condition)
+    limit = 1.0 if config.dataset.bounded else UNBOUNDED
+    return Denoiser(predict, process, config.prediction, config.variance, config.model.self_condition, limit)
 
 
 @dataclass(frozen=True)

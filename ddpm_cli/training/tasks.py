@@ -1,7 +1,7 @@
 """What `ddpm-sample` can be asked for: new examples, a way from one image to another, a hole filled."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -23,6 +23,7 @@ from ddpm_cli.training.generate import Generator, ImageNoise, in_turn
 
 COUNTS = {"generate": 64, "interpolate": 9, "inpaint": 8}
 """Examples made where n is not given."""
+RESAMPLINGS = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ def plan(config: SampleConfig, generator: Generator, trained: Trained) -> Task:
     if classes and config.classes is None and not (isinstance(conditioning, ClassLabels) and conditioning.dropout > 0):
         raise UserError(f"class=null: task={config.task} needs a class, for this network never went without one")
     wanted = wanted_classes(config.classes, classes, everything=[len(classes)])  # the label that means none
+    if config.classes is None:
+        if config.guidance_scale not in (None, 0, 1):
+            raise UserError(f"guidance_scale={config.guidance_scale}: task={config.task} needs a class to be guided to")
+        generator = replace(generator, guidance_scale=1.0)
     if config.task == "interpolate":
         check(len(wanted) < 2, "class", config.classes, "one class for the whole way with task=interpolate")
     work = _interpolate if config.task == "interpolate" else _inpaint
@@ -135,6 +140,7 @@ def _interpolate(config: SampleConfig, generator: Generator, wanted: list[int], 
 def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], dataset: ImageDataset) -> Task:
     """Fillings of the hole; the picture begins with the image, and with the image less the hole."""
     labels = _labels(config, wanted)
+    resamplings = config.resamplings or RESAMPLINGS
     image = read_image("image", config.image, dataset)
     hole = read_mask(str(config.mask), config.image, dataset)
     x0, inside = to_float(image).to(generator.device), hole.to(generator.device)
@@ -142,16 +148,14 @@ def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], data
     def steps(images: range) -> Iterator[Step]:
         noise = ImageNoise(config.seed, images, generator.shape, generator.device)
         guidance = generator.guidance([labels[i] for i in images])
-        return inpaint(generator.sampler, generator.denoiser, x0, inside, config.resamplings, noise(), noise, guidance)
+        return inpaint(generator.sampler, generator.denoiser, x0, inside, resamplings, noise(), noise, guidance)
 
     def draw(samples: Tensor) -> Image.Image:
         row = torch.stack([image, torch.where(hole, 128, image).byte(), *to_uint8(samples)])
         return grid(row, columns=min(len(row), 16))
 
     strides = len(pairs_of(generator.sampler, generator.denoiser.process))
-    return Task(
-        _known(labels, generator.classes), _split(labels, config, steps), (strides - 1) * config.resamplings + 1, draw
-    )
+    return Task(_known(labels, generator.classes), _split(labels, config, steps), (strides - 1) * resamplings + 1, draw)
 
 
 def _split(

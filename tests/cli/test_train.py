@@ -314,3 +314,15 @@ def test_points(run: Run) -> None:
     assert "100 examples of 2" in result.err
     first, last = (Image.open(f"here/samples/step_0000000{step}.png") for step in (2, 3))
     assert first.size == last.size == (400, 400)
+
+
+def test_a_run_that_knows_classes_resumes_with_the_same_ones_alone(run: Run, tmp_path: Path) -> None:
+    for folder, names in {"ours": ("cat", "dog"), "theirs": ("dog", "zebra")}.items():
+        for name in names:
+            paint(tmp_path / folder / name / "one.png")
+    ask = ["dataset=image_folder", "dataset.test_fraction=0", *TINY[1:], "conditioning=class", "dataset.image_size=8"]
+    result = run("train", *ask, f"dataset.root={tmp_path}/ours", "train.steps=1", "out=here")
+    assert result.code == 0, result.err
+    result = run("train", "resume=here", f"dataset.root={tmp_path}/theirs", "train.steps=2")
+    assert result.code == 2
+    assert "its classes are cat or dog, those of the data now dog or zebra" in result.err

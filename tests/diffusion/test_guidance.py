@@ -95,7 +95,7 @@ def test_self_conditioning_goes_to_both_halves() -> None:
         seen.append(x)
         return x[:, 1:]
 
-    denoiser = Denoiser(network, COSINE, "x0", self_condition=True)
+    denoiser = Denoiser(network, COSINE, "x0", self_condition=True, limit=5.0)
     x, last = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])
     guided_output(denoiser, x, torch.tensor([5, 5]), torch.tensor([0, 1]), NULL, 2.0, last)
     assert seen[0].tolist() == [[3, 1], [4, 2], [3, 1], [4, 2]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.editing import inpaint
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import (
     Denoise,
@@ -268,6 +269,20 @@ def test_self_conditioning_is_used_while_sampling() -> None:
     denoiser = Denoiser(network, LINEAR, "x0", self_condition=True)
     list(sample(a_sampler(steps=3), denoiser, torch.zeros(1, 1, 2, 2), lambda: torch.zeros(1, 1, 2, 2)))
     assert [float(estimate.mean()) for estimate in seen] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_self_conditioning_is_used_while_inpainting_and_bounded() -> None:
+    seen: list[float] = []
+
+    def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        seen.append(float(x[:, 0].mean()))
+        return torch.full_like(x[:, 1:], 7.0)
+
+    denoiser = Denoiser(network, LINEAR, "x0", self_condition=True, limit=4.0)
+    image, hole = torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)
+    zeros = torch.zeros(1, 1, 2, 2)
+    list(inpaint(a_sampler(steps=2, thresholding="none"), denoiser, image, hole, 2, zeros, lambda: zeros))
+    assert seen == [0, 4, 4]
 
 
 @pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])

@@ -56,6 +56,16 @@ def test_a_batch_with_the_same_timestep_many_times() -> None:
     assert torch.equal(at_once.seen, one_by_one.seen)
 
 
+def test_a_loss_that_is_not_finite_makes_it_uniform_until_it_is_forgotten() -> None:
+    for bad in (float("inf"), float("nan"), 3e19):
+        sampler = filled()
+        sampler.update(torch.tensor([4]), torch.tensor([bad]))
+        assert sampler.probabilities().tolist() == pytest.approx([1 / T] * T)
+        for _ in range(3):
+            sampler.update(torch.tensor([4]), LOSSES[4:5])
+        assert torch.allclose(sampler.probabilities(), filled().probabilities())
+
+
 def estimates(sampler: Uniform, losses: Tensor, count: int = 200_000) -> Tensor:
     t, weights = sampler.sample(count, torch.Generator().manual_seed(0))
     return weights * losses[t]
