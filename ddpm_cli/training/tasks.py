@@ -48,18 +48,25 @@ def plan(config: SampleConfig, generator: Generator, trained: Trained) -> Task:
         return _generate(config, generator, wanted, classes)
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"task={config.task}: is for images, and this network learned points; use task=generate")
-    conditioning = trained.config.conditioning
-    if classes and config.classes is None and not (isinstance(conditioning, ClassLabels) and conditioning.dropout > 0):
-        raise UserError(f"class=null: task={config.task} needs a class, for this network never went without one")
-    wanted = wanted_classes(config.classes, classes, everything=[len(classes)])  # the label that means none
+    wanted = _wanted_for_editing(config, trained)
     if config.classes is None:
-        if config.guidance_scale not in (None, 0, 1):
-            raise UserError(f"guidance_scale={config.guidance_scale}: task={config.task} needs a class to be guided to")
-        generator = replace(generator, guidance_scale=1.0)
-    if config.task == "interpolate":
-        check(len(wanted) < 2, "class", config.classes, "one class for the whole way with task=interpolate")
+        generator = replace(generator, guidance_scale=1.0)  # there is nothing to be guided to
     work = _interpolate if config.task == "interpolate" else _inpaint
     return work(config, generator, wanted, moved(dataset, config.root))
+
+
+def _wanted_for_editing(config: SampleConfig, trained: Trained) -> list[int]:
+    """As `wanted_classes`, but where no class is asked for, the label that means none."""
+    classes, conditioning = trained.classes, trained.config.conditioning
+    wanted = wanted_classes(config.classes, classes, everything=[len(classes)])
+    if config.classes is None:
+        if isinstance(conditioning, ClassLabels) and conditioning.dropout == 0:
+            raise UserError(f"class=null: task={config.task} needs a class, for this network never went without one")
+        if config.guidance_scale not in (None, 0, 1):
+            raise UserError(f"guidance_scale={config.guidance_scale}: task={config.task} needs a class to be guided to")
+    if config.task == "interpolate":
+        check(len(wanted) < 2, "class", config.classes, "one class for the whole way with task=interpolate")
+    return wanted
 
 
 def wanted_classes(value: object, classes: list[str], everything: Sequence[int]) -> list[int]:
