@@ -64,17 +64,30 @@ def test_a_refusal_from_the_shell(scripts: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def heed_interrupts() -> None:
+    """A shell's background jobs ignore them, and so would what these start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interrupt_keeps_the_last_checkpoint(scripts: Path, tmp_path: Path) -> None:
     args = [*TINY, "train.steps=100000", "train.milestone_every=5", "out=here"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [scripts / "ddpm-train", *args], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        [scripts / "ddpm-train", *args],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
-    deadline = time.monotonic() + 180
-    while not (tmp_path / "here/checkpoints/last.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 180
+        while not (tmp_path / "here/checkpoints/last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "ddpm-train: interrupted" in err

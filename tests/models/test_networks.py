@@ -132,7 +132,7 @@ def test_the_scale_of_t(name: str) -> None:
 
 def test_the_mlp_takes_points() -> None:
     torch.manual_seed(0)
-    config = composed("model=mlp", "dataset=swiss_roll", "model.width=8", "model.blocks=2", "model.self_condition=true")
+    config = composed("experiment=swiss_roll", "model.width=8", "model.blocks=2", "model.self_condition=true")
     network = build_network(config.model, 2, classes=3, outputs=2)
     x, t, y = torch.randn(4, 4), torch.tensor([3, 40, 3, 40]), torch.tensor([0, 1, 2, 3])
     output = network(x, t, y)
