@@ -10,10 +10,9 @@ def help_text(name: str, usage: str) -> str:
     root = (files("ddpm_cli.configs") / f"{name}.yaml").read_text()
     defaults, values = root.split("\n\n", 1)
     values = values.split("\nhydra:")[0]
-    lines = [usage.strip(), "", "Groups (group=option):"]
-    for group in [*(base.group for base in GROUPS), "experiment"]:
-        if f"- {group}:" in defaults:
-            lines.append(f"  {group:16} {' '.join(options_of(group))}")
+    groups = [*(base.group for base in GROUPS), "experiment"]
+    listed = [f"  {group:16} {' '.join(options_of(group))}" for group in groups if f"- {group}:" in defaults]
+    lines = [usage.strip(), *(["", "Groups (group=option):", *listed] if listed else [])]
     lines += ["", "Values (key=value), as they stand:"]
     lines += [f"  {line}".rstrip() for line in values.strip().splitlines()]
     lines += [
