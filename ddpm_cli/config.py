@@ -182,14 +182,30 @@ def check_guidance(guidance_scale: float, conditioning: Conditioning) -> None:
 
 
 @dataclass(kw_only=True)
-class SampleConfig:
-    """All that `ddpm-sample` is told; the rest comes from the checkpoint."""
+class CheckpointConfig:
+    """What the commands that use a checkpoint are told alike; the rest comes from the checkpoint."""
 
     ckpt: str
-    n: int | None  # None: as many as the task likes
     batch_size: int
     seed: int
     root: str | None  # of the data, where they have moved since training
+    weights: str
+    device: str
+    precision: str
+    out: str
+
+    def __post_init__(self) -> None:
+        check(1 <= self.batch_size <= 10**6, "batch_size", self.batch_size, "in 1..1000000")
+        check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
+        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
+        check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
+
+
+@dataclass(kw_only=True)
+class SampleConfig(CheckpointConfig):
+    """All that `ddpm-sample` is told."""
+
+    n: int | None  # None: as many as the task likes
     classes: Any  # typed class=…: a number, a name, a list of these, or None for all in turn
     task: str
     a: Any  # of task=interpolate, as the next two are: a file, or the number of an image of the test split
@@ -198,22 +214,15 @@ class SampleConfig:
     image: Any  # of task=inpaint, as the next two are
     mask: str | None
     resamplings: int | None  # None: 10
-    weights: str
     sampler: Sampler | None  # None: the one that drew the run's milestones, as in the next two
     variance: str | None
     guidance_scale: float | None
-    device: str
-    precision: str
     gif: bool
     npz: bool
-    out: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.n is None or 1 <= self.n <= 10**7, "n", self.n, "in 1..10000000")
-        check(1 <= self.batch_size <= 10**6, "batch_size", self.batch_size, "in 1..1000000")
-        check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
-        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
-        check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
         if self.variance is not None:
             check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         check(self.task in TASKS, "task", self.task, one_of(TASKS))
@@ -242,30 +251,19 @@ class SampleConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig:
-    """All that `ddpm-evaluate` is told; the rest comes from the checkpoint."""
+class EvaluateConfig(CheckpointConfig):
+    """All that `ddpm-evaluate` is told."""
 
-    ckpt: str
     metrics: list[str]
     n: int | None  # None: the whole split
     split: str
-    root: str | None  # of the data, where they have moved since training
-    batch_size: int
-    seed: int
-    weights: str
-    device: str
-    precision: str
-    out: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ok = len(self.metrics) > 0 and all(metric in METRICS for metric in self.metrics)
         check(ok, "metrics", self.metrics, f"a list of {one_of(METRICS)}, as in [nll]")
         check(self.n is None or self.n >= 1, "n", self.n, "at least 1, or null for the whole split")
         check(self.split in ("test", "train"), "split", self.split, "test or train")
-        check(1 <= self.batch_size <= 10**6, "batch_size", self.batch_size, "in 1..1000000")
-        check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
-        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
-        check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
 
 
 @dataclass(kw_only=True)

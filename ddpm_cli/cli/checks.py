@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.help import options_of
+from ddpm_cli.config import CheckpointConfig
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.options import GROUPS, option_name
 
@@ -53,6 +54,15 @@ def check_jobs(config_name: str, schema: type, overrides: list[str], check_confi
             for job in jobs:
                 check_groups(schema, job)
                 check_config(checked(compose(config_name, job)))
+
+
+def check_checkpoint(config: CheckpointConfig) -> None:
+    """Raise `UserError` for what can be known before the checkpoint is read."""
+    from ddpm_cli.training.checkpoint import find_checkpoint
+    from ddpm_cli.training.devices import resolve_device
+
+    find_checkpoint("ckpt", config.ckpt)
+    resolve_device(config.device)
 
 
 def checked(cfg: DictConfig) -> Any:

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+from ddpm_cli.cli.checks import check_checkpoint
 from ddpm_cli.cli.command import launch, new_folder
 from ddpm_cli.config import EvaluateConfig
 from ddpm_cli.errors import UserError, one_of
@@ -22,16 +23,7 @@ every timestep is computed, so an image takes T calls of the network.
 
 def main() -> None:
     """The console script."""
-    launch("evaluate", USAGE, EvaluateConfig, check, run)
-
-
-def check(config: EvaluateConfig) -> None:
-    """Raise `UserError` for what can be known before the checkpoint is read."""
-    from ddpm_cli.training.checkpoint import find_checkpoint
-    from ddpm_cli.training.devices import resolve_device
-
-    find_checkpoint("ckpt", config.ckpt)
-    resolve_device(config.device)
+    launch("evaluate", USAGE, EvaluateConfig, check_checkpoint, run)
 
 
 def run(config: EvaluateConfig, folder: Path) -> None:

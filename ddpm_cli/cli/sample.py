@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpm_cli.cli.checks import check_checkpoint
 from ddpm_cli.cli.command import launch, new_folder
 from ddpm_cli.config import SampleConfig, check_guidance
 from ddpm_cli.errors import UserError
@@ -40,16 +41,7 @@ MOMENTS = 10
 
 def main() -> None:
     """The console script."""
-    launch("sample", USAGE, SampleConfig, check, run, SPELLING)
-
-
-def check(config: SampleConfig) -> None:
-    """Raise `UserError` for what can be known before the checkpoint is read."""
-    from ddpm_cli.training.checkpoint import find_checkpoint
-    from ddpm_cli.training.devices import resolve_device
-
-    find_checkpoint("ckpt", config.ckpt)
-    resolve_device(config.device)
+    launch("sample", USAGE, SampleConfig, check_checkpoint, run, SPELLING)
 
 
 def run(config: SampleConfig, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Single images that a command is given: a file, or the number of an image of the test split."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,26 @@ def read_file(key: str, value: str, height: int, width: int, channels: int) -> T
         raise UserError(f"{key}={value}: cannot be read as an image ({reason}); name another file") from error
 
 
-def read_image(key: str, value: object, dataset: ImageDataset) -> Tensor:
-    """An image (C, H, W) uint8 of the size that `dataset` has: a file, or number `value` of its test split."""
+def read_images(given: Mapping[str, object], dataset: ImageDataset) -> list[Tensor]:
+    """The images that keys were given, each (C, H, W) uint8 of the size that `dataset` has.
+
+    A value is a file, or the number of an image of the test split. Raises `UserError`.
+    """
     channels, height, width = dataset.shape
-    if type(value) is not int:
-        return read_file(key, str(value), height, width, channels)
-    images = load_examples(dataset, train=False).values
-    check(0 <= value < len(images), key, value, f"in 0..{len(images) - 1}, the test images, or a file")
-    return images[value]
+    numbered = any(type(value) is int for value in given.values())
+    images = load_examples(dataset, train=False).values if numbered else torch.empty(0)
+    found = []
+    for key, value in given.items():
+        if type(value) is int:
+            check(0 <= value < len(images), key, value, f"in 0..{len(images) - 1}, the test images, or a file")
+            found.append(images[value])
+        else:
+            found.append(read_file(key, str(value), height, width, channels))
+    return found
 
 
 def read_mask(mask: str, image: object, dataset: ImageDataset) -> Tensor:
-    """Where the file `mask` is white: (1, H, W) bool. It must be as large as `image` (see `read_image`) is itself.
+    """Where the file `mask` is white: (1, H, W) bool. It must be as large as `image` (see `read_images`) is itself.
 
     Raises `UserError` for another size, and for one without any white.
     """

@@ -115,10 +115,8 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs) -> Ite
     h_last = math.inf
     for t, t_prev in pairs:
         x0 = denoise(x, t, last_x0).x0
-        (signal, sigma), (signal_prev, sigma_prev) = (
-            _signal_and_sigma(process, t),
-            _signal_and_sigma(process, t_prev),
-        )
+        signal, sigma = _signal_and_sigma(process, t)
+        signal_prev, sigma_prev = _signal_and_sigma(process, t_prev)
         shrink = sigma_prev * signal / (sigma * signal_prev)  # exp(-h), h the step in lambda = log(signal / sigma)
         h = -math.log(shrink) if shrink > 0 else math.inf
         towards = x0
@@ -139,10 +137,8 @@ def heun(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs) -> Iterato
     x0 = None
     for t, t_prev in pairs:
         x0 = denoise(x, t, x0).x0
-        (signal, sigma), (signal_prev, sigma_prev) = (
-            _signal_and_sigma(process, t),
-            _signal_and_sigma(process, t_prev),
-        )
+        signal, sigma = _signal_and_sigma(process, t)
+        signal_prev, sigma_prev = _signal_and_sigma(process, t_prev)
         eps = _eps(process, x, x0, t)
         x = signal_prev * x0 + sigma_prev * eps
         if t_prev >= 0 and signal > 0:

@@ -5,10 +5,9 @@ With `heads` and `scale_shift` that of Nichol & Dhariwal 2021 (arXiv:2102.09672,
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from ddpm_cli.models.layers import Embedding
+from ddpm_cli.models.layers import Embedding, attend
 from ddpm_cli.options import DdpmUNet as DdpmUNetConfig
 
 
@@ -65,10 +64,7 @@ class AttentionBlock(nn.Module):
         self.to_out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.to_qkv(self.norm(x))
-        q, k, v = rearrange(qkv, "b (three h d) y x -> three b h (y x) d", three=3, h=self.heads)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[2]))
+        return x + self.to_out(attend(self.to_qkv(self.norm(x)), self.heads))
 
 
 class Layer(nn.Module):

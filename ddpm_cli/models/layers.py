@@ -53,8 +53,15 @@ class WeightStandardizedConv2d(nn.Conv2d):
         return self._conv_forward(x, (weight - mean) * torch.rsqrt(var + 1e-5), self.bias)
 
 
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Softmax attention over all pixels (Vaswani et al. 2017, eq. 1): (B, 3 C, H, W) -> (B, C, H, W)."""
+    q, k, v = rearrange(qkv, "b (three h d) y x -> three b h (y x) d", three=3, h=heads)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return rearrange(out, "b h (y x) d -> b (h d) y x", y=qkv.shape[2])
+
+
 class Attention(nn.Module):
-    """Softmax attention over all pixels (Vaswani et al. 2017, eq. 1), residual, after a group norm."""
+    """`attend`, residual, after a group norm."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -64,10 +71,7 @@ class Attention(nn.Module):
         self.to_out = nn.Conv2d(heads * head_dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.to_qkv(self.norm(x))
-        q, k, v = rearrange(qkv, "b (three h d) y x -> three b h (y x) d", three=3, h=self.heads)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[2]))
+        return x + self.to_out(attend(self.to_qkv(self.norm(x)), self.heads))
 
 
 class LinearAttention(nn.Module):

@@ -69,11 +69,16 @@ class Generator:
 
         The examples of a batch are its last step's x. They do not depend on how many there are, nor on batch_size.
         """
-        for first in range(0, len(labels), batch_size):
-            images = range(first, min(first + batch_size, len(labels)))
+        for images in in_batches(len(labels), batch_size):
             noise = ImageNoise(seed, images, self.shape, self.device)
-            guidance = self.guidance(labels[first : images.stop])
+            guidance = self.guidance(labels[images.start : images.stop])
             yield images, sample(self.sampler, self.denoiser, noise(), noise, guidance)
+
+
+def in_batches(n: int, batch_size: int) -> Iterator[range]:
+    """0..n-1, `batch_size` at a time."""
+    for first in range(0, n, batch_size):
+        yield range(first, min(first + batch_size, n))
 
 
 def in_turn(n: int, wanted: Sequence[int]) -> list[int]:

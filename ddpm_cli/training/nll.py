@@ -10,6 +10,7 @@ from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.likelihood import bound_term, prior_term
 from ddpm_cli.options import ClassLabels, ImageDataset
 from ddpm_cli.training.build import Trained
+from ddpm_cli.training.generate import in_batches
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> B
     terms = torch.zeros(timesteps, len(examples), dtype=torch.float64)
     priors = torch.zeros(len(examples), dtype=torch.float64)
     with tqdm(total=timesteps * -(-len(examples) // batch_size), unit="call", disable=None) as bar:
-        for first in range(0, len(examples), batch_size):
-            part = slice(first, min(first + batch_size, len(examples)))
+        for numbers in in_batches(len(examples), batch_size):
+            part = slice(numbers.start, numbers.stop)
             x0 = to_float(examples.values[part].to(device))
             y = examples.labels[part].to(device) if told and examples.labels is not None else None
-            generators = [rng.generator(seed, "nll", i) for i in range(part.start, part.stop)]
+            generators = [rng.generator(seed, "nll", i) for i in numbers]
             priors[part] = prior_term(denoiser.process, x0).cpu().double()
             for t in range(timesteps):
                 eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])

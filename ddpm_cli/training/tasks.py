@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_cli.config import SampleConfig
-from ddpm_cli.data.given import read_image, read_mask
+from ddpm_cli.data.given import read_images, read_mask
 from ddpm_cli.data.sources import moved
 from ddpm_cli.data.table import to_float
 from ddpm_cli.diffusion.editing import inpaint, interpolate
@@ -19,7 +19,7 @@ from ddpm_cli.imaging import grid, to_uint8
 from ddpm_cli.options import ClassLabels, ImageDataset
 from ddpm_cli.pictures import picture
 from ddpm_cli.training.build import Trained
-from ddpm_cli.training.generate import Generator, ImageNoise, in_turn
+from ddpm_cli.training.generate import Generator, ImageNoise, in_batches, in_turn
 
 COUNTS = {"generate": 64, "interpolate": 9, "inpaint": 8}
 """Examples made where n is not given."""
@@ -122,7 +122,7 @@ def _interpolate(config: SampleConfig, generator: Generator, wanted: list[int], 
     labels, process = _labels(config, wanted), generator.denoiser.process
     t = process.timesteps // 2 if config.t is None else config.t
     check(t < process.timesteps, "t", t, f"in 0..{process.timesteps - 1}, the timesteps of the schedule")
-    ends = [read_image("a", config.a, dataset), read_image("b", config.b, dataset)]
+    ends = read_images({"a": config.a, "b": config.b}, dataset)
     a, b = (to_float(image).to(generator.device) for image in ends)
     shares = torch.linspace(0, 1, len(labels)) if len(labels) > 1 else torch.tensor([0.5])
 
@@ -136,19 +136,15 @@ def _interpolate(config: SampleConfig, generator: Generator, wanted: list[int], 
         row = torch.stack([ends[0], *to_uint8(samples), ends[1]])
         return grid(row, columns=min(len(row), 16))
 
-    return Task(
-        _known(labels, generator.classes),
-        _split(labels, config, steps),
-        len(pairs_of(generator.sampler, process, t)),
-        draw,
-    )
+    batches = ((images, steps(images)) for images in in_batches(len(labels), config.batch_size))
+    return Task(_known(labels, generator.classes), batches, len(pairs_of(generator.sampler, process, t)), draw)
 
 
 def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], dataset: ImageDataset) -> Task:
     """Fillings of the hole; the picture begins with the image, and with the image less the hole."""
     labels = _labels(config, wanted)
     resamplings = config.resamplings or RESAMPLINGS
-    image = read_image("image", config.image, dataset)
+    (image,) = read_images({"image": config.image}, dataset)
     hole = read_mask(str(config.mask), config.image, dataset)
     x0, inside = to_float(image).to(generator.device), hole.to(generator.device)
 
@@ -162,12 +158,5 @@ def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], data
         return grid(row, columns=min(len(row), 16))
 
     strides = len(pairs_of(generator.sampler, generator.denoiser.process))
-    return Task(_known(labels, generator.classes), _split(labels, config, steps), (strides - 1) * resamplings + 1, draw)
-
-
-def _split(
-    labels: Sequence[int], config: SampleConfig, steps: Callable[[range], Iterator[Step]]
-) -> Iterator[tuple[range, Iterator[Step]]]:
-    for first in range(0, len(labels), config.batch_size):
-        images = range(first, min(first + config.batch_size, len(labels)))
-        yield images, steps(images)
+    batches = ((images, steps(images)) for images in in_batches(len(labels), config.batch_size))
+    return Task(_known(labels, generator.classes), batches, (strides - 1) * resamplings + 1, draw)
