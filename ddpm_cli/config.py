@@ -1,19 +1,15 @@
-"""What each command is told, as typed dataclasses with cross-checks, and how a checkpoint's config is read.
+"""What each command is told, as typed dataclasses with cross-checks.
 
 As in options/, the values stand in configs/*.yaml and there is no torch.
 """
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import dacite
-
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.options import (
-    GROUPS,
     MAX_SIZE,
     ClassLabels,
     Conditioning,
@@ -21,14 +17,12 @@ from ddpm_cli.options import (
     Hybrid,
     Loss,
     Model,
-    Option,
     Sampler,
     Schedule,
     TimestepSampler,
     Unweighted,
     Vlb,
     Weighting,
-    option_name,
 )
 
 PREDICTIONS = ("eps", "x0", "v")
@@ -61,6 +55,8 @@ class Train:
     log_every: int
     milestone_every: Any  # steps, or epochs as in 1epoch and 0.5epochs
     samples: int  # in a milestone's picture
+    max_bad_steps: int  # in a row, whose loss or gradient is not finite
+    on_disk_full: str
 
     def __post_init__(self) -> None:
         check((self.steps is None) != (self.epochs is None), "train.steps", self.steps, self._length_hint())
@@ -87,6 +83,9 @@ class Train:
         check(0 <= self.seed < 2**63, "train.seed", self.seed, "in 0..2**63-1")
         check(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
         self.milestone_steps(1)
+        ok = 1 <= self.max_bad_steps <= 10_000
+        check(ok, "train.max_bad_steps", self.max_bad_steps, "in 1..10000")
+        check(self.on_disk_full in ("stop", "continue"), "train.on_disk_full", self.on_disk_full, "stop or continue")
         check(1 <= self.samples <= 10_000, "train.samples", self.samples, "in 1..10000")
 
     def total_steps(self, examples: int) -> int:
@@ -102,16 +101,39 @@ class Train:
 
     def milestone_steps(self, examples: int) -> float:
         """Steps from one milestone to the next; where given in epochs, not whole in general."""
-        every = self.milestone_every
-        epochs = re.fullmatch(r"(\d+|\d*\.\d+) ?epochs?", every) if isinstance(every, str) else None
-        ok = (type(every) is int and every >= 1) or (epochs is not None and float(epochs[1]) > 0)
-        check(ok, "train.milestone_every", every, "a number of steps from 1 up, or of epochs, as in 1epoch")
-        return float(epochs[1]) * examples / self.batch_size if epochs else float(every)
+        return steps_of("train.milestone_every", self.milestone_every, examples, self.batch_size)
 
     def _length_hint(self) -> str:
         if self.steps is None:
             return "a number of steps; or give train.epochs"
         return f"null where train.epochs={self.epochs} is given: give one of the two, the other null"
+
+
+def steps_of(key: str, every: object, examples: int, batch_size: int) -> float:
+    """The steps in `every`: a number of them, or of epochs as in 1epoch and 0.5epochs. Raises `UserError`."""
+    epochs = re.fullmatch(r"(\d{1,9}|\d{0,9}\.\d{1,9}) ?epochs?", every) if isinstance(every, str) else None
+    steps = float(epochs[1]) * examples / batch_size if epochs else float(every) if type(every) is int else 0.0
+    check(0 < steps <= 10**15, key, every, "a number of steps from 1 up, or of epochs, as in 1epoch")
+    return steps
+
+
+@dataclass(kw_only=True)
+class Checkpointing:
+    """Which checkpoints of a run stay; the others are removed as newer ones come."""
+
+    keep_last: int | None  # None: all
+    keep_every: Any  # steps or epochs, or None
+
+    def __post_init__(self) -> None:
+        ok = self.keep_last is None or 1 <= self.keep_last <= 10**9
+        check(ok, "checkpoint.keep_last", self.keep_last, "at least 1, or null for all")
+        self.window(1, 1)
+
+    def window(self, examples: int, batch_size: int) -> float:
+        """The first checkpoint in each so many steps stays; infinite where none does for this reason."""
+        if self.keep_every is None:
+            return math.inf
+        return steps_of("checkpoint.keep_every", self.keep_every, examples, batch_size)
 
 
 @dataclass(kw_only=True)
@@ -130,9 +152,11 @@ class TrainConfig:
     sampler: Sampler  # of the milestones' pictures, as guidance_scale is
     guidance_scale: float
     train: Train
+    checkpoint: Checkpointing
     device: str
     compile: bool | None  # None: on CUDA only
     resume: str | None
+    resume_data_changed: bool  # go on although the data are others
     out: str
 
     def __post_init__(self) -> None:
@@ -293,26 +317,3 @@ class ForwardConfig:
         ok = len(self.t) > 0 and all(0 <= t <= last for t in self.t)
         check(ok, "t", self.t, f"timesteps in 0..{last}; timesteps={last + 1} moves the end")
         check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
-
-
-def train_config(data: Mapping[str, Any]) -> TrainConfig:
-    """The `TrainConfig` that `dataclasses.asdict` made `data` of, as a checkpoint holds it.
-
-    Raises `UserError` for a missing or unknown key, a wrong type or a value out of range.
-    """
-    hooks = {base: _option_reader(base, options) for base, options in GROUPS.items()}
-    try:
-        return dacite.from_dict(TrainConfig, data, dacite.Config(strict=True, type_hooks=hooks))
-    except (dacite.DaciteError, TypeError, AttributeError) as error:
-        raise UserError(f"config: {' '.join(str(error).split())}") from error
-
-
-def _option_reader(base: type[Option], options: list[type[Option]]) -> Any:
-    by_name = {option_name(option): option for option in options}
-
-    def read(data: Mapping[str, Any]) -> Option:
-        name = str(data.get("name"))
-        check(name in by_name, f"{base.group}.name", name, one_of(by_name))
-        return dacite.from_dict(by_name[name], data, dacite.Config(strict=True))
-
-    return read

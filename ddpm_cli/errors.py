@@ -1,13 +1,25 @@
-"""The one exception that the commands turn into a single line and exit status 2."""
+"""The exceptions that the commands turn into a single line and an exit status."""
 
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user typed or supplied, and can mend.
+    """Something the user typed or supplied, and can mend; exit status 2.
 
     The message is one line: the key, its value, what is allowed, what to do.
     """
+
+
+class Failure(Exception):
+    """Something that ends a command though nothing was typed wrong; exit status 1. The message is one line."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end, and all is saved; exit status 128 + its number. The message is one line."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.status = 128 + signal
 
 
 def check(ok: bool, key: str, value: object, allowed: str) -> None:

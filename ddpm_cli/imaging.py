@@ -1,5 +1,6 @@
 """Between tensors in [-1, 1] and what people look at: PNGs, grids, films."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ddpm_cli.files import atomic
+from ddpm_cli.files import write
 
 CELL = 56  # pixels: smaller images are enlarged in grids by whole factors
 GAP = 2
 WHITE, BLACK = 255, 0
 FONT_SIZE = 14
+LONGEST_LABEL = 30  # letters
 FILM_SECONDS = 4.0
 LAST_FRAME_SECONDS = 2.0
 
@@ -45,6 +47,7 @@ def grid(pixels: Tensor, columns: int | None = None) -> Image.Image:
 def labelled_grid(pixels: Tensor, labels: Sequence[str]) -> Image.Image:
     """(N, C, H, W) uint8 images with a label each: a row for each label, in order of appearance, named beside it."""
     names = list(dict.fromkeys(labels))
+    shown = [_drawable(name) for name in names]
     columns = max(labels.count(name) for name in names)
     rows = []
     for name in names:
@@ -52,25 +55,33 @@ def labelled_grid(pixels: Tensor, labels: Sequence[str]) -> Image.Image:
         rows.append(F.pad(own, (0, 0, 0, 0, 0, 0, 0, columns - len(own)), value=WHITE))
     images = grid(torch.cat(rows), columns)
     font = ImageFont.load_default(FONT_SIZE)
-    margin = 2 * FONT_SIZE + math.ceil(max(font.getlength(name) for name in names))
+    margin = 2 * FONT_SIZE + math.ceil(max(font.getlength(name) for name in shown))
     sheet = Image.new(images.mode, (margin + images.width, images.height), WHITE if images.mode == "L" else "white")
     sheet.paste(images, (margin, 0))
     draw = ImageDraw.Draw(sheet)
     height = images.height / len(names)
-    for row, name in enumerate(names):
+    for row, name in enumerate(shown):
         draw.text((margin - FONT_SIZE, (row + 0.5) * height), name, fill=BLACK, font=font, anchor="rm")
     return sheet
 
 
+def _drawable(name: str) -> str:
+    """The name of a class in a line of its own: folders may be named anything."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…"
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Write `image`, whole or not at all."""
-    with atomic(path) as partial:
-        image.save(partial, format="PNG")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write(path, buffer.getvalue())
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
     """A looping film that holds its last frame."""
     each = round(1000 * FILM_SECONDS / len(frames))
     held = [each] * (len(frames) - 1) + [round(1000 * LAST_FRAME_SECONDS)]
-    with atomic(path) as partial:
-        frames[0].save(partial, format="GIF", save_all=True, append_images=frames[1:], duration=held, loop=0)
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=held, loop=0)
+    write(path, buffer.getvalue())

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ddpm_cli.files import atomic
+from ddpm_cli.files import write
 from ddpm_cli.imaging import to_image, to_uint8
 
 EXTENT = 2.5  # of the plane that scatter plots show, to each side
@@ -74,9 +74,7 @@ def scatter(points: Tensor) -> Image.Image:
     """A cloud of points (N, 2)."""
     figure = Figure(figsize=(4, 4), layout="constrained")
     _scatter(figure.subplots(), points, size=1.5)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return Image.open(buffer).convert("RGB")
+    return Image.open(_png(figure)).convert("RGB")
 
 
 def save_bound_plot(terms: Sequence[float], path: Path) -> None:
@@ -102,5 +100,10 @@ def _scatter(axes: Axes, points: Tensor, size: float) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
+    write(path, _png(figure).getvalue())
+
+
+def _png(figure: Figure) -> io.BytesIO:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer

@@ -20,6 +20,7 @@ from ddpm_cli.cli import evaluate, forward, sample, train
 from ddpm_cli.cli.command import register_schemas
 from ddpm_cli.config import EvaluateConfig, ForwardConfig, SampleConfig, TrainConfig
 from ddpm_cli.options import Ddim, Ddpm, Sampler
+from ddpm_cli.training.seal import seal
 
 torch.set_num_threads(1)
 
@@ -76,6 +77,13 @@ def a_sampler(kind: type[Sampler] = Ddpm, **changes: Any) -> Any:
     """A sampler of `kind` over all timesteps, clipping, but for `changes`."""
     plain = {"steps": None, "sections": None, "spacing": "time", "thresholding": "clip"}
     return kind(**(plain | ({"eta": 0.0} if kind is Ddim else {}) | changes))
+
+
+def edit_checkpoint(old: Path, new: Path, **changes: Any) -> Path:
+    """A checkpoint like `old` but for some keys, as a stranger who knows the format would write it."""
+    torch.save(torch.load(old, weights_only=True) | changes, new)
+    seal(new)
+    return new
 
 
 @dataclass

@@ -58,8 +58,8 @@ def check_jobs(config_name: str, schema: type, overrides: list[str], check_confi
 
 def check_checkpoint(config: CheckpointConfig) -> None:
     """Raise `UserError` for what can be known before the checkpoint is read."""
-    from ddpm_cli.training.checkpoint import find_checkpoint
     from ddpm_cli.training.devices import resolve_device
+    from ddpm_cli.training.run_checkpoints import find_checkpoint
 
     find_checkpoint("ckpt", config.ckpt)
     resolve_device(config.device)

@@ -3,7 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -14,13 +15,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.cli.checks import check_groups, check_jobs, checked
 from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.messages import one_line
-from ddpm_cli.errors import UserError
+from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.options import GROUPS, option_name
 
 CONFIGS = "pkg://ddpm_cli.configs"
@@ -39,17 +40,17 @@ def launch(
     the folder to write to, unless `check` refuses it: any job of a sweep before one starts. `usage` opens
     the text of --help. `spelling`: the fields of `schema` for keys that are typed otherwise.
 
-    An error that the user can mend is one line on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows where it
-    came from.
+    An error that the user can mend is one line on stderr and exit status 2, another one that is foreseen exit
+    status 1; HYDRA_FULL_ERROR=1 shows where they came from. A signal that stopped the command is 128 + its number.
     """
     register_schemas(name, schema)
     sys.argv[1:] = [_spelled(argument, spelling) for argument in sys.argv[1:]]
     traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 
-    def refuse(message: str) -> NoReturn:
+    def refuse(message: str, status: int = 2) -> NoReturn:
         print(f"ddpm-{name}: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)
 
     started = False
 
@@ -60,10 +61,12 @@ def launch(
             config = checked(cfg)
             check(config)
             return run(config, _folder(config))
-        except MENDABLE as error:
+        except Stopped as stop:
+            refuse(one_line(stop, schema), stop.status)
+        except (*MENDABLE, Failure) as error:
             if traceback or HydraConfig.get().mode == RunMode.MULTIRUN:  # other jobs go on
                 raise
-            refuse(one_line(error, schema))  # here, because Hydra would add a line of its own
+            refuse(one_line(error, schema), _status(error))  # here, because Hydra would add a line of its own
 
     try:
         parser = get_args_parser()
@@ -76,17 +79,20 @@ def launch(
         if args.multirun:
             check_jobs(name, schema, args.overrides, check)
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(task)()
-    except MENDABLE as error:
+    except (*MENDABLE, Failure) as error:
         if traceback:
             raise
-        refuse(one_line(error, schema))
+        refuse(one_line(error, schema), _status(error))
     except OSError as error:
         if started or traceback:
             raise
         refuse(f"{error.filename}: {error.strerror}; choose another folder")  # Hydra's, hydra.run.dir=…
     except KeyboardInterrupt:
-        print(f"ddpm-{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        refuse("interrupted", 130)
+
+
+def _status(error: Exception) -> int:
+    return 1 if isinstance(error, Failure) else 2
 
 
 def _spelled(argument: str, spelling: Mapping[str, str]) -> str:
@@ -104,41 +110,19 @@ def register_schemas(name: str, schema: type) -> None:
             store.store(group=f"schema/{base.group}", name=option_name(option), node=option)
 
 
-def claim(folder: Path) -> None:
-    """Make `folder`, new or empty, this run's own, and note in .hydra/ what was typed.
-
-    Raises `UserError` where it already holds a run or anything else; of two processes that claim one folder
-    at once, one wins.
-    """
-    notes = folder / ".hydra"
-    if notes.exists():
-        raise UserError(
-            f"out={folder}: already holds a run; resume={folder} goes on with it, another out=… starts anew"
-        )
-    new_folder(folder)
-    try:
-        notes.mkdir()
-    except FileExistsError as error:
-        raise UserError(f"out={folder}: another run has just started there; choose another folder") from error
-    OmegaConf.save(HydraConfig.get().overrides.task, notes / "overrides.yaml")
-
-
-def new_folder(folder: Path) -> None:
-    """Create `folder`. Raises `UserError` where it holds anything already."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"out={folder}: cannot be created ({error.strerror}); choose another folder") from error
-    if not empty:
-        raise UserError(f"out={folder}: already holds files; choose another folder")
-
-
-def log_into(file: Path) -> None:
-    """Send all log lines to `file` too, with the time."""
-    handler = logging.FileHandler(file)
+@contextmanager
+def log_into(file: Path) -> Iterator[None]:
+    """Send all log lines to `file` too, with the time, as far as the disk has room for them."""
+    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print a traceback
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
 
 
 def _folder(config: Any) -> Path:

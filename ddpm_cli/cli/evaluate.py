@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 
 from ddpm_cli.cli.checks import check_checkpoint
-from ddpm_cli.cli.command import launch, new_folder
+from ddpm_cli.cli.command import launch
+from ddpm_cli.cli.folders import new_folder
 from ddpm_cli.config import EvaluateConfig
 from ddpm_cli.errors import UserError, one_of
 
@@ -29,7 +30,7 @@ def main() -> None:
 def run(config: EvaluateConfig, folder: Path) -> None:
     """Write nll.json, nll.csv and nll.png into `folder`, which must be new or empty."""
     from ddpm_cli.data.sources import load_examples, moved
-    from ddpm_cli.files import atomic
+    from ddpm_cli.files import write
     from ddpm_cli.plots import save_bound_plot
     from ddpm_cli.training.build import load_trained
     from ddpm_cli.training.nll import bound, first_examples
@@ -58,10 +59,9 @@ def run(config: EvaluateConfig, folder: Path) -> None:
         "weights": config.weights,
         "seed": config.seed,
     }
-    with atomic(folder / "nll.json") as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
-    with atomic(folder / "nll.csv") as partial:
-        partial.write_text("t,bits_per_dim\n" + "".join(f"{t},{x:.8g}\n" for t, x in enumerate(found.terms)))
+    write(folder / "nll.json", f"{json.dumps(summary, indent=2)}\n".encode())
+    lines = ["t,bits_per_dim", *(f"{t},{x:.8g}" for t, x in enumerate(found.terms)), ""]
+    write(folder / "nll.csv", "\n".join(lines).encode())
     save_bound_plot(found.terms, folder / "nll.png")
     log.info(
         "at most %.4f bits/dim (standard error %.4f) over %d examples of the %s split",

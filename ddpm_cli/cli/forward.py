@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_cli.cli.command import launch, new_folder
+from ddpm_cli.cli.command import launch
+from ddpm_cli.cli.folders import new_folder
 from ddpm_cli.config import ForwardConfig
 from ddpm_cli.errors import UserError
 

@@ -40,7 +40,8 @@ def one_line(error: Exception, schema: type) -> str:
             message = f"{error.full_key}: {str(error.msg).splitlines()[0]}"
         case _:
             message = str(error)
-    return " ".join(message.split())
+    line = " ".join(message.split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)  # names of files may be anything
 
 
 def _wrong_type(message: str, cause: ValidationError) -> str:

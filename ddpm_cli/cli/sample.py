@@ -1,5 +1,6 @@
 """ddpm-sample: examples from a checkpoint, which is all it needs."""
 
+import io
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm_cli.cli.checks import check_checkpoint
-from ddpm_cli.cli.command import launch, new_folder
+from ddpm_cli.cli.command import launch
+from ddpm_cli.cli.folders import new_folder
 from ddpm_cli.config import SampleConfig, check_guidance
 from ddpm_cli.errors import UserError
 
@@ -61,8 +63,7 @@ def run(config: SampleConfig, folder: Path) -> None:
     moments |= {*_evenly(task.steps, MOMENTS)} if points else {task.steps}
     kept: list[Tensor] = []
     films: list[dict[int, Tensor]] = []
-    batches = -(-len(task.labels) // config.batch_size)
-    for images, frames in _work(task, batches, moments):
+    for images, frames in _work(task, config.batch_size, moments):
         last = frames[task.steps]
         if not points:
             _save_images(last, images, folder / "images")
@@ -103,18 +104,25 @@ def _generator(config: SampleConfig, trained: "Trained") -> "Generator":
     return Generator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 
-def _work(task: "Task", batches: int, moments: set[int]) -> Iterator[tuple[range, dict[int, "Tensor"]]]:
+def _work(task: "Task", batch_size: int, moments: set[int]) -> Iterator[tuple[range, dict[int, "Tensor"]]]:
     """Which examples, and what they are after each step (1 is the first) of `moments`: (B, C, ...) on the CPU."""
     from tqdm import tqdm
 
-    with tqdm(total=task.steps * batches, unit="step", disable=None) as bar:
-        for images, steps in task.batches:
+    from ddpm_cli.training.generate import batches_that_fit
+
+    n = len(task.labels)
+    with tqdm(total=n * task.steps, unit="step", disable=None) as bar:
+
+        def frames_of(images: range) -> dict[int, "Tensor"]:
             frames = {}
-            for i, step in enumerate(steps, start=1):
-                bar.update()
+            bar.n = images.start * task.steps  # again from here where a batch was too large
+            for i, step in enumerate(task.start(images), start=1):
+                bar.update(len(images))
                 if i in moments:
                     frames[i] = step.x.cpu()
-            yield images, frames
+            return frames
+
+        yield from batches_that_fit(n, batch_size, frames_of)
 
 
 def _evenly(steps: int, count: int) -> list[int]:
@@ -134,11 +142,12 @@ def _save_points(points: "Tensor", film: dict[int, "Tensor"], folder: Path) -> N
     """points.csv, x and y a line, and reverse.png, the cloud at some of its steps."""
     import numpy as np
 
-    from ddpm_cli.files import atomic
+    from ddpm_cli.files import write
     from ddpm_cli.plots import save_labelled_rows
 
-    with atomic(folder / "points.csv") as partial:
-        np.savetxt(partial, points.numpy(), fmt="%.6g", delimiter=",", header="x,y", comments="")
+    table = io.BytesIO()
+    np.savetxt(table, points.numpy(), fmt="%.6g", delimiter=",", header="x,y", comments="")
+    write(folder / "points.csv", table.getvalue())
     moments = _evenly(max(film), MOMENTS)
     headings = [f"step {i}" for i in moments]
     save_labelled_rows({"reverse": [film[i] for i in moments]}, headings, folder / "reverse.png")
@@ -157,5 +166,6 @@ def _save_npz(samples: "Tensor", labels: list[int], path: Path) -> None:
         arrays["points"] = samples.numpy()
     else:
         arrays["images"] = samples.permute(0, 2, 3, 1).numpy()
-    with atomic(path) as partial, partial.open("wb") as stream:
+    size = sum(array.nbytes for array in arrays.values())
+    with atomic(path, size) as partial, partial.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # its flag is no array

@@ -1,17 +1,25 @@
 """ddpm-train: a run from a config, or the rest of one from its last checkpoint."""
 
 import logging
+import signal
 from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from ddpm_cli.cli.command import claim, launch, log_into
-from ddpm_cli.config import TrainConfig, train_config
-from ddpm_cli.errors import UserError, one_of
-from ddpm_cli.options import ClassLabels, ImageDataset
+from ddpm_cli.cli.command import launch, log_into
+from ddpm_cli.cli.folders import NOTES, claimed, reopened
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.errors import Failure, Stopped, UserError, one_of
+from ddpm_cli.files import write
+from ddpm_cli.options import ClassLabels, ImageDataset, ImageFolder
+
+if TYPE_CHECKING:
+    from ddpm_cli.training.loop import Loop
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +33,7 @@ ddpm-train learns to make images like those of a dataset, by denoising diffusion
   ddpm-train resume=outputs/train/…                 go on with a run that was stopped
 """
 
-MAY_CHANGE = ("train.", "device", "compile", "dataset.root")
+MAY_CHANGE = ("train.", "checkpoint.", "device", "compile", "dataset.root")
 """Keys that may be given beside resume=; all others are the run's own."""
 
 
@@ -43,51 +51,94 @@ def check(config: TrainConfig) -> None:
     betas_of(config.schedule)
     if config.resume is not None:
         _checkpoint_to_resume(config.resume)
+    elif isinstance(config.dataset, ImageFolder):
+        config.dataset.check_root()
 
 
 def run(config: TrainConfig, folder: Path) -> float:
-    """Train as `config` says into `folder`; returns the last loss logged."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
+    """Train as `config` says into `folder`, or go on with a run in its own; returns the last loss logged."""
+    return _start(config, folder) if config.resume is None else _go_on(config, config.resume)
 
+
+def _start(config: TrainConfig, folder: Path) -> float:
+    loop = _loop(config, folder)
+    noted = asdict(config)
+    if noted["dataset"].get("root") is not None:
+        noted["dataset"]["root"] = str(Path(noted["dataset"]["root"]).expanduser().absolute())
+    with claimed(folder):
+        write(folder / NOTES / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
+        write(folder / NOTES / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(noted)).encode())
+        return _train(loop)
+
+
+def _go_on(config: TrainConfig, resume: str) -> float:
+    from ddpm_cli.training.checkpoint import load_checkpoint
+    from ddpm_cli.training.resume import check_resumable
+    from ddpm_cli.training.run_checkpoints import newest_sound, set_aside
+    from ddpm_cli.training.stored_config import with_noted_root
+
+    path = _checkpoint_to_resume(resume)
+    folder = path.parent.parent
+    with reopened("resume", folder):
+        if Path(resume).expanduser().is_dir():
+            path, state = newest_sound("resume", folder)
+        else:
+            state = load_checkpoint("resume", path)
+        check_resumable("resume", path, state)
+        loop = _loop(_resumed_config(config, with_noted_root(state["config"], path)), folder)
+        _check_data(loop, state, config)
+        loop.restore(state)
+        set_aside(folder, loop.trainer.step)
+        return _train(loop)
+
+
+def _loop(config: TrainConfig, folder: Path) -> "Loop":
+    """The device, the data and the network of a run that will write to `folder`."""
+    from ddpm_cli.data.fingerprint import fingerprint
     from ddpm_cli.data.sources import check_labels, load_examples
     from ddpm_cli.data.table import Table
-    from ddpm_cli.training.checkpoint import load_checkpoint
     from ddpm_cli.training.devices import resolve_device
+    from ddpm_cli.training.loop import Loop
     from ddpm_cli.training.trainer import Trainer
 
-    state, resume = None, config.resume
-    if resume is not None:
-        path = _checkpoint_to_resume(resume)
-        folder, state = path.parent.parent, load_checkpoint("resume", path)
-        config = _resumed_config(config, state["config"])
     device = resolve_device(config.device)
     examples = load_examples(config.dataset, train=True)
     if isinstance(config.conditioning, ClassLabels):
         check_labels(config.dataset, examples)
-        if state is not None and state["classes"] != examples.classes:
-            raise UserError(
-                f"resume={resume}: its classes are {one_of(state['classes'])}, those of the data now "
-                f"{one_of(examples.classes)}; give it the data that it was trained on"
-            )
     flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
     trainer = Trainer(config, Table(examples, flip, config.train.seed, device), device)
-    if state is None:
-        claim(folder)
-        OmegaConf.save(OmegaConf.create(asdict(config)), folder / ".hydra" / "config.yaml")
-    else:
-        _restore(trainer, state, str(resume))
-    log_into(folder / "train.log")
-    _describe(trainer, folder)
-    with logging_redirect_tqdm():
-        logging.getLogger().handlers[-1].setLevel(logging.INFO)  # the level that the redirection forgets
-        loss = trainer.train(folder)
-    log.info("done; ddpm-sample ckpt=%s makes more images", folder)
+    return Loop(trainer, folder, fingerprint(examples))
+
+
+def _train(loop: "Loop") -> float:
+    """Run `loop` in its folder, which is this process's own now."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from ddpm_cli.training.signals import Signals
+
+    with log_into(loop.folder / "train.log"), Signals() as signals:
+        _describe(loop.trainer, loop.folder)
+        try:
+            with logging_redirect_tqdm():
+                logging.getLogger().handlers[-1].setLevel(logging.INFO)  # the level that the redirection forgets
+                loss = loop.run(signals)
+        except Failure as error:
+            raise Failure(f"{error}; {_how_to_go_on(loop.folder)}") from error
+        except KeyboardInterrupt as error:
+            raise Stopped(signal.SIGINT, f"stopped at once; {_how_to_go_on(loop.folder)}") from error
+        log.info("done; ddpm-sample ckpt=%s makes more images", loop.folder)
     return loss
+
+
+def _how_to_go_on(folder: Path) -> str:
+    if (folder / "checkpoints" / "last.pt").exists():
+        return f"ddpm-train resume={folder} goes on from its last checkpoint"
+    return "nothing was trained yet, so the same command starts again"
 
 
 def _checkpoint_to_resume(resume: str) -> Path:
     """The checkpoint in a run folder that `resume` names."""
-    from ddpm_cli.training.checkpoint import find_checkpoint
+    from ddpm_cli.training.run_checkpoints import find_checkpoint
 
     path = find_checkpoint("resume", resume)
     if path.parent.name != "checkpoints":
@@ -97,29 +148,38 @@ def _checkpoint_to_resume(resume: str) -> Path:
 
 def _resumed_config(typed: TrainConfig, own: TrainConfig) -> TrainConfig:
     """The run's own config, with what was typed beside `resume=` where that may change."""
-    merged = OmegaConf.create(asdict(own))
-    now = OmegaConf.create(asdict(typed))
+    from ddpm_cli.training.stored_config import train_config
+
+    merged, now = asdict(own), asdict(typed)
     for override in HydraConfig.get().overrides.task:
         key = override.split("=")[0].lstrip("+~")
-        if key == "resume":
+        if key in ("resume", "resume_data_changed"):
             continue
         if not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"{override}: not with resume=, which goes on with the run's own config; "
-                "only device, compile, dataset.root and train.* may change"
+                "only device, compile, dataset.root, checkpoint.* and train.* may change"
             )
-        OmegaConf.update(merged, key, OmegaConf.select(now, key))
-    merged.resume = None  # as in a run never stopped
-    return train_config(OmegaConf.to_container(merged))  # type: ignore[arg-type]  # a dict
+        *groups, last = key.split(".")
+        ours = reduce(getitem, groups, merged)
+        if last not in ours:
+            raise UserError(f"{override}: this run has no {key}; leave it out")
+        ours[last] = reduce(getitem, groups, now)[last]
+    return train_config(merged)
 
 
-def _restore(trainer: Any, state: dict[str, Any], resume: str) -> None:
-    try:
-        trainer.restore(state)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+def _check_data(loop: "Loop", state: dict[str, Any], typed: TrainConfig) -> None:
+    """Raise `UserError` where the data are others than those in `state`, and may not be."""
+    if loop.trainer.classes != state["classes"]:
         raise UserError(
-            f"resume={resume}: its state does not fit the network in its config; name an earlier checkpoint"
-        ) from error
+            f"resume={typed.resume}: its classes are {one_of(state['classes'])}, those of the data now "
+            f"{one_of(loop.trainer.classes)}; give it the data that it was trained on"
+        )
+    if loop.fingerprint != state["data"] and not typed.resume_data_changed:
+        raise UserError(
+            f"resume={typed.resume}: the data are not those that it was trained on so far; give it those, "
+            "or go on with these by resume_data_changed=true"
+        )
 
 
 def _describe(trainer: Any, folder: Path) -> None:

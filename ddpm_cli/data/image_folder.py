@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import math
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +17,13 @@ from tqdm import tqdm
 
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
-from ddpm_cli.files import atomic
+from ddpm_cli.files import NoRoom, amount, atomic
 from ddpm_cli.options import ImageFolder
 
 log = logging.getLogger(__name__)
+
+MAX_PIXELS = 178_956_970 // 2  # where Pillow begins to warn of decompression bombs
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are refused instead
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -50,7 +55,11 @@ def decode(file: Path, height: int, width: int, channels: int) -> np.ndarray:
     """An image as (channels, height, width) uint8: upright, on white where transparent, resized to cover and
     centre-cropped. Raises what Pillow raises for a file that it cannot read.
     """
+    if not file.is_file():
+        raise OSError("not a file")  # a pipe would be waited for, a device has no end
     with Image.open(file) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{opened.width}x{opened.height} are more than {MAX_PIXELS} pixels")
         image = _flattened(ImageOps.exif_transpose(opened))
     image = image.convert("L" if channels == 1 else "RGB")
     image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
@@ -75,29 +84,45 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 def _split(dataset: ImageFolder, train: bool) -> tuple[Path, list[Path], list[Path]]:
     """The folder that names are relative to, all images below it, and those of the split."""
+    dataset.check_root()
     root = Path(str(dataset.root)).expanduser()
     try:
         if not root.is_dir():
             raise UserError(f"dataset.root={dataset.root}: no such folder; name a folder of images")
         if (root / "train").is_dir() and (root / "test").is_dir():
-            root = root / ("train" if train else "test")
-            found = sorted(_images_below(root))
-            return root, found, found
-        found = sorted(_images_below(root))
-    except OSError as error:
-        raise UserError(f"dataset.root={dataset.root}: cannot be read ({error.strerror})") from error
+            own = root / ("train" if train else "test")
+            found = sorted(_images_below(own, root, dataset.follow_links))
+            return own, found, found
+        found = sorted(_images_below(root, root, dataset.follow_links))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"dataset.root={dataset.root}: cannot be read ({reason}); name a folder of images") from error
     return root, found, [f for f in found if (_share(f.relative_to(root)) >= dataset.test_fraction) == train]
 
 
-def _images_below(root: Path) -> Iterator[Path]:
+def _images_below(folder: Path, root: Path, follow_links: bool) -> Iterator[Path]:
+    """The images below `folder`, each folder once; links that lead out of `root` only if told to follow them."""
+
     def fail(error: OSError) -> None:
         raise error
 
-    for folder, folders, names in os.walk(root, onerror=fail):
+    limits, seen = root.resolve(), set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=follow_links):
+        wanted = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                yield Path(folder, name)
+        for name in (".", *folders, *wanted):
+            path = Path(place, name)
+            if not follow_links and path.is_symlink() and not path.resolve().is_relative_to(limits):
+                raise UserError(
+                    f"dataset.root={root}: {path} is a symbolic link that leads out of it; "
+                    "follow such links with dataset.follow_links=true, or remove it"
+                )
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(place, name) for name in wanted)
 
 
 def _share(name: Path) -> float:
@@ -114,15 +139,17 @@ def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) ->
     stem = cache / key.hexdigest()[:32]
     table, sound = stem.with_suffix(".uint8"), stem.with_suffix(".sound.npy")
     if not (table.is_file() and sound.is_file()):
+        size = len(files) * math.prod(dataset.shape)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with atomic(sound) as list_of_sound, atomic(table) as partial:
+            with atomic(sound, 8 * len(files)) as list_of_sound, atomic(table, size) as partial:
                 good = _decode_into(partial, dataset, files)
                 with list_of_sound.open("wb") as stream:
                     np.save(stream, np.array(good, dtype=np.int64))
-        except OSError as error:
+        except (OSError, NoRoom) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no room on the disk"
             raise UserError(
-                f"DDPM_CACHE={cache.parent}: cannot hold the decoded images ({error.strerror}); "
+                f"DDPM_CACHE={cache.parent}: cannot hold the decoded images, {amount(size)} ({reason}); "
                 "make room there, or name another folder"
             ) from error
     good = np.load(sound).tolist()

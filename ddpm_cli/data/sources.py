@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +31,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
 DIGITS_IN_TRAIN = 1500
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError)
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError, KeyError, TypeError, zlib.error)
 """What torchvision raises for files that are missing or damaged, and for a download that fails."""
 
 
@@ -86,7 +88,7 @@ def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
             if (folder / "FashionMNIST" / "raw").is_dir():
                 return _opened("FashionMNIST", folder, train)
             if any(folder.glob("train-images-idx3-ubyte*")):
-                return _from_idx(folder, train)
+                return _from_idx("FashionMNIST", folder, train)
         except UNREADABLE as error:
             raise UserError(
                 f"dataset.root={folder}: its Fashion-MNIST is damaged; fetch it anew, or name another folder"
@@ -119,9 +121,21 @@ def _torchvision(source: str, dataset: ImageDataset, train: bool) -> Examples:
 
 
 def _downloaded(source: str, train: bool) -> Examples:
+    """A torchvision data set in the cache, fetched where it is missing, cut short or damaged by its checksums."""
+    import torchvision.datasets
+    from torchvision.datasets.utils import check_integrity
+
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    return _opened(source, folder, train, download=True)
+    kind = getattr(torchvision.datasets, source)
+    if not issubclass(kind, torchvision.datasets.MNIST):
+        return _opened(source, folder, train, download=True)  # torchvision checks what it has unpacked
+    raw = folder / source / "raw"
+    if not all(check_integrity(raw / name, md5) for name, md5 in kind.resources):
+        for name, _ in kind.resources:  # torchvision fetches nothing while these are there, whatever is in them
+            (raw / name).with_suffix("").unlink(missing_ok=True)
+        kind(folder, download=True)
+    return _from_idx(source, raw, train)
 
 
 def _opened(source: str, folder: Path | str, train: bool, download: bool = False) -> Examples:
@@ -129,22 +143,25 @@ def _opened(source: str, folder: Path | str, train: bool, download: bool = False
 
     data = getattr(torchvision.datasets, source)(folder, train=train, download=download)
     pixels = data.data.numpy() if isinstance(data.data, Tensor) else data.data
-    return Examples(to_tensor(pixels), torch.as_tensor(data.targets), list(data.classes))
+    labels = torch.as_tensor(data.targets)
+    if pixels.dtype != np.uint8 or pixels.ndim < 3 or labels.shape != pixels.shape[:1] or labels.numel() == 0:
+        raise ValueError("not as many labels as images, or no images")
+    return Examples(to_tensor(pixels), labels, list(data.classes))
 
 
-def _from_idx(folder: Path, train: bool) -> Examples:
-    """The idx files of `folder`, plain or gzipped, through torchvision's reader."""
+def _from_idx(source: str, folder: Path, train: bool) -> Examples:
+    """The idx files of `folder`, gzipped or plain, through torchvision's reader."""
     from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory() as unpacked:
-        raw = Path(unpacked) / "FashionMNIST" / "raw"
+        raw = Path(unpacked) / source / "raw"
         raw.mkdir(parents=True)
-        for file in folder.glob("*-ubyte*"):
+        for file in sorted(folder.glob("*-ubyte*"), reverse=True):  # x.gz before x
             if file.suffix == ".gz":
                 extract_archive(file, raw)
-            else:
+            elif not (raw / file.name).exists():
                 (raw / file.name).symlink_to(file.resolve())
-        return _opened("FashionMNIST", Path(unpacked), train)
+        return _opened(source, Path(unpacked), train)
 
 
 def _digits(train: bool) -> Examples:

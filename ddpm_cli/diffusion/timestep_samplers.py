@@ -78,7 +78,7 @@ class SecondMoment(Uniform):
         self.losses.copy_(state["losses"])
 
 
-def build_timestep_sampler(sampler: TimestepSampler, timesteps: int, device: torch.device) -> Uniform:
+def build_timestep_sampler(sampler: TimestepSampler, timesteps: int, device: torch.device | str) -> Uniform:
     """The sampler of 0..T-1 that the config names."""
     match sampler:
         case UniformTimesteps():

@@ -67,11 +67,15 @@ class ImageFolder(ImageDataset):
     name: str = "image_folder"
     test_fraction: float  # held out where the folder has no train/ and test/ of its own
     skip_broken: bool  # go on without files that cannot be decoded
+    follow_links: bool  # those that lead out of the root too
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.root is not None, "dataset.root", "null", "a folder of images: dataset.root=/pictures")
         check(0 <= self.test_fraction < 1, "dataset.test_fraction", self.test_fraction, "in [0, 1)")
+
+    def check_root(self) -> None:
+        """Raise `UserError` where the folder is not named; a checkpoint's config names none."""
+        check(self.root is not None, "dataset.root", None, "a folder of images: dataset.root=/pictures")
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
@@ -11,8 +11,10 @@ from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.models import build_network
 from ddpm_cli.options import ClassLabels
-from ddpm_cli.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from ddpm_cli.training.checkpoint import check_like, load_checkpoint
 from ddpm_cli.training.devices import in_precision, resolve_device, resolve_precision
+from ddpm_cli.training.run_checkpoints import find_checkpoint
+from ddpm_cli.training.stored_config import with_noted_root
 
 UNBOUNDED = 4.0
 """How far estimates that a network is shown reach where the data are not in [-1, 1] but of that order."""
@@ -33,6 +35,12 @@ def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device
     return Denoiser(predict, process, config.prediction, config.variance, config.model.self_condition, limit)
 
 
+def weights_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
+    """What the weights of the network of a run look like, without the memory for them."""
+    with torch.device("meta"):
+        return dict(network_of(config, classes).state_dict())
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a checkpoint holds, ready to use. `classes`: the names of those that the network is told, maybe none."""
@@ -44,13 +52,17 @@ class Trained:
 
 
 def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Trained:
-    """The network of the checkpoint that `ckpt` names, with its `ema` or `model` weights. Raises `UserError`."""
+    """The network of the checkpoint that `ckpt` names, with its `ema` or `model` weights. Raises `UserError`.
+
+    Its config names the data's folder if the run's own notes beside the checkpoint do.
+    """
     path = find_checkpoint("ckpt", ckpt)
     on = resolve_device(device)
     state = load_checkpoint("ckpt", path)
-    config: TrainConfig = state["config"]
+    config = with_noted_root(state["config"], path)
+    check_like("ckpt", path, state, {weights: weights_like(config, state["classes"])})
     network = network_of(config, state["classes"])
-    load_weights("ckpt", path, network, state[weights])
+    network.load_state_dict(state[weights])
     network = network.to(on).eval().requires_grad_(False)
     denoiser = build_denoiser(config, network, on, resolve_precision(precision, on))
     return Trained(config, denoiser, state["classes"], on)

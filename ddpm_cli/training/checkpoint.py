@@ -1,95 +1,136 @@
-"""Checkpoints: one file that holds all a run needs to go on and all a sampler needs; data, never code."""
+"""A checkpoint: one file that holds all a run needs to go on and all a sampler needs; data, never code."""
 
-import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from ddpm_cli.config import train_config
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
+from ddpm_cli.training.seal import Damaged, check_archive, check_seal, seal
+from ddpm_cli.training.stored_config import from_stored
 
-FORMAT = 2
-KEYS = {
-    "format",
-    "step",
-    "seconds",
-    "config",
-    "model",
-    "ema",
-    "optimizer",
-    "scaler",
-    "classes",
-    "timestep_sampler",
+FORMAT = 3
+TYPES = {
+    "step": int,  # done
+    "seconds": float,  # spent in them
+    "config": dict,  # as a plain dict, see stored_config
+    "classes": list,  # names of those that the network is told
+    "data": str,  # fingerprint of the examples
+    "model": dict,
+    "ema": dict,
+    "optimizer": dict,  # the state of each parameter, by number
+    "scaler": dict,  # of fp16, else empty
+    "timestep_sampler": dict,
+    "losses": dict,  # see Losses.state
 }
+"""The keys beside `format`."""
+MAX_ITEMS = 1_000_000
+MAX_DEPTH = 10
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write checkpoints/step_XXXXXXXX.pt in a run folder, whole or not at all, and make last.pt the same."""
-    path = folder / "checkpoints" / f"step_{state['step']:08d}.pt"
-    path.parent.mkdir(exist_ok=True)
-    with atomic(path) as partial:
-        torch.save({"format": FORMAT, **state}, partial)
-    with atomic(path.with_name("last.pt")) as partial:
-        try:
-            os.link(path, partial)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, partial)
-    return path
+class DamagedCheckpoint(UserError):
+    """A file that is no whole checkpoint."""
 
 
-def find_checkpoint(key: str, value: str) -> Path:
-    """The checkpoint that `value` names: a file, or a run folder's last. `key` is for the message."""
-    path = Path(value).expanduser()
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError as error:
-        raise UserError(f"{key}={value}: cannot be read ({error.strerror}); name another") from error
-    if is_folder:
-        last = path / "checkpoints" / "last.pt"
-        if last.is_file():
-            return last
-        raise UserError(f"{key}={value}: no checkpoint in this folder; a run writes checkpoints/last.pt")
-    if not is_file:
-        raise UserError(f"{key}={value}: no such file or folder; name a run folder or a checkpoint in one")
-    return path
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state`, which has the keys of `TYPES`, with its checksum; whole or not at all. Raises `NoRoom`."""
+    with atomic(path, _bytes_of(state)) as partial:
+        with partial.open("wb") as stream:
+            torch.save({"format": FORMAT, **state}, stream)
+        seal(partial)
 
 
 def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU, its `config` as a `TrainConfig`. Raises `UserError`.
+    """The contents of a checkpoint, on the CPU, its `config` as a `TrainConfig`; `key` is for messages.
 
-    Runs no code of the file's.
+    Runs no code of the file's, opens nothing that it names, and takes little more memory than the file itself.
+    Its tensors are a view of the file: copy those that are to stay. Raises `DamagedCheckpoint` for a file that is
+    not whole, and `UserError` for one that was never written by ddpm-train of this version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        check_seal(path)
+        check_archive(path)
+    except Damaged as error:
+        raise DamagedCheckpoint(f"{key}={path}: {error}; name another checkpoint") from error
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror}); name another checkpoint") from error
+    try:
+        # Mapped, because only then torch checks that a tensor lies within the file.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        plain = _count(state, MAX_DEPTH) <= MAX_ITEMS
     except Exception as error:  # torch raises nearly anything on a file that is not its own
-        raise UserError(f"{key}={path}: not a checkpoint, or a damaged one; name another") from error
-    if not isinstance(state, dict) or type(state.get("format")) is not int:
-        raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name one from a run's checkpoints/")
+        raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
+    if not plain or not isinstance(state, dict) or type(state.get("format")) is not int:
+        raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another")
     if state["format"] != FORMAT:
         raise UserError(
             f"{key}={path}: format {state['format']}, but this version reads format {FORMAT}; "
             "use the version of ddpm-cli that wrote it"
         )
-    if missing := KEYS - state.keys():
-        raise UserError(f"{key}={path}: not a whole checkpoint: {', '.join(sorted(missing))} missing")
-    if type(state["step"]) is not int or state["step"] < 0 or type(state["seconds"]) is not float:
-        raise UserError(f"{key}={path}: not a checkpoint of a run: its step or seconds are no numbers")
-    names = state["classes"]
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{key}={path}: not a checkpoint of a run: its classes are no names")
+    wrong = sorted(name for name, kind in TYPES.items() if type(state.get(name)) is not kind)
+    if wrong or state["step"] < 0 or not all(isinstance(name, str) for name in state["classes"]):
+        raise UserError(f"{key}={path}: not a checkpoint of a run: {', '.join(wrong) or 'step or classes'} amiss")
     try:
-        return {**state, "config": train_config(state["config"])}
+        return {**state, "config": from_stored(state["config"])}
     except UserError as error:
         raise UserError(f"{key}={path}: cannot be used: {error}") from error
 
 
-def load_weights(key: str, path: Path, network: nn.Module, weights: dict[str, Any]) -> None:
-    """Load a checkpoint's `model` or `ema` into the network that its config describes. Raises `UserError`."""
-    try:
-        network.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{key}={path}: its weights are not those of the network in its config") from error
+def check_like(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless those items of `state` that `like` has are of the same build, their tensors of the same
+    shapes and types, finite, and no larger together than the file. Tensors of `like` may be on the meta device.
+    """
+    for name, wanted in like.items():
+        if difference := _difference(state[name], wanted, name):
+            raise UserError(
+                f"{key}={path}: does not fit the network in its config: {difference}; name another checkpoint"
+            )
+        if _bytes_of(state[name]) > path.stat().st_size:
+            raise UserError(f"{key}={path}: larger inside than the file itself; name another checkpoint")
+
+
+def _difference(value: Any, like: Any, at: str) -> str:
+    """What is other in `value` than in `like`, if anything is; `at` names it."""
+    if isinstance(like, Tensor):
+        if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
+            return f"{at} is no tensor"
+        if value.shape != like.shape or value.dtype != like.dtype:
+            ours, theirs = (f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (value, like))
+            return f"{at} is {ours}, not {theirs}"
+        return "" if value.isfinite().all() else f"{at} is not finite"
+    if isinstance(like, dict):
+        if not isinstance(value, dict) or value.keys() != like.keys():
+            return f"{at} has other keys"
+        return next(filter(None, (_difference(value[key], like[key], f"{at}.{key}") for key in like)), "")
+    if isinstance(like, list):
+        alike = isinstance(value, list) and all(type(one) is type(like[0]) for one in value)
+        return "" if alike else f"{at} is no list as it should be"
+    return "" if type(value) is type(like) else f"{at} is no {type(like).__name__}"
+
+
+def _count(value: Any, depth: int) -> int:
+    """How many things are in a tree of plain data and tensors. Raises `ValueError` for too many or anything else."""
+    if depth == 0:
+        raise ValueError("too deep")
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    elif not isinstance(value, list | tuple):
+        if not (value is None or isinstance(value, str | int | float | Tensor)):
+            raise ValueError(type(value))
+        return 1
+    total = 1
+    for one in value:
+        total += _count(one, depth - 1)
+        if total > MAX_ITEMS:
+            raise ValueError("too many")
+    return total
+
+
+def _bytes_of(value: Any) -> int:
+    """The bytes of all tensors in a tree."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(_bytes_of, value.values())) if isinstance(value, dict) else 0

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from ddpm_cli import rng
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.errors import Failure
 from ddpm_cli.options import Ddpm, Sampler
 
 log = logging.getLogger(__name__)
+Made = TypeVar("Made")
 
 AT_ONCE = 1024
 """Numbers drawn by a call of a generator, at least."""
@@ -64,21 +67,47 @@ class Generator:
             return None
         return Guidance(torch.tensor(labels, device=self.device), self.classes, self.guidance_scale)
 
-    def batches(self, seed: int, labels: Sequence[int], batch_size: int) -> Iterator[tuple[range, Iterator[Step]]]:
-        """Examples 0, 1, ... of `seed`, one for each of `labels`, a batch at a time: which ones, and their steps.
+    def steps(self, seed: int, labels: Sequence[int], images: range) -> Iterator[Step]:
+        """The steps to examples `images` of `seed`, whose classes are among `labels`, one for each example of all.
 
-        The examples of a batch are its last step's x. They do not depend on how many there are, nor on batch_size.
+        The examples are the last step's x. They do not depend on which others are drawn beside them.
         """
-        for images in in_batches(len(labels), batch_size):
-            noise = ImageNoise(seed, images, self.shape, self.device)
-            guidance = self.guidance(labels[images.start : images.stop])
-            yield images, sample(self.sampler, self.denoiser, noise(), noise, guidance)
+        noise = ImageNoise(seed, images, self.shape, self.device)
+        guidance = self.guidance(labels[images.start : images.stop])
+        return sample(self.sampler, self.denoiser, noise(), noise, guidance)
 
 
-def in_batches(n: int, batch_size: int) -> Iterator[range]:
-    """0..n-1, `batch_size` at a time."""
-    for first in range(0, n, batch_size):
-        yield range(first, min(first + batch_size, n))
+def batches_that_fit(n: int, batch_size: int, work: Callable[[range], Made]) -> Iterator[tuple[range, Made]]:
+    """`work` on 0..n-1, `batch_size` at a time: on which, and what it made of them.
+
+    Where the device lacks the memory for a batch, it is halved and tried again, which is said once. Raises `Failure`
+    where a batch of one is too much.
+    """
+    first, asked = 0, batch_size
+    while first < n:
+        images = range(first, min(first + batch_size, n))
+        try:
+            made = work(images)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            batch_size = len(images) // 2
+            if batch_size == 0:
+                raise Failure("batch_size=1: takes more memory than the device has free") from error
+            continue
+        if batch_size < asked:
+            log.warning(
+                "out of memory with batches of %d; going on with %d, the results are the same", asked, batch_size
+            )
+            asked = batch_size
+        yield images, made
+        first = images.stop
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has an exception of its own; MPS and the CPU say it in words."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def in_turn(n: int, wanted: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.likelihood import bound_term, prior_term
 from ddpm_cli.options import ClassLabels, ImageDataset
 from ddpm_cli.training.build import Trained
-from ddpm_cli.training.generate import in_batches
+from ddpm_cli.training.generate import batches_that_fit
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,20 @@ def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> B
     told = isinstance(trained.config.conditioning, ClassLabels)
     terms = torch.zeros(timesteps, len(examples), dtype=torch.float64)
     priors = torch.zeros(len(examples), dtype=torch.float64)
-    with tqdm(total=timesteps * -(-len(examples) // batch_size), unit="call", disable=None) as bar:
-        for numbers in in_batches(len(examples), batch_size):
-            part = slice(numbers.start, numbers.stop)
-            x0 = to_float(examples.values[part].to(device))
-            y = examples.labels[part].to(device) if told and examples.labels is not None else None
-            generators = [rng.generator(seed, "nll", i) for i in numbers]
-            priors[part] = prior_term(denoiser.process, x0).cpu().double()
-            for t in range(timesteps):
-                eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
-                term = bound_term(denoiser, x0, t, eps.to(device), y, discrete)
-                terms[t, part] = term.cpu().double()
-                bar.update()
+
+    def measure(numbers: range) -> None:
+        part = slice(numbers.start, numbers.stop)
+        x0 = to_float(examples.values[part].to(device))
+        y = examples.labels[part].to(device) if told and examples.labels is not None else None
+        generators = [rng.generator(seed, "nll", i) for i in numbers]
+        priors[part] = prior_term(denoiser.process, x0).cpu().double()
+        for t in tqdm(range(timesteps), f"{numbers.stop}/{len(examples)}", unit="call", leave=False, disable=None):
+            eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
+            term = bound_term(denoiser, x0, t, eps.to(device), y, discrete)
+            terms[t, part] = term.cpu().double()
+
+    for _ in batches_that_fit(len(examples), batch_size, measure):
+        pass  # each has written its part
     totals = terms.sum(0) + priors
     error = totals.std().item() / len(totals) ** 0.5 if len(totals) > 1 else float("nan")
     return Bound(totals.mean().item(), error, terms.mean(1).tolist(), priors.mean().item())

@@ -23,11 +23,19 @@ class Progress:
         self.first_step, self.steps, self.batch_size, self.on_cpu = step, steps, batch_size, on_cpu
         self.seconds = seconds
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty())
-        self.restart(step)
+        self._lap_step, self._lap_seconds = step, 0.0
+        self.go_on()
 
-    def restart(self, step: int) -> None:
-        """Start the clock after something that was not a step."""
-        self._step, self._time = step, time.perf_counter()
+    def pause(self) -> None:
+        """Stop the clock, for what is not a step."""
+        elapsed = time.perf_counter() - self._since
+        self.seconds += elapsed
+        self._lap_seconds += elapsed
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start it again."""
+        self._since = time.perf_counter()
 
     def after_step(self, step: int, loss: Tensor) -> None:
         """Move the bar; after the first few steps, wait for the device and say how long all will take."""
@@ -42,11 +50,9 @@ class Progress:
 
     def lap(self, step: int, loss: float) -> float:
         """Show the loss and the speed since the last lap; returns the images per second."""
-        now = time.perf_counter()
-        elapsed = now - self._time
-        speed = (step - self._step) * self.batch_size / elapsed
-        self.seconds += elapsed
-        self._step, self._time = step, now
+        self.pause()
+        speed = (step - self._lap_step) * self.batch_size / self._lap_seconds
+        self._lap_step, self._lap_seconds = step, 0.0
         self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         level = logging.INFO if self.bar.disable else logging.DEBUG
         left = duration((self.steps - step) * self.batch_size / speed)

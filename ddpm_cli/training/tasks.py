@@ -19,7 +19,7 @@ from ddpm_cli.imaging import grid, to_uint8
 from ddpm_cli.options import ClassLabels, ImageDataset
 from ddpm_cli.pictures import picture
 from ddpm_cli.training.build import Trained
-from ddpm_cli.training.generate import Generator, ImageNoise, in_batches, in_turn
+from ddpm_cli.training.generate import Generator, ImageNoise, in_turn
 
 COUNTS = {"generate": 64, "interpolate": 9, "inpaint": 8}
 """Examples made where n is not given."""
@@ -30,12 +30,12 @@ RESAMPLINGS = 10
 class Task:
     """Work to do, a batch at a time.
 
-    labels: the class of each example, -1 for none. batches: which examples, and the steps that make them.
-    steps: how many those are for a batch. draw: the picture of examples made (N, C, ...), the first ones.
+    labels: the class of each example, -1 for none. start: the steps that make some of the examples. steps: how many
+    those are. draw: the picture of examples made (N, C, ...), the first ones.
     """
 
     labels: list[int]
-    batches: Iterator[tuple[range, Iterator[Step]]]
+    start: Callable[[range], Iterator[Step]]
     steps: int
     draw: Callable[[Tensor], Image.Image]
 
@@ -107,14 +107,16 @@ def _known(labels: list[int], classes: int) -> list[int]:
 
 def _generate(config: SampleConfig, generator: Generator, wanted: list[int], classes: list[str]) -> Task:
     labels = _labels(config, wanted)
-    batches = generator.batches(config.seed, labels, config.batch_size)
     names = [classes[label] for label in labels] if classes else None
+
+    def start(images: range) -> Iterator[Step]:
+        return generator.steps(config.seed, labels, images)
 
     def draw(samples: Tensor) -> Image.Image:
         return picture(samples, names and names[: len(samples)])
 
     steps = len(pairs_of(generator.sampler, generator.denoiser.process))
-    return Task(_known(labels, generator.classes), batches, steps, draw)
+    return Task(_known(labels, generator.classes), start, steps, draw)
 
 
 def _interpolate(config: SampleConfig, generator: Generator, wanted: list[int], dataset: ImageDataset) -> Task:
@@ -126,7 +128,7 @@ def _interpolate(config: SampleConfig, generator: Generator, wanted: list[int], 
     a, b = (to_float(image).to(generator.device) for image in ends)
     shares = torch.linspace(0, 1, len(labels)) if len(labels) > 1 else torch.tensor([0.5])
 
-    def steps(images: range) -> Iterator[Step]:
+    def start(images: range) -> Iterator[Step]:
         noise = ImageNoise(config.seed, [0] * len(images), generator.shape, generator.device)
         part = shares[images.start : images.stop].to(generator.device)
         guidance = generator.guidance([labels[i] for i in images])
@@ -136,8 +138,7 @@ def _interpolate(config: SampleConfig, generator: Generator, wanted: list[int], 
         row = torch.stack([ends[0], *to_uint8(samples), ends[1]])
         return grid(row, columns=min(len(row), 16))
 
-    batches = ((images, steps(images)) for images in in_batches(len(labels), config.batch_size))
-    return Task(_known(labels, generator.classes), batches, len(pairs_of(generator.sampler, process, t)), draw)
+    return Task(_known(labels, generator.classes), start, len(pairs_of(generator.sampler, process, t)), draw)
 
 
 def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], dataset: ImageDataset) -> Task:
@@ -148,7 +149,7 @@ def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], data
     hole = read_mask(str(config.mask), config.image, dataset)
     x0, inside = to_float(image).to(generator.device), hole.to(generator.device)
 
-    def steps(images: range) -> Iterator[Step]:
+    def start(images: range) -> Iterator[Step]:
         noise = ImageNoise(config.seed, images, generator.shape, generator.device)
         guidance = generator.guidance([labels[i] for i in images])
         return inpaint(generator.sampler, generator.denoiser, x0, inside, resamplings, noise(), noise, guidance)
@@ -158,5 +159,4 @@ def _inpaint(config: SampleConfig, generator: Generator, wanted: list[int], data
         return grid(row, columns=min(len(row), 16))
 
     strides = len(pairs_of(generator.sampler, generator.denoiser.process))
-    batches = ((images, steps(images)) for images in in_batches(len(labels), config.batch_size))
-    return Task(_known(labels, generator.classes), batches, (strides - 1) * resamplings + 1, draw)
+    return Task(_known(labels, generator.classes), start, (strides - 1) * resamplings + 1, draw)

@@ -1,10 +1,6 @@
-"""The training loop. Everything random in a step is a function of (seed, step), so a run resumes exactly."""
+"""A run's state and its steps. Everything random in a step is a function of (seed, step), so a run resumes exactly."""
 
-import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,19 +12,16 @@ from ddpm_cli.data.table import Table
 from ddpm_cli.diffusion.guidance import hide_labels
 from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
-from ddpm_cli.imaging import save_png
 from ddpm_cli.options import ClassLabels, ImageDataset
-from ddpm_cli.pictures import picture
 from ddpm_cli.training.build import build_denoiser, network_of
-from ddpm_cli.training.checkpoint import save_checkpoint
 from ddpm_cli.training.devices import resolve_precision
 from ddpm_cli.training.ema import Ema, ema_decay
-from ddpm_cli.training.generate import Generator, in_turn
-from ddpm_cli.training.metrics import Metrics
+from ddpm_cli.training.generate import Generator
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate
-from ddpm_cli.training.progress import Progress
+from ddpm_cli.training.stored_config import to_stored
 
-log = logging.getLogger(__name__)
+SCALER_MOVES = ("scale", "_growth_tracker")
+"""What changes in the state of a gradient scaler; the rest is as torch sets it."""
 
 
 class Part(NamedTuple):
@@ -42,7 +35,7 @@ class Part(NamedTuple):
 
 
 class Trainer:
-    """A run: its state, a step, the loop over steps, and what a milestone writes."""
+    """A run: its state, a step, and what it draws."""
 
     def __init__(self, config: TrainConfig, table: Table, device: torch.device) -> None:
         self.config = config
@@ -50,7 +43,6 @@ class Trainer:
         self.classes = table.classes if isinstance(config.conditioning, ClassLabels) else []
         self.device = device
         self.step = 0  # steps done
-        self.seconds = 0.0  # spent in them
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         rng.seed_everything(config.train.seed, "network")
         network = network_of(config, self.classes)
@@ -80,38 +72,16 @@ class Trainer:
         """The length of the run."""
         return self.config.train.total_steps(len(self.table))
 
-    def train(self, folder: Path) -> float:
-        """Train to the last step, writing into `folder`; returns the last loss logged."""
-        train = self.config.train
-        metrics = Metrics(folder, self.step)
-        progress = Progress(self.step, self.steps, train.batch_size, self.seconds, self.device.type == "cpu")
-        losses: list[Tensor] = []
-        mean_loss = math.nan
-        self.network.train()
-        while self.step < self.steps:
-            loss, grad_norm = self.train_step()
-            self.step += 1
-            losses.append(loss)
-            progress.after_step(self.step, loss)
-            milestone = train.is_milestone(self.step, len(self.table)) or self.step == self.steps
-            if milestone or self.step % train.log_every == 0:  # only here the host waits for the device
-                mean_loss = torch.stack(losses).mean().item()
-                losses.clear()
-                speed = progress.lap(self.step, mean_loss)
-                self.seconds = progress.seconds
-                metrics.append(self._row(mean_loss, grad_norm.item(), speed))
-            if milestone:
-                self.milestone(folder, metrics)
-                progress.restart(self.step)
-        progress.bar.close()
-        return mean_loss
-
     def train_step(self) -> tuple[Tensor, Tensor]:
-        """One update of the parameters and of their average: (loss, gradient norm), still on the device."""
+        """One update of the parameters and of their average: (loss, gradient norm), still on the device.
+
+        Where one of the two is not finite, nothing is updated, and the loss is NaN.
+        """
         train = self.config.train
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, train, self.steps)
         rng.seed_everything(train.seed, "dropout", self.step)
         show_estimate = self._shows_estimate()
+        before = [tensor.clone() for tensor in self._moved_by_losses()]
         seen: list[tuple[Tensor, Tensor]] = []
         loss = torch.zeros((), device=self.device)
         for part in self._parts():
@@ -121,57 +91,58 @@ class Trainer:
             loss += mean.detach()
             seen.append((part.t, losses.detach()))
         self.timestep_sampler.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
+        grad_norm, finite = self._update(loss)
+        for now, then in zip(self._moved_by_losses(), before, strict=True):
+            now.copy_(torch.where(finite, now, then))
+        self.ema.update(self.network, ema_decay(self.step + 1, train.ema_decay, train.ema_warmup, train.ema_start))
+        self.step += 1
+        return torch.where(finite, loss, math.nan), grad_norm
+
+    def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the parameters by the gradients there are, if all is finite: the gradients' norm, and whether it is.
+
+        Decided on the device: `found_inf` is how a gradient scaler tells a fused optimizer to skip a step.
+        """
+        train = self.config.train
         self.scaler.unscale_(self.optimizer)
         max_norm = math.inf if train.grad_clip is None else train.grad_clip
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        finite = loss.isfinite() & grad_norm.isfinite()
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.network, ema_decay(self.step + 1, train.ema_decay, train.ema_warmup, train.ema_start))
-        return loss, grad_norm
+        return grad_norm, finite
 
-    def milestone(self, folder: Path, metrics: Metrics) -> None:
-        """Checkpoint, loss plot, and a grid from the averaged weights, of the same seeds each time."""
-        save_checkpoint(folder, self.state())
-        metrics.draw()
-        path = folder / "samples" / f"step_{self.step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        labels = in_turn(self.config.train.samples, range(max(1, len(self.classes))))
-        names = [self.classes[label] for label in labels] if self.classes else None
-        save_png(picture(self.samples(labels), names), path)
-        log.info("milestone at step %d: %s", self.step, path)
-
-    def samples(self, labels: Sequence[int]) -> Tensor:
-        """Examples from the averaged weights, one for each of `labels`: (n, C, ...) float32."""
-        train = self.config.train
-        batches = self.generator.batches(train.seed, labels, train.batch_size)
-        return torch.cat([[*steps][-1].x for _, steps in batches])
+    def _moved_by_losses(self) -> list[Tensor]:
+        """What a step changes beside the parameters, before it is known whether its loss is finite."""
+        return [*self.network.buffers(), *self.timestep_sampler.state().values()]
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint holds beside its format."""
+        """What a checkpoint holds of the trainer."""
         return {
             "step": self.step,
-            "seconds": self.seconds,
-            "config": asdict(self.config),
-            "model": self.network.state_dict(),
-            "ema": self.ema.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "config": to_stored(self.config),
+            "model": dict(self.network.state_dict()),
+            "ema": dict(self.ema.network.state_dict()),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": {key: value for key, value in self.scaler.state_dict().items() if key in SCALER_MOVES},
             "timestep_sampler": self.timestep_sampler.state(),
             "classes": self.classes,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken."""
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
         self.network.load_state_dict(state["model"])
         self.ema.network.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        moments = {i: {name: x.clone() for name, x in own.items()} for i, own in state["optimizer"].items()}
+        groups = self.optimizer.state_dict()["param_groups"]  # from the config, which may have changed since
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.timestep_sampler.restore(state["timestep_sampler"])
-        train = self.config.train  # which may have changed since
-        self.optimizer.param_groups[0].update(betas=tuple(train.betas), weight_decay=train.weight_decay)
         if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in fp16 so far
-            self.scaler.load_state_dict(state["scaler"])
+            self.scaler.load_state_dict(self.scaler.state_dict() | state["scaler"])
 
     def _parts(self) -> list[Part]:
         """The step's examples, timesteps and noise, in `accumulate` parts."""
@@ -199,16 +170,3 @@ class Trainer:
         """Whether this step is self-conditioned: a coin tossed on the host, so that nothing waits for it."""
         coin = rng.seed_of(self.config.train.seed, "self_condition", self.step) % 2 == 0
         return self.config.model.self_condition and coin
-
-    def _row(self, loss: float, grad_norm: float, images_per_second: float) -> dict[str, float]:
-        images = self.step * self.config.train.batch_size
-        return {
-            "step": self.step,
-            "images": images,
-            "epoch": images / len(self.table),
-            "loss": loss,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": grad_norm,
-            "images_per_second": images_per_second,
-            "seconds": self.seconds,
-        }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TINY, Result, train_into
+from tests.conftest import TINY, Result, edit_checkpoint, train_into
 
 Run = Callable[..., Result]
 
@@ -100,12 +100,12 @@ def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(run: Run, trained: Path) -> None:
-    state = torch.load(trained / "checkpoints/last.pt", weights_only=True)
-    state["config"]["model"]["blocks"] = 2
-    torch.save(state, "mixed.pt")
+    last = trained / "checkpoints/last.pt"
+    config = torch.load(last, weights_only=True)["config"]
+    edit_checkpoint(last, Path("mixed.pt"), config=config | {"model": config["model"] | {"blocks": 2}})
     result = run("sample", "ckpt=mixed.pt", "n=1")
     assert result.code == 2
-    assert "not those of the network" in result.err
+    assert "does not fit the network in its config: ema has other keys" in result.err
     assert not Path("outputs").exists()
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.conftest import TINY, TINY_POINTS, Result, train_into
+from tests.conftest import TINY, TINY_POINTS, Result, edit_checkpoint, train_into
 
 Run = Callable[..., Result]
 
@@ -22,8 +21,7 @@ LEARN = ["train.steps=20", "train.lr=0.02", "train.warmup_steps=0", "train.ema_d
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a network that is told classes, which here have the names of clothes."""
     run = train_into(tmp_path_factory.mktemp("classes") / "run", *TINY, *LEARN, "conditioning=class")
-    state = torch.load(run / "checkpoints/last.pt", weights_only=True)
-    torch.save(state | {"classes": NAMES}, run / "clothes.pt")
+    edit_checkpoint(run / "checkpoints/last.pt", run / "clothes.pt", classes=NAMES)
     return run / "clothes.pt"
 
 
@@ -184,9 +182,8 @@ def test_fillings_of_several_classes_come_in_turn(sample: Sample, classes: Path)
 
 
 def test_a_class_whose_name_is_a_number_goes_by_its_name(sample: Sample, classes: Path) -> None:
-    state = torch.load(classes, weights_only=True)
-    torch.save(state | {"classes": [str(i) for i in range(1, 11)]}, "from_one.pt")
-    assert sample("new", Path("from_one.pt"), "n=2", "class=1")["labels"].tolist() == [0, 0]
+    from_one = edit_checkpoint(classes, Path("from_one.pt"), classes=[str(i) for i in range(1, 11)])
+    assert sample("new", from_one, "n=2", "class=1")["labels"].tolist() == [0, 0]
 
 
 def test_another_seed_takes_another_way(sample: Sample, plain: Path) -> None:

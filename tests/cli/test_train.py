@@ -46,9 +46,11 @@ def test_a_run_leaves_all_it_promises_and_nothing_elsewhere(run: Run, tmp_path: 
     assert files == {
         ".hydra/config.yaml",
         ".hydra/overrides.yaml",
+        ".lock",
         "train.log",
         "metrics.csv",
         "loss.png",
+        "checkpoints/step_00000000.pt",
         "checkpoints/step_00000002.pt",
         "checkpoints/step_00000004.pt",
         "checkpoints/last.pt",
@@ -285,8 +287,10 @@ def test_milestones_by_epochs(run: Run, every: str, steps: list[int]) -> None:
     ]
     result = run("train", *TINY, *few, f"train.milestone_every={every}", "out=here")
     assert result.code == 0, result.err
-    names = sorted(path.stem for path in Path("here/checkpoints").glob("step_*"))
+    names = sorted(path.stem for path in Path("here/samples").iterdir())
     assert names == [f"step_{step:08d}" for step in steps]
+    kept = sorted(path.stem for path in Path("here/checkpoints").glob("step_*"))
+    assert kept == names[-3:]
 
 
 def test_the_average_starts_late(run: Run) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ddpm_cli.training.build import build_denoiser, network_of
-from ddpm_cli.training.generate import Generator, ImageNoise
+from ddpm_cli.training.generate import Generator, ImageNoise, batches_that_fit
 from tests.conftest import TINY, composed
 
 CPU = torch.device("cpu")
@@ -24,8 +24,9 @@ def test_images_do_not_depend_on_n_and_batch_size(sampler: str) -> None:
     denoiser = build_denoiser(config, network, CPU, torch.float32)
 
     def images(n: int, batch_size: int) -> torch.Tensor:
-        batches = Generator(denoiser, config.sampler, (1, 8, 8), CPU).batches(7, [0] * n, batch_size)
-        return torch.cat([[*steps][-1].x for _, steps in batches])
+        generator = Generator(denoiser, config.sampler, (1, 8, 8), CPU)
+        batches = batches_that_fit(n, batch_size, lambda images: [*generator.steps(7, [0] * n, images)][-1].x)
+        return torch.cat([x for _, x in batches])
 
     reference = images(9, 9)
     assert reference.shape == (9, 1, 8, 8)

@@ -11,6 +11,8 @@ from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table, to_float
 from ddpm_cli.options import ImageDataset
 from ddpm_cli.training.checkpoint import load_checkpoint
+from ddpm_cli.training.loop import Loop
+from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer
 from tests.conftest import TINY, composed
 
@@ -46,6 +48,11 @@ def trainer_of(config: TrainConfig, count: int = 20) -> Trainer:
     return Trainer(config, Table(few, flip, config.train.seed, CPU), CPU)
 
 
+def loop_of(config: TrainConfig, folder: Path, count: int = 20) -> Loop:
+    folder.mkdir(exist_ok=True)
+    return Loop(trainer_of(config, count), folder, "a fingerprint")
+
+
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -71,26 +78,24 @@ def assert_same(ours: Any, theirs: Any) -> None:
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, precision: str) -> None:
     config = composed(*TINY, *EVERYTHING, "train.steps=7", f"train.precision={precision}")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    stopped.mkdir()
-    trainer_of(config).train(whole)
+    loop_of(config, whole).run(Signals())
 
-    first = trainer_of(config)
-    step, first.train_step = first.train_step, None  # type: ignore[assignment, method-assign]
+    first = loop_of(config, stopped)
+    step = first.trainer.train_step
 
     def dies_after_five() -> Any:
-        if first.step == 5:
+        if first.trainer.step == 5:
             raise KeyboardInterrupt
         return step()
 
-    first.train_step = dies_after_five  # type: ignore[method-assign]
+    first.trainer.train_step = dies_after_five  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        first.train(stopped)
+        first.run(Signals())
     torch.rand(1000)  # another process has another global generator
-    second = trainer_of(config)
+    second = loop_of(config, stopped)
     second.restore(load_checkpoint("resume", stopped / "checkpoints" / "last.pt"))
-    assert second.step == 3
-    second.train(stopped)
+    assert second.trainer.step == 3
+    second.run(Signals())
 
     ours = load_checkpoint("ckpt", stopped / "checkpoints" / "last.pt")
     theirs = load_checkpoint("ckpt", whole / "checkpoints" / "last.pt")
@@ -106,18 +111,19 @@ def test_what_changed_since_the_stop_is_used(tmp_path: Path) -> None:
     trainer = trainer_of(composed(*TINY))
     trainer.train_step()
     other = trainer_of(composed(*TINY, "train.weight_decay=0.5", "train.betas=[0.5,0.6]"))
-    other.restore(trainer.state())
+    state = trainer.state()
+    other.restore(state)
     assert other.optimizer.param_groups[0]["weight_decay"] == 0.5
     assert other.optimizer.param_groups[0]["betas"] == (0.5, 0.6)
 
 
 def test_milestones_count_global_steps_and_the_end(tmp_path: Path) -> None:
     config = composed(*TINY, *EVERYTHING, "train.steps=null", "train.epochs=2.8")  # 2.5 steps an epoch
-    trainer = trainer_of(config)
-    assert trainer.steps == 7
-    trainer.train(tmp_path)
+    loop = loop_of(config, tmp_path)
+    assert loop.trainer.steps == 7
+    loop.run(Signals())
     steps = [f"step_{step:08d}" for step in (3, 6, 7)]
-    assert sorted(f.stem for f in (tmp_path / "checkpoints").glob("step_*")) == steps
+    assert sorted(f.stem for f in (tmp_path / "checkpoints").glob("step_*")) == steps  # pruned: 0, the beginning
     assert sorted(f.stem for f in (tmp_path / "samples").iterdir()) == steps
     assert (tmp_path / "loss.png").stat().st_size > 1000
     rows = rows_of(tmp_path)
@@ -132,8 +138,6 @@ def test_accumulation_changes_memory_not_the_step(tmp_path: Path) -> None:
     for _ in range(3):
         loss, _ = whole.train_step()
         loss_of_parts, _ = parts.train_step()
-        whole.step += 1
-        parts.step += 1
         assert loss_of_parts == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(parts.network.parameters(), whole.network.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
@@ -198,12 +202,12 @@ def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
         "train.milestone_every=300",
         "train.samples=32",
     )
-    trainer = trainer_of(config, count=8)
-    final = trainer.train(tmp_path)
+    loop = loop_of(config, tmp_path, count=8)
+    final = loop.run(Signals())
     first = float(rows_of(tmp_path)[0]["loss"])
     assert final < first / 3
-    originals = to_float(trainer.table.values).flatten(1)
-    samples = trainer.samples([0] * 32).flatten(1)
+    originals = to_float(loop.trainer.table.values).flatten(1)
+    samples = loop._samples([0] * 32).flatten(1)
     distances = torch.cdist(samples, originals)
     apart = torch.cdist(originals, originals).fill_diagonal_(math.inf).min().item()
     near = distances.min(dim=1)
@@ -232,16 +236,16 @@ def test_without_conditioning_the_network_is_told_nothing() -> None:
 
 def test_the_average_is_a_copy_before_it_starts() -> None:
     trainer = trainer_of(composed(*TINY, "train.ema_start=3", "train.ema_decay=0.9", "train.ema_warmup=false"))
-    for trainer.step in range(3):
+    for _ in range(3):
         trainer.train_step()
         pairs = zip(trainer.network.parameters(), trainer.ema.network.parameters(), strict=True)
-        assert all(torch.equal(ours, theirs) for ours, theirs in pairs) == (trainer.step < 2)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs) == (trainer.step < 3)
 
 
 def test_milestones_by_epochs(tmp_path: Path) -> None:
     """20 images in batches of 8 are 2.5 steps: an epoch is over after 3, 5, 8 steps."""
     config = composed(*TINY, "train.steps=null", "train.epochs=3", "train.milestone_every=1epoch", "train.log_every=1")
-    trainer_of(config).train(tmp_path)
+    loop_of(config, tmp_path).run(Signals())
     steps = sorted(int(file.stem[5:]) for file in (tmp_path / "samples").iterdir())
     assert steps == [3, 5, 8]
 

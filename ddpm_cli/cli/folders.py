@@ -1,0 +1,103 @@
+"""The folders that commands write to: claimed before a run, held by one process, never another's."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddpm_cli.errors import UserError
+from ddpm_cli.files import remove_partials
+
+log = logging.getLogger(__name__)
+
+NOTES = ".hydra"
+LOCK = ".lock"
+OURS = (NOTES, LOCK, "train.log", "metrics.csv", "loss.png", "checkpoints", "samples")
+"""What a run leaves in its folder."""
+BEFORE_A_CHECKPOINT = {NOTES, LOCK, "train.log", "checkpoints"}
+
+
+def new_folder(folder: Path) -> None:
+    """Create `folder`. Raises `UserError` where it holds anything already."""
+    if _made(folder):
+        raise UserError(f"out={folder}: already holds files; choose another folder")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make `folder`, new or empty, a run's own while it lasts; of two processes that claim one at once, one wins.
+
+    A run that was ended before its first checkpoint leaves nothing worth keeping: its folder is claimed anew. Raises
+    `UserError` where there is anything else.
+    """
+    _check_free(folder)
+    with locked("out", folder):
+        _check_free(folder)  # since another process may have had it meanwhile
+        (folder / NOTES).mkdir(exist_ok=True)
+        remove_partials(folder)
+        yield
+
+
+@contextmanager
+def reopened(key: str, folder: Path) -> Iterator[None]:
+    """Hold the folder of a run that goes on. Raises `UserError` where another process does, or where it is a trap."""
+    for name in OURS:
+        if (folder / name).is_symlink():
+            raise UserError(
+                f"{key}={folder}: its {name} is a symbolic link, which a run does not write through; remove it"
+            )
+    with locked(key, folder):
+        remove_partials(folder)
+        yield
+
+
+@contextmanager
+def locked(key: str, folder: Path) -> Iterator[None]:
+    """Hold `folder` until the end, be it a crash: the lock is the kernel's. Raises `UserError` where another does."""
+    try:
+        stream = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(f"{key}={folder}: cannot be written to ({error.strerror}); choose another folder") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read(200).strip() or "another process"
+            raise UserError(f"{key}={folder}: {holder} is at work there; wait for its end, or end it") from error
+        except OSError as error:
+            log.warning(
+                "%s: its file system has no locks (%s); let no other process work there", folder, error.strerror
+            )
+        with contextlib.suppress(OSError):  # a full disk: then the message above lacks a name
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+        yield
+
+
+def _check_free(folder: Path) -> None:
+    if not _made(folder):
+        return
+    names = {path.name for path in folder.iterdir()}
+    barely_begun = LOCK in names and names <= BEFORE_A_CHECKPOINT and not any(folder.glob("checkpoints/*.pt"))
+    if NOTES in names and not barely_begun:
+        raise UserError(
+            f"out={folder}: already holds a run; resume={folder} goes on with it, another out=… starts anew"
+        )
+    if not barely_begun:
+        raise UserError(f"out={folder}: already holds files; choose another folder")
+
+
+def _made(folder: Path) -> bool:
+    """Create `folder`; returns whether it holds anything. Raises `UserError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return any(folder.iterdir())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"out={folder}: cannot be created ({reason}); choose another folder") from error

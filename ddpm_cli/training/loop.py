@@ -1,0 +1,164 @@
+"""A run from where it stands to its end: its steps, and what it leaves in its folder."""
+
+import logging
+import math
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.errors import Stopped
+from ddpm_cli.files import NoRoom
+from ddpm_cli.imaging import save_png
+from ddpm_cli.pictures import picture
+from ddpm_cli.training.generate import batches_that_fit, in_turn
+from ddpm_cli.training.losses import Losses
+from ddpm_cli.training.metrics import Metrics
+from ddpm_cli.training.progress import Progress
+from ddpm_cli.training.run_checkpoints import prune, save_checkpoint
+from ddpm_cli.training.signals import Signals
+from ddpm_cli.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """What drives a trainer. `restore` it, where the run goes on, and then `run` it; once."""
+
+    def __init__(self, trainer: Trainer, folder: Path, fingerprint: str) -> None:
+        self.trainer = trainer
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.losses = Losses(trainer.config.train.max_bad_steps)
+        self.seconds = 0.0  # spent in steps, in sittings before
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds."""
+        losses = self.losses.state()
+        return {
+            **self.trainer.state(),
+            "losses": losses,
+            "seconds": self.seconds,
+            "data": self.fingerprint,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        self.trainer.restore(state)
+        self.losses.restore(state["losses"])
+        self.seconds = state["seconds"]
+
+    def run(self, signals: Signals) -> float:
+        """Train to the last step; returns the last loss logged.
+
+        Raises `Stopped` where `signals` ask for it, `NoRoom` for a full disk, `Diverged` where no loss is finite.
+        """
+        trainer, train = self.trainer, self.trainer.config.train
+        on_cpu = trainer.device.type == "cpu"
+        self.signals = signals
+        if trainer.step == 0:  # so that there always is one to go on from, and a disk too small is known now
+            save_checkpoint(self.folder, self.state())
+        self.metrics = Metrics(self.folder, trainer.step)
+        self.progress = Progress(trainer.step, trainer.steps, train.batch_size, self.seconds, on_cpu)
+        if trainer.step > 0 and self._is_milestone() and not self._grid().exists():
+            self._draw()  # the run was killed between a checkpoint and its picture
+        mean_loss = math.nan
+        trainer.network.train()
+        while trainer.step < trainer.steps:
+            loss, grad_norm = trainer.train_step()
+            self.losses.add(loss)
+            self.progress.after_step(trainer.step, loss)
+            if self._is_milestone() or trainer.step % train.log_every == 0:  # here the host waits for the device
+                mean_loss = self.losses.mean()
+                self._tolerating_a_full_disk(self.metrics.append, self._row(mean_loss, grad_norm.item()))
+            if self._is_milestone() or signals.save or signals.stop:
+                self._tolerating_a_full_disk(self._save)
+            self._heed_stop()
+            if self._is_milestone():
+                self._tolerating_a_full_disk(self._draw)
+        self.progress.bar.close()
+        return mean_loss
+
+    def _is_milestone(self) -> bool:
+        step = self.trainer.step
+        return step == self.trainer.steps or self.trainer.config.train.is_milestone(step, len(self.trainer.table))
+
+    def _heed_stop(self) -> None:
+        """Raise `Stopped` if that is asked for; when all up to this step is saved."""
+        if self.signals.stop is not None:
+            name = signal.Signals(self.signals.stop).name
+            raise Stopped(
+                self.signals.stop,
+                f"{name}: stopped after step {self.trainer.step} of {self.trainer.steps}, which is saved; "
+                f"ddpm-train resume={self.folder} goes on",
+            )
+
+    def _tolerating_a_full_disk(self, write: Callable[..., None], *what: Any) -> None:
+        """`write`, and with train.on_disk_full=continue go on without, unless this is the last chance."""
+        try:
+            write(*what)
+        except NoRoom as error:
+            last = self.trainer.step == self.trainer.steps or self.signals.stop is not None
+            if last or self.trainer.config.train.on_disk_full == "stop":
+                raise
+            log.warning("%s; training goes on, and the next milestone tries again", error)
+
+    def _save(self) -> None:
+        """A checkpoint, when the rows before it are safe."""
+        self.progress.pause()
+        self.signals.save = False
+        self.seconds = self.progress.seconds
+        self.metrics.flush()
+        path = save_checkpoint(self.folder, self.state())
+        train, keep = self.trainer.config.train, self.trainer.config.checkpoint
+        prune(self.folder, keep.keep_last, keep.window(len(self.trainer.table), train.batch_size))
+        log.debug("checkpoint of step %d: %s", self.trainer.step, path)
+        self.progress.go_on()
+
+    def _draw(self) -> None:
+        """The loss plot, and a grid from the averaged weights, of the same seeds each time."""
+        self.progress.pause()
+        self.metrics.draw()
+        path = self._grid()
+        path.parent.mkdir(exist_ok=True)
+        classes, count = self.trainer.classes, self.trainer.config.train.samples
+        labels = in_turn(count, range(max(1, len(classes))))
+        names = [classes[label] for label in labels] if classes else None
+        save_png(picture(self._samples(labels), names), path)
+        log.info("milestone at step %d: %s", self.trainer.step, path)
+        self.progress.go_on()
+
+    def _grid(self) -> Path:
+        return self.folder / "samples" / f"step_{self.trainer.step:08d}.png"
+
+    def _samples(self, labels: Sequence[int]) -> Tensor:
+        """Examples from the averaged weights, one for each of `labels`: (n, C, ...) float32."""
+        train, generator = self.trainer.config.train, self.trainer.generator
+
+        def draw(images: range) -> Tensor:
+            x = torch.empty(0)
+            for step in generator.steps(train.seed, labels, images):
+                x = step.x
+                self._heed_stop()
+            return x
+
+        return torch.cat([x for _, x in batches_that_fit(len(labels), train.batch_size, draw)])
+
+    def _row(self, loss: float, grad_norm: float) -> dict[str, float]:
+        trainer = self.trainer
+        speed = self.progress.lap(trainer.step, loss)
+        images = trainer.step * trainer.config.train.batch_size
+        return {
+            "step": trainer.step,
+            "images": images,
+            "epoch": images / len(trainer.table),
+            "loss": loss,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "grad_norm": grad_norm,
+            "skipped": self.losses.skipped,
+            "images_per_second": speed,
+            "seconds": self.progress.seconds,
+        }

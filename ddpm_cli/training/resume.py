@@ -1,0 +1,34 @@
+"""Whether a checkpoint is of the run that its config describes, before any of that is built."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
+from ddpm_cli.training.build import network_of
+from ddpm_cli.training.checkpoint import check_like
+from ddpm_cli.training.losses import Losses
+
+
+def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
+    """Raise `UserError` unless a run can go on from `state`, which `load_checkpoint` read from `path`."""
+    config = state["config"]
+    with torch.device("meta"):
+        network = network_of(config, state["classes"])
+        count = torch.zeros(())
+    weights = dict(network.state_dict())
+    moments = {
+        i: {"step": count, "exp_avg": parameter, "exp_avg_sq": parameter}
+        for i, parameter in enumerate(network.parameters())
+    }
+    timesteps = build_timestep_sampler(config.timestep_sampler, config.schedule.timesteps, "meta")
+    like = {
+        "model": weights,
+        "ema": weights,
+        "optimizer": moments if state["step"] > 0 else {},
+        "scaler": {"scale": 1.0, "_growth_tracker": 0} if state["scaler"] else {},
+        "timestep_sampler": timesteps.state(),
+        "losses": Losses(1).state() | {"since_last_row": [0.0]},
+    }
+    check_like(key, path, state, like)

@@ -1,0 +1,68 @@
+"""A run's config as its checkpoints hold it: a plain dict, in which no path stands."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import dacite
+import yaml
+
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.errors import UserError, check, one_of
+from ddpm_cli.options import GROUPS, ImageDataset, Option, option_name
+
+
+def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as a dict, less its paths: they mean nothing elsewhere, and a stranger's are not to be opened."""
+    dataset = data.get("dataset")
+    if isinstance(dataset, dict) and "root" in dataset:
+        dataset = {**dataset, "root": None}
+    return {**data, "dataset": dataset, "out": "", "resume": None, "resume_data_changed": False}
+
+
+def to_stored(config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint holds of `config`."""
+    return without_paths(asdict(config))
+
+
+def from_stored(data: object) -> TrainConfig:
+    """The `TrainConfig` that `to_stored` made `data` of. Raises `UserError` for anything else."""
+    if not isinstance(data, dict):
+        raise UserError("config: is no table of keys")
+    return train_config(without_paths(data))
+
+
+def train_config(data: Mapping[str, Any]) -> TrainConfig:
+    """The `TrainConfig` that `dataclasses.asdict` made `data` of.
+
+    Raises `UserError` for a missing or unknown key, a wrong type or a value out of range.
+    """
+    hooks = {base: _option_reader(base, options) for base, options in GROUPS.items()}
+    try:
+        return dacite.from_dict(TrainConfig, data, dacite.Config(strict=True, type_hooks=hooks))
+    except (dacite.DaciteError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UserError(f"config: {' '.join(str(error).split())}") from error
+
+
+def with_noted_root(config: TrainConfig, checkpoint: Path) -> TrainConfig:
+    """`config` with its data where they lay by the notes of the run whose `checkpoint` it is from, if there are any."""
+    if not isinstance(config.dataset, ImageDataset):
+        return config
+    try:
+        notes = yaml.safe_load((checkpoint.parent.parent / ".hydra" / "config.yaml").read_text())
+        root = notes["dataset"]["root"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return config
+    return replace(config, dataset=replace(config.dataset, root=root if isinstance(root, str) else None))
+
+
+def _option_reader(base: type[Option], options: list[type[Option]]) -> Any:
+    by_name = {option_name(option): option for option in options}
+
+    def read(data: Mapping[str, Any]) -> Option:
+        name = str(data.get("name"))
+        check(name in by_name, f"{base.group}.name", name, one_of(by_name))
+        return dacite.from_dict(by_name[name], data, dacite.Config(strict=True))
+
+    return read
