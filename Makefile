@@ -1,11 +1,12 @@
-# make demo: from nothing to pictures of clothes.  make test: all checks.  Both set up .venv themselves.
+# make demo: from nothing to pictures of clothes.  make test: all checks.  make faults, make fuzz: what the tool outlives,
+# of which make test has a selection.  All of them set up .venv themselves.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := outputs/demo
 DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && echo yes)
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults fuzz lint clean
 
 demo: .venv/installed data
 	rm -rf $(DEMO)
@@ -17,6 +18,12 @@ demo: .venv/installed data
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+faults: .venv/installed-dev
+	$(BIN)/python -m pytest -n auto tests/faults --full
+
+fuzz: .venv/installed-dev
+	$(BIN)/python -m pytest -n auto tests/fuzz --full
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

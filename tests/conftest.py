@@ -118,6 +118,39 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all of tests/faults and tests/fuzz, not a selection")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether all trials are wanted, not a selection of them."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Callable[[str], Callable[[], None]]:
+    """`survived = tally("killed")`, and `survived()` after each trial: the totals are printed at the end."""
+
+    def kind(name: str) -> Callable[[], None]:
+        record_property(name, 0)
+        return lambda: record_property(name, 1)
+
+    return kind
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    totals: dict[str, list[int]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name in dict(report.user_properties):
+                passed, failed = totals.get(name, (0, 0))
+                passed += sum(count for kind, count in report.user_properties if kind == name)
+                totals[name] = [passed, failed + (outcome == "failed")]
+    for name, (passed, failed) in sorted(totals.items()):
+        terminalreporter.write_line(f"{name}: {passed} passed, {failed} failed")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
