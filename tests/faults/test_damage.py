@@ -1,0 +1,70 @@
+"""Checkpoints cut short or changed on the disk: recognised, named, and the newest sound one is used."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Result
+from tests.faults.processes import assert_same_run, running, trained
+
+Run = Callable[..., Result]
+Tally = Callable[[str], Callable[[], None]]
+
+
+def cut(content: bytes, chance: random.Random) -> bytes:
+    return content[: chance.randrange(len(content))]
+
+
+def flipped(content: bytes, chance: random.Random) -> bytes:
+    changed = bytearray(content)
+    changed[chance.randrange(len(content))] ^= chance.randrange(1, 256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [cut, flipped])
+def test_a_damaged_one_is_an_error(
+    damage: Callable[[bytes, random.Random], bytes],
+    run: Run,
+    undisturbed: Callable[..., Path],
+    tmp_path: Path,
+    full: bool,
+    tally: Tally,
+) -> None:
+    recognised = tally(f"checkpoints {damage.__name__}, and recognised")
+    content = (undisturbed() / "checkpoints/last.pt").read_bytes()
+    chance = random.Random(0)
+    for _ in range(100 if full else 20):
+        (tmp_path / "damaged.pt").write_bytes(damage(content, chance))
+        result = run("sample", "ckpt=damaged.pt", "n=1")
+        assert result.code == 2
+        assert result.err.count("\n") == 1
+        assert "ckpt=damaged.pt: " in result.err
+        assert "damaged" in result.err.replace("damaged.pt", "") or "cut short" in result.err
+        assert [path.name for path in tmp_path.iterdir()] == ["damaged.pt"]
+        recognised()
+
+
+def test_a_run_goes_on_from_the_newest_sound_one(
+    small: list[str], undisturbed: Callable[..., Path], tally: Tally
+) -> None:
+    survived = tally("runs with damaged checkpoints gone on bit for bit")
+    trained(*small, "train.steps=23", "out=run")
+    chance = random.Random(0)
+    for name, damage in (("step_00000023.pt", cut), ("step_00000020.pt", flipped)):  # the first is last.pt too
+        file = Path("run/checkpoints") / name
+        with file.open("rb+") as stream:
+            changed = damage(stream.read(), chance)
+            stream.seek(0)
+            stream.write(changed)
+            stream.truncate()
+    with running("resume=run", "train.steps=40") as process:
+        code, lines = process.end()
+    assert code == 0
+    assert "resume=run/checkpoints/step_00000023.pt: " in lines[0]
+    assert "resume=run/checkpoints/step_00000020.pt: " in lines[1]
+    assert "going on from the one before it" in lines[0]
+    assert any("steps 16 to 40" in line for line in lines)
+    assert_same_run(Path("run"), undisturbed())
+    survived()

@@ -1,0 +1,111 @@
+"""No room on the disk, as a limit on the size of a file makes it: nothing half written, a line that says what to do."""
+
+import re
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+from ddpm_cli.training.checkpoint import load_checkpoint
+from tests.faults.processes import assert_same_run, partials, running, steps_done, trained
+
+
+def last_step() -> int:
+    return int(load_checkpoint("ckpt", Path("run/checkpoints/last.pt"))["step"])
+
+
+def no_room(file: str) -> str:
+    return rf"^ddpm-train: run/{file}: no room on the disk for this file, which needs [\d.]+ (KiB|bytes); make some; "
+
+
+def test_a_checkpoint_that_does_not_fit(
+    small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    """The one of step 0, without the optimizer's moments, is smaller and fits."""
+    survived = tally("disk full, and stopped with the last checkpoint whole")
+    with running(*small, "out=run", file_limit=250_000) as process:
+        code, lines = process.end()
+    assert code == 1
+    assert re.search(no_room("checkpoints/step_00000004.pt"), lines[-1])
+    assert lines[-1].endswith("ddpm-train resume=run goes on from its last checkpoint")
+    assert last_step() == 0
+    assert not partials(Path("run"))
+    trained("resume=run")
+    assert_same_run(Path("run"), undisturbed())
+    survived()
+
+
+def test_not_even_the_first_checkpoint_fits(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
+    survived = tally("disk full, and stopped with the last checkpoint whole")
+    with running(*small, "out=run", file_limit=100_000) as process:
+        code, lines = process.end()
+    assert code == 1
+    assert re.search(no_room("checkpoints/step_00000000.pt"), lines[-1])
+    assert lines[-1].endswith("nothing was trained yet, so the same command starts again")
+    trained(*small, "out=run", "train.steps=1")
+    survived()
+
+
+def test_a_picture_that_does_not_fit(
+    small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    survived = tally("disk full, and stopped with the last checkpoint whole")
+    with running(*small, "out=run", module="tests.faults.cramped") as process:
+        code, lines = process.end()
+    assert code == 1
+    assert re.search(no_room("samples/step_00000004.png"), lines[-1])
+    assert last_step() == 4
+    assert not partials(Path("run"))
+    trained("resume=run")
+    assert Path("run/samples/step_00000004.png").exists()  # made up for
+    assert_same_run(Path("run"), undisturbed())
+    survived()
+
+
+def test_rows_that_do_not_fit_are_not_half_written(
+    small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    survived = tally("disk full, and stopped with the last checkpoint whole")
+    knob, metrics = "train.log_every=1", Path("run/metrics.csv")
+    with running(*small, knob, "out=run", module="tests.faults.slowly") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 5)
+        size = metrics.stat().st_size + 100
+        resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (size, size))
+        code, lines = process.end()
+    assert code == 1
+    assert re.search(r"run/\S+: no room on the disk for this file, which needs [\d.]+ ([KM]iB|bytes); ", lines[-1])
+    assert not partials(Path("run"))
+    trained("resume=run")
+    assert_same_run(Path("run"), undisturbed(knob))
+    survived()
+
+
+def test_training_goes_on_where_it_is_told_to(
+    small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    survived = tally("disk full, and gone on until there was room")
+    knob = "train.on_disk_full=continue"
+    with running(*small, knob, "out=run", file_limit=250_000) as process:
+        assert process.popen.stderr is not None
+        warning = next(line for line in process.popen.stderr if "no room" in line)
+        assert "step_00000004.pt: no room on the disk" in warning
+        assert "training goes on, and the next milestone tries again" in warning
+        assert last_step() == 0
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, unlimited)
+        code, lines = process.end()
+    assert code == 0, lines
+    assert_same_run(Path("run"), undisturbed(knob))
+    survived()
+
+
+def test_a_run_that_could_save_nothing_at_its_end_has_failed(
+    small: list[str], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    survived = tally("disk full to the end, and said so")
+    with running(*small, "train.on_disk_full=continue", "out=run", file_limit=250_000) as process:
+        code, lines = process.end()
+    assert code == 1
+    assert "step_00000040.pt: no room on the disk" in lines[-1]
+    assert last_step() == 0
+    assert not partials(Path("run"))
+    survived()

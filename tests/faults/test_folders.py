@@ -1,0 +1,114 @@
+"""Two processes and one folder, the clock, folders that are moved, data that change, checkpoints that go."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli.training.checkpoint import load_checkpoint
+from tests.faults.processes import (
+    SMALL,
+    Process,
+    assert_same_run,
+    running,
+    steps_done,
+    trained,
+    write_digits,
+)
+
+Tally = Callable[[str], Callable[[], None]]
+
+
+def test_a_run_folder_has_one_process(small: list[str], undisturbed: Callable[..., Path], tally: Tally) -> None:
+    survived = tally("a second process refused")
+    with running(*small, "out=run", module="tests.faults.slowly") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 3)
+        os.kill(process.popen.pid, signal.SIGSTOP)  # at work, as far as others can know
+        for words in (["resume=run"], [*small, "out=run"]):
+            with running(*words) as other:
+                code, lines = other.end()
+            assert code == 2
+            (line,) = lines
+            assert f"process {process.popen.pid} on" in line or "already holds a run" in line
+            survived()
+        process.popen.kill()
+        process.end()
+    trained("resume=run")  # the lock went with the process
+    assert_same_run(Path("run"), undisturbed())
+
+
+def test_runs_started_in_the_same_second_have_folders_of_their_own(digits: Path, full: bool, tally: Tally) -> None:
+    survived = tally("runs started in the same second")
+    processes = [Process(*SMALL, f"dataset.root={digits}", "train.steps=1") for _ in range(8 if full else 3)]
+    assert all(process.end()[0] == 0 for process in processes)
+    folders = list(Path("outputs/train/image_folder").iterdir())
+    assert len(folders) == len(processes)
+    for folder in folders:
+        assert load_checkpoint("ckpt", folder / "checkpoints" / "last.pt")["step"] == 1
+        survived()
+
+
+def test_a_run_that_was_moved_goes_on(small: list[str], undisturbed: Callable[..., Path], tally: Tally) -> None:
+    survived = tally("run folders moved")
+    trained(*small, "train.steps=10", "out=run")
+    Path("elsewhere").mkdir()
+    shutil.move("run", "elsewhere/renamed")
+    trained("resume=elsewhere/renamed", "train.steps=40")
+    assert_same_run(Path("elsewhere/renamed"), undisturbed())
+    assert [path.name for path in Path.cwd().iterdir()] == ["elsewhere"]
+    survived()
+
+
+def test_data_that_changed_are_refused_unless_that_is_meant(small: list[str], tally: Tally) -> None:
+    survived = tally("changed data refused")
+    ours, theirs = write_digits(Path("ours").absolute()), write_digits(Path("theirs").absolute(), first=40)
+    trained(*small, f"dataset.root={ours}", "train.steps=4", "out=run")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*.pt")}
+    with running("resume=run", f"dataset.root={theirs}", "train.steps=8") as process:
+        code, lines = process.end()
+    assert code == 2
+    assert lines == [
+        "ddpm-train: resume=run: the data are not those that it was trained on so far; give it those, "
+        "or go on with these by resume_data_changed=true"
+    ]
+    assert {path: path.read_bytes() for path in Path("run").rglob("*.pt")} == before
+    survived()
+    shutil.move(ours, "moved")  # the same data elsewhere are no others
+    trained("resume=run", "dataset.root=moved", "train.steps=8")
+    trained("resume=run", f"dataset.root={theirs}", "train.steps=12", "resume_data_changed=true")
+    trained("resume=run", f"dataset.root={theirs}", "train.steps=16")  # since then they are its own
+    assert load_checkpoint("ckpt", Path("run/checkpoints/last.pt"))["step"] == 16
+
+
+def test_there_always_is_a_checkpoint_while_others_go(small: list[str], tally: Tally) -> None:
+    survived = tally("looks at a folder that is pruned")
+    checkpoints = Path("run/checkpoints")
+    keep = ["train.milestone_every=1", "checkpoint.keep_last=2", "checkpoint.keep_every=10", "out=run"]
+    with running(*small, *keep, module="tests.faults.slowly") as process:
+        process.wait_for((checkpoints / "last.pt").exists)
+        seen = set()
+        while process.popen.poll() is None:
+            seen.add(int(load_checkpoint("ckpt", checkpoints / "last.pt")["step"]))
+            assert len([*checkpoints.glob("step_*.pt")]) <= 2 + 1 + 4
+            survived()
+        assert process.end()[0] == 0
+    assert len(seen) > 5
+    kept = sorted(int(path.stem[5:]) for path in checkpoints.glob("step_*.pt"))
+    assert kept == [10, 20, 30, 39, 40]
+
+
+@pytest.mark.parametrize("words", [["out=mine"], ["resume=mine"]])
+def test_what_is_not_ours_is_left_alone(words: list[str], small: list[str], tally: Tally) -> None:
+    survived = tally("folders of others left alone")
+    for name in ("metrics.csv", ".hydra/config.yaml", "train.log", "checkpoints/best.ckpt"):
+        Path("mine", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("mine", name).write_text("precious")
+    before = {path: path.is_dir() or path.read_bytes() for path in Path("mine").rglob("*")}
+    with running(*(small if words == ["out=mine"] else []), *words) as process:
+        code, lines = process.end()
+    assert (code, len(lines)) == (2, 1)
+    assert {path: path.is_dir() or path.read_bytes() for path in Path("mine").rglob("*")} == before
+    survived()

@@ -1,0 +1,81 @@
+"""Asked to stop, or to save: the step is finished, all of it is kept, and a line says how to go on."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.processes import assert_same_run, partials, running, steps_done, trained
+
+ASKED = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize("trial", range(5))
+@pytest.mark.parametrize(("number", "status"), ASKED, ids=lambda value: str(value))
+def test_asked_to_stop(
+    number: signal.Signals,
+    status: int,
+    trial: int,
+    small: list[str],
+    undisturbed: Callable[..., Path],
+    full: bool,
+    tally: Callable[[str], Callable[[], None]],
+) -> None:
+    if not full and (trial > 0 or number == signal.SIGHUP):
+        pytest.skip("with --full")
+    survived = tally("asked to stop, and gone on bit for bit")
+    with running(*small, "out=run", module="tests.faults.slowly") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 1 + 3 * trial)
+        time.sleep(random.Random(f"{number}{trial}").uniform(0, 0.3))
+        process.popen.send_signal(number)
+        code, lines = process.end()
+    assert code == status
+    *_, last = lines
+    assert f"{number.name}: stopped after step" in last
+    assert "ddpm-train resume=run goes on" in last
+    assert not partials(Path("run"))
+    step = int(last.split("stopped after step ")[1].split()[0])
+    resumed = trained("resume=run")
+    assert any(f"steps {step} to 40" in line for line in resumed)
+    assert_same_run(Path("run"), undisturbed())
+    survived()
+
+
+def test_a_second_interrupt_stops_at_once_and_harms_nothing(
+    small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    survived = tally("asked to stop twice")
+    checkpoints = Path("run/checkpoints")
+    with running(*small, "out=run", module="tests.faults.slowly") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 4)
+        process.popen.send_signal(signal.SIGINT)
+        process.wait_for(lambda: partials(checkpoints))  # it is saving now
+        process.popen.send_signal(signal.SIGINT)
+        code, lines = process.end()
+    assert code == 130
+    assert "stopped at once; ddpm-train resume=run goes on from its last checkpoint" in lines[-1]
+    assert not partials(Path("run"))
+    trained("resume=run")
+    assert_same_run(Path("run"), undisturbed())
+    survived()
+
+
+def test_asked_to_save(
+    small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    survived = tally("asked to save, and gone on")
+    rare = [word for word in small if "milestone_every" not in word]
+    with running(*rare, "train.milestone_every=40", "checkpoint.keep_last=null", "out=run") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 3)
+        process.popen.send_signal(signal.SIGUSR1)
+        code, _ = process.end()
+    assert code == 0
+    steps = sorted(int(path.stem[5:]) for path in Path("run/checkpoints").glob("step_*.pt"))
+    assert steps[0] == 0
+    assert 3 <= steps[1] < 40
+    trained(f"resume=run/checkpoints/step_{steps[1]:08d}.pt")
+    assert_same_run(Path("run"), undisturbed("train.milestone_every=40", "checkpoint.keep_last=null"))
+    survived()

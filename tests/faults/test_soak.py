@@ -1,0 +1,60 @@
+"""A long run: memory, open files and the time of a milestone do not grow."""
+
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from tests.faults.processes import SMALL, running, steps_done
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def test_nothing_grows(digits: Path, full: bool, tally: Callable[[str], Callable[[], None]]) -> None:
+    survived = tally("milestones of a long run that grew nothing")
+    steps = 20_000 if full else 2_000
+    every = steps // 40
+    knobs = ["model.width=4", "model.groups=1", "train.batch_size=1", "train.samples=1", "sampler.steps=1"]
+    words = {word.split("=")[0]: word for word in [*SMALL, *knobs]}
+    memory, files = {}, {}
+    ask = [f"dataset.root={digits}", f"train.steps={steps}", f"train.milestone_every={every}", "out=run"]
+    with running(*words.values(), *ask) as process:
+        proc = Path("/proc") / str(process.popen.pid)
+        while process.popen.poll() is None:
+            step = steps_done(Path("run"))
+            try:
+                memory[step] = int((proc / "statm").read_text().split()[1]) * PAGE
+                files[step] = len([*(proc / "fd").iterdir()])
+            except OSError:  # it has just ended
+                break
+            time.sleep(0.05)
+        assert process.end()[0] == 0
+    settled = [step for step in memory if step >= steps // 20]
+    assert len(settled) > 20
+    first, last = settled[: len(settled) // 10 + 1], settled[-(len(settled) // 10 + 1) :]
+    grown = statistics.median(memory[step] for step in last) / statistics.median(memory[step] for step in first)
+    assert grown < 1.02, f"resident memory grew by {grown - 1:.1%}"
+    assert statistics.median(files[step] for step in last) <= statistics.median(files[step] for step in first)
+    seconds = milestone_seconds(Path("run/train.log"))
+    assert len(seconds) == 40
+    early, late = statistics.median(seconds[2:14]), statistics.median(seconds[-12:])
+    assert late < 1.5 * early, f"milestones took {early:.3f} s and then {late:.3f} s"
+    for _ in seconds:
+        survived()
+
+
+def milestone_seconds(log: Path) -> list[float]:
+    """From the row of each milestone's step to the line that says it is done."""
+    found, row = [], ""
+    for line in log.read_text().splitlines():
+        if "  loss " in line:
+            row = line
+        elif "milestone at step" in line:
+            begun, done = (
+                datetime.fromisoformat(re.split(" [^0-9]", text)[0].replace(",", ".")) for text in (row, line)
+            )
+            found.append((done - begun).total_seconds())
+    return found
