@@ -1,8 +1,9 @@
+import errno
 from pathlib import Path
 
 import pytest
 
-from ddpm_cli.files import atomic
+from ddpm_cli.files import NoRoom, amount, atomic, remove_partials
 
 
 def test_the_file_appears_whole(tmp_path: Path) -> None:
@@ -20,3 +21,39 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tmp_path: Path, number: int, wrapped: bool) -> None:
+    (tmp_path / "a.txt").write_text("old")
+
+    def write() -> None:
+        try:
+            raise OSError(number, "full")
+        except OSError:
+            if wrapped:  # as torch does: another error while it handles the first
+                raise RuntimeError("unexpected pos 832 vs 726")  # noqa: B904
+            raise
+
+    with pytest.raises(NoRoom) as caught, atomic(tmp_path / "a.txt", 3 * 2**20):
+        write()
+    assert str(caught.value) == (f"{tmp_path}/a.txt: no room on the disk for this file, which needs 3.0 MiB; make some")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (2**31, "2.0 GiB"), (2**42, "4096.0 GiB")],
+)
+def test_amounts(size: int, text: str) -> None:
+    assert amount(size) == text
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in (".a.png.12.tmp", "checkpoints/.b.pt.7.tmp", "kept.tmp", ".kept"):
+        (tmp_path / name).write_text("")
+    remove_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".kept", "checkpoints", "kept.tmp"]

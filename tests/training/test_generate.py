@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ddpm_cli.errors import Failure
 from ddpm_cli.training.build import build_denoiser, network_of
 from ddpm_cli.training.generate import Generator, ImageNoise, batches_that_fit
 from tests.conftest import TINY, composed
@@ -33,3 +34,44 @@ def test_images_do_not_depend_on_n_and_batch_size(sampler: str) -> None:
     assert reference.std(dim=0).mean() > 0.01  # they do differ from each other
     for n, batch_size in [(9, 1), (9, 4), (5, 3)]:
         assert torch.allclose(images(n, batch_size), reference[:n], atol=1 / 255)
+
+
+class Device:
+    """With memory for batches of so many."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        self.most, self.error = most, error
+        self.asked: list[range] = []
+
+    def work(self, images: range) -> list[int]:
+        self.asked.append(images)
+        if len(images) > self.most:
+            raise self.error
+        return [*images]
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps", "cpu"])
+def test_out_of_memory_halves_the_batch_and_says_so_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    device = Device(3, error)
+    made = [*batches_that_fit(20, 16, device.work)]
+    assert [i for _, part in made for i in part] == [*range(20)]
+    assert [len(images) for images in device.asked] == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    (message,) = caplog.messages
+    assert "out of memory with batches of 16; going on with 2" in message
+
+
+def test_what_does_not_fit_at_all_is_a_line() -> None:
+    with pytest.raises(Failure, match="batch_size=1: takes more memory than the device has"):
+        [*batches_that_fit(3, 2, Device(0, OUT_OF_MEMORY[0]).work)]
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        [*batches_that_fit(3, 2, Device(0, RuntimeError("shape")).work)]

@@ -1,8 +1,10 @@
 import csv
+import errno
 from pathlib import Path
 
 import pytest
 
+from ddpm_cli.files import NoRoom
 from ddpm_cli.training.metrics import COLUMNS, Metrics
 
 
@@ -68,3 +70,36 @@ def test_the_plot_shows_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ddpm_cli.training.metrics.save_loss_plot", lambda *args: shown.extend(args))
     with_rows(tmp_path, [(2, 0.5, 4.0), (4, 1.0, 2.0)]).draw()
     assert shown == [[2, 4], [4.0, 2.0], {4: 3.0}, tmp_path / "loss.png"]
+
+
+@pytest.mark.parametrize("end", ["7,7,7", "7,7,7,7,7,7,7,7,7", "\r\n\r\n", "\xff\xfe,,,\r\n"])
+def test_what_is_no_row_is_dropped(tmp_path: Path, end: str) -> None:
+    with_rows(tmp_path, [(2, 0.5, 4.0)])
+    with (tmp_path / "metrics.csv").open("a", newline="", encoding="latin1") as stream:
+        stream.write(end)
+    assert [row["step"] for row in Metrics(tmp_path, last_step=9).rows] == ["2"]
+
+
+def test_rows_that_found_no_room_are_written_when_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = with_rows(tmp_path, [(2, 0.5, 4.0)])
+    row = dict.fromkeys(COLUMNS, 1.0) | {"step": 4}
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", _full)
+        with pytest.raises(NoRoom, match=r"metrics\.csv: no room on the disk for this file, which needs \d+ bytes"):
+            metrics.append(row)
+        metrics.append(row | {"step": 6})  # not tried again before flush
+    metrics.flush()
+    metrics.append(row | {"step": 8})
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["2", "4", "6", "8"]
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_epoch_does_not_count_rows_without_a_finite_loss(tmp_path: Path) -> None:
+    rows = [(2, 0.5, 4.0), (4, 1.0, float("nan")), (6, 1.5, 1.0), (8, 2.0, 0.5)]
+    assert with_rows(tmp_path, rows).epochs() == {2: 4.0, 8: 0.75}

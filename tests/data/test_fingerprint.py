@@ -1,0 +1,36 @@
+import torch
+
+from ddpm_cli.data.fingerprint import fingerprint
+from ddpm_cli.data.table import Examples
+
+IMAGES = torch.arange(5000 * 4, dtype=torch.int64).remainder(251).byte().view(5000, 1, 2, 2)
+LABELS = torch.arange(5000) % 2
+
+
+def test_the_same_data_have_the_same_wherever_they_lie() -> None:
+    one = Examples(IMAGES, LABELS, ["cat", "dog"])
+    other = Examples(IMAGES.clone(), LABELS.clone(), ["cat", "dog"])
+    assert fingerprint(one) == fingerprint(other)
+    strided = Examples(IMAGES.transpose(2, 3).contiguous().transpose(2, 3), LABELS, ["cat", "dog"])
+    assert fingerprint(one) == fingerprint(strided)
+
+
+def test_whatever_changes_is_seen() -> None:
+    changed, relabelled = IMAGES.clone(), LABELS.clone()
+    changed[4999, 0, 1, 1] ^= 1
+    relabelled[17] = 1 - relabelled[17]
+    found = {
+        fingerprint(examples)
+        for examples in (
+            Examples(IMAGES, LABELS, ["cat", "dog"]),
+            Examples(changed, LABELS, ["cat", "dog"]),
+            Examples(IMAGES, relabelled, ["cat", "dog"]),
+            Examples(IMAGES, LABELS, ["dog", "cat"]),
+            Examples(IMAGES),
+            Examples(IMAGES[:-1], LABELS[:-1], ["cat", "dog"]),
+            Examples(IMAGES.flip(0), LABELS, ["cat", "dog"]),
+            Examples(IMAGES.view(5000, 1, 4, 1), LABELS, ["cat", "dog"]),
+            Examples(IMAGES.flatten(1).float()),
+        )
+    }
+    assert len(found) == 9
