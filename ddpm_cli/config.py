@@ -313,7 +313,8 @@ class ForwardConfig:
         check(1 <= self.image_size <= MAX_SIZE, "image_size", self.image_size, f"in 1..{MAX_SIZE}")
         ok = len(self.show) > 0 and all(name in self.schedules for name in self.show)
         check(ok, "show", self.show, f"some of {one_of(self.schedules)}")
-        last = min(schedule.timesteps for schedule in self.schedules.values()) - 1
+        last, shortest = min((schedule.timesteps - 1, name) for name, schedule in self.schedules.items())
         ok = len(self.t) > 0 and all(0 <= t <= last for t in self.t)
-        check(ok, "t", self.t, f"timesteps in 0..{last}; timesteps={last + 1} moves the end")
+        end = f"schedules.{shortest}.timesteps={last + 1}"
+        check(ok, "t", self.t, f"timesteps in 0..{last}, for {end}; timesteps=… moves the end of all")
         check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")

@@ -18,7 +18,8 @@ from ddpm_cli.options import GROUPS, option_name
 
 
 def check_groups(schema: type, overrides: list[str]) -> None:
-    """Raise `UserError` for a group set to null that may not be, and for a value in one that is null."""
+    """Raise `UserError` for a group set to null that may not be, or to no name, and for a value in one that is null."""
+    _check_texts(overrides)
     typed = dict(override.split("=", 1) for override in overrides if "=" in override)
     for group, hint in get_type_hints(schema).items():
         kinds = get_args(hint) or (hint,)
@@ -33,6 +34,18 @@ def check_groups(schema: type, overrides: list[str]) -> None:
             with_key = [option for option in options if key in get_type_hints(option)] or options
             example = f"{group}={option_name(with_key[0])} {lonely[0]}"
             raise UserError(f"{lonely[0]}: choose a {group} too, as in {example}")
+
+
+def _check_texts(overrides: list[str]) -> None:
+    """Raise `UserError` for what Hydra fails at: no key, and a group that is set to what cannot be a name."""
+    groups = {*(base.group for base in GROUPS), "experiment"}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if not override.key_or_group:
+            raise UserError(f"{override.input_line}: has no key; write key=value")
+        if override.key_or_group in groups and not override.is_sweep_override():
+            value = override.value()
+            if not isinstance(value, str | None) or "${" in (value or ""):
+                raise UserError(f"{override.input_line}: must be {one_of(options_of(override.key_or_group))}")
 
 
 def check_jobs(config_name: str, schema: type, overrides: list[str], check_config: Callable[[Any], None]) -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.cli.checks import check_groups, check_jobs, checked
 from ddpm_cli.cli.help import help_text
-from ddpm_cli.cli.messages import one_line
+from ddpm_cli.cli.messages import on_one_line, one_line
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.options import GROUPS, option_name
 
@@ -49,7 +49,7 @@ def launch(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 
     def refuse(message: str, status: int = 2) -> NoReturn:
-        print(f"ddpm-{name}: {message}", file=sys.stderr)
+        print(f"ddpm-{name}: {on_one_line(message)}", file=sys.stderr)
         sys.exit(status)
 
     started = False

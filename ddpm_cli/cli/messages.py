@@ -22,7 +22,8 @@ def one_line(error: Exception, schema: type) -> str:
         case UserError():
             message = str(error)
             if "schedules" in schema.__annotations__:  # ddpm-forward has several
-                message = message.replace("schedule.", "schedules.<name>.")
+                message = message.replace("schedule.", "schedules.<name>.").replace("schedule=…", "schedules.<name>=…")
+                message = re.sub("^schedule=", "schedules.", message)
         case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
             group, _, option = file.rpartition("/")
             message = f"{group}={option}: must be {one_of(sorted(options))}"
@@ -36,12 +37,18 @@ def one_line(error: Exception, schema: type) -> str:
             message = _lacking_key(str(error))
         case ConfigCompositionException():
             message = _unknown_key(str(error), schema)
+        case OmegaConfBaseException() if missing := re.search(r"missing \d+ required .*?: '(\w+)'", str(error.msg)):
+            message = f"{error.full_key}.{missing[1]}: needed; leave it as it is".lstrip(".")
         case OmegaConfBaseException() if error.full_key:
             message = f"{error.full_key}: {str(error.msg).splitlines()[0]}"
         case _:
             message = str(error)
-    line = " ".join(message.split())
-    return "".join(letter if letter.isprintable() else "?" for letter in line)  # names of files may be anything
+    return on_one_line(message)
+
+
+def on_one_line(text: str) -> str:
+    """`text` as a terminal can show it in one line: what is typed and the names of files may be anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _wrong_type(message: str, cause: ValidationError) -> str:
@@ -61,14 +68,18 @@ def _wrong_type(message: str, cause: ValidationError) -> str:
 
 def _lacking_key(message: str) -> str:
     """A config file sets what the option chosen beside it does not have."""
-    found = re.search(r"In '(\S+)/(\S+)': .*full_key: ((\w+)\S*)", " ".join(message.split()))
+    found = re.search(r"In '(\S+?)(?:/(\S+))?': .*full_key: (([\w.]+)\.\w+)", " ".join(message.split()))
     if not found:
         return message
     group, option, key, other = found.groups()
+    if not option:
+        return f"{other}: must have {key.rpartition('.')[2]}, which ddpm-{group} sets; choose another option for it"
     return f"{group}={option}: sets {key}, which the {other} chosen beside it does not have; choose another {other}"
 
 
 def _unknown_key(message: str, schema: type) -> str:
+    if taken := re.match(r"Error merging override (~.*)", message):
+        return f"{taken[1]}: cannot be taken away; leave it as it is"
     unknown = re.search(r"Could not override '(.+?)'", message)
     if not unknown:
         return message

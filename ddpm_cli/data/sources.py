@@ -146,6 +146,8 @@ def _opened(source: str, folder: Path | str, train: bool, download: bool = False
     labels = torch.as_tensor(data.targets)
     if pixels.dtype != np.uint8 or pixels.ndim < 3 or labels.shape != pixels.shape[:1] or labels.numel() == 0:
         raise ValueError("not as many labels as images, or no images")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes):
+        raise ValueError("labels of classes that there are not")
     return Examples(to_tensor(pixels), labels, list(data.classes))
 
 

@@ -74,7 +74,7 @@ class LevelledUNet(ImageModel):
         check(ok, "model.multipliers", self.multipliers, "1 to 8 numbers in 1..64")
         check(1 <= self.blocks <= 16, "model.blocks", self.blocks, "in 1..16")
         ok = len(self.attention) == len(self.multipliers) and all(a in ATTENTIONS for a in self.attention)
-        kinds = f"one of {one_of(ATTENTIONS)} for each of the {len(self.multipliers)} levels"
+        kinds = f"one of {one_of(ATTENTIONS)} for each of the {len(self.multipliers)} levels of model.multipliers"
         check(ok, "model.attention", self.attention, kinds)
         ok = self.groups >= 1 and self.width % self.groups == 0
         check(ok, "model.groups", self.groups, f"a divisor of model.width={self.width}")

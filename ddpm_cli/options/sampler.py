@@ -71,7 +71,12 @@ class Sampler(Option):
             )
 
     def _check_steps(self, steps: int, timesteps: int) -> None:
-        check(steps <= timesteps, "sampler.steps", steps, f"in 1..{timesteps}, the timesteps of the schedule")
+        check(
+            steps <= timesteps,
+            "sampler.steps",
+            steps,
+            f"in 1..{timesteps}, the timesteps of the schedule (schedule.timesteps)",
+        )
         if self.spacing == "stride" and len(range(0, timesteps, -(-timesteps // steps))) != steps:
             counts = {len(range(0, timesteps, stride)) for stride in range(1, timesteps + 1)}
             near = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])

@@ -37,7 +37,7 @@ class Ramp(Schedule):
         check(self.beta_start <= self.beta_end < 1, "schedule.beta_end", self.beta_end, bounds)
         if self.scale * self.beta_end >= 1:
             raise UserError(
-                f"schedule.timesteps={self.timesteps}: schedule.rescale=true scales beta_end={self.beta_end} "
+                f"schedule.timesteps={self.timesteps}: schedule.rescale=true scales schedule.beta_end={self.beta_end} "
                 f"by 1000/{self.timesteps} to {self.scale * self.beta_end:.3g}, which must stay below 1; "
                 f"use more than {int(1000 * self.beta_end)} timesteps or schedule.rescale=false"
             )

@@ -96,7 +96,7 @@ def test_rows_that_found_no_room_are_written_when_there_is_some(
         assert [row["step"] for row in csv.DictReader(stream)] == ["2", "4", "6", "8"]
 
 
-def _full(*_: object) -> None:
+def _full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

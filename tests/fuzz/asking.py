@@ -1,0 +1,115 @@
+"""A command asked in this process whether it would do what was typed, as main() asks it, without doing it."""
+
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+
+from ddpm_cli.cli import command as command_module
+from ddpm_cli.cli import forward, sample, train
+from ddpm_cli.cli.checks import check_checkpoint
+from ddpm_cli.cli.command import launch, register_schemas
+from tests.conftest import SCHEMAS
+
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "train": train.check,
+    "sample": check_checkpoint,
+    "evaluate": check_checkpoint,
+    "forward": forward.check,
+}
+SPELLINGS: dict[str, Mapping[str, str]] = {"sample": sample.SPELLING}
+TOUCHING = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
+
+
+@dataclass
+class Answer:
+    """How a command ended: the config that it would have run, or none; the files that it wrote or read on the way."""
+
+    code: int
+    out: str
+    err: str
+    config: Any
+    seconds: float  # of the processor
+    touched: list[str]
+
+
+def ask(command: str, *overrides: str) -> Answer:
+    """`ddpm-<command> <overrides>` up to where the work would begin."""
+    configs: list[Any] = []
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    old = sys.argv
+    sys.argv = [f"ddpm-{command}", *overrides]
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    start = time.process_time()  # of this process alone, for others are busy too
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _watched() as touched:
+            launch(
+                command,
+                "",
+                SCHEMAS[command],
+                CHECKS[command],
+                lambda config, _: configs.append(config),
+                SPELLINGS.get(command, {}),
+            )
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        seconds = time.process_time() - start
+        sys.argv = old
+        GlobalHydra.instance().clear()
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    return Answer(code, out.getvalue(), err.getvalue(), configs[0] if configs else None, seconds, touched)
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Within it an answer takes half the time.
+
+    Hydra composes twice, the first time to look at hydra.mode, which no one types here, and forgives all errors;
+    and the schemas are the same each time.
+    """
+    for name, schema in SCHEMAS.items():
+        register_schemas(name, schema)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        patch.setattr(command_module, "register_schemas", lambda *_: None)
+        yield
+
+
+_watching: list[list[str]] = []
+
+
+def _note(event: str, args: tuple[Any, ...]) -> None:
+    if not _watching:
+        return
+    if event == "open" and isinstance(args[0], str | bytes):
+        file, flags = Path(os.fsdecode(args[0])), args[2] or 0
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or file.suffix not in (".yaml", ".py", ".pyc"):  # the config itself, and modules imported late
+            _watching[-1].append(f"open {file}")
+    elif event in TOUCHING and args[0] != ".":  # which Hydra makes sure of
+        _watching[-1].append(f"{event} {args[0]}")
+
+
+sys.addaudithook(_note)  # Python has no way to remove it
+
+
+@contextmanager
+def _watched() -> Iterator[list[str]]:
+    """The files that are written, and those that are read beside the config."""
+    touched: list[str] = []
+    _watching.append(touched)
+    try:
+        yield touched
+    finally:
+        _watching.pop()
