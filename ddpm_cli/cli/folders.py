@@ -18,6 +18,8 @@ NOTES = ".hydra"
 LOCK = ".lock"
 OURS = (NOTES, LOCK, "train.log", "metrics.csv", "loss.png", "checkpoints", "samples")
 """What a run leaves in its folder."""
+FOLDERS = (NOTES, "checkpoints", "samples")
+"""Which of these are folders; the others are files."""
 BEFORE_A_CHECKPOINT = {NOTES, LOCK, "train.log", "checkpoints"}
 
 
@@ -46,10 +48,13 @@ def claimed(folder: Path) -> Iterator[None]:
 def reopened(key: str, folder: Path) -> Iterator[None]:
     """Hold the folder of a run that goes on. Raises `UserError` where another process does, or where it is a trap."""
     for name in OURS:
-        if (folder / name).is_symlink():
+        path = folder / name
+        if path.is_symlink():
             raise UserError(
                 f"{key}={folder}: its {name} is a symbolic link, which a run does not write through; remove it"
             )
+        if path.exists() and not (path.is_dir() if name in FOLDERS else path.is_file()):  # a pipe would be waited for
+            raise UserError(f"{key}={folder}: its {name} is not what a run leaves under that name; remove it")
     with locked(key, folder):
         remove_partials(folder)
         yield

@@ -24,6 +24,7 @@ def one_line(error: Exception, schema: type) -> str:
             if "schedules" in schema.__annotations__:  # ddpm-forward has several
                 message = message.replace("schedule.", "schedules.<name>.").replace("schedule=…", "schedules.<name>=…")
                 message = re.sub("^schedule=", "schedules.", message)
+                message = re.sub("^schedules.<name>.timesteps", "timesteps, or schedules.<name>.timesteps", message)
         case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
             group, _, option = file.rpartition("/")
             message = f"{group}={option}: must be {one_of(sorted(options))}"

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970 // 2  # where Pillow begins to warn of decompression bombs
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are refused instead
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damage that it can read past
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -112,7 +113,7 @@ def _images_below(folder: Path, root: Path, follow_links: bool) -> Iterator[Path
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (".", *folders, *wanted):
             path = Path(place, name)
-            if not follow_links and path.is_symlink() and not path.resolve().is_relative_to(limits):
+            if not follow_links and path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(limits):
                 raise UserError(
                     f"dataset.root={root}: {path} is a symbolic link that leads out of it; "
                     "follow such links with dataset.follow_links=true, or remove it"
@@ -134,7 +135,7 @@ def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) ->
     """The decoded files, (N, C, H, W), and which of `files` they are; decoded once while none changes."""
     key = hashlib.sha256(repr((str(root.resolve()), dataset.shape, dataset.skip_broken)).encode())
     for file in files:
-        stat = file.stat()
+        stat = file.stat() if file.is_file() else file.lstat()  # a link that leads nowhere is a broken image
         key.update(os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"))
     stem = cache / key.hexdigest()[:32]
     table, sound = stem.with_suffix(".uint8"), stem.with_suffix(".sound.npy")

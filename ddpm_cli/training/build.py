@@ -1,6 +1,9 @@
 """The network and the denoiser that a run's config stands for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from ddpm_cli.config import TrainConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
 from ddpm_cli.options import ClassLabels
 from ddpm_cli.training.checkpoint import check_like, load_checkpoint
@@ -41,6 +45,12 @@ def weights_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
         return dict(network_of(config, classes).state_dict())
 
 
+def check_classes(key: str, path: Path, state: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless `state` names classes where its network is told some, and nowhere else."""
+    if bool(state["classes"]) != isinstance(state["config"].conditioning, ClassLabels):
+        raise UserError(f"{key}={path}: its classes do not fit the conditioning in its config; name another checkpoint")
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a checkpoint holds, ready to use. `classes`: the names of those that the network is told, maybe none."""
@@ -60,6 +70,7 @@ def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Traine
     on = resolve_device(device)
     state = load_checkpoint("ckpt", path)
     config = with_noted_root(state["config"], path)
+    check_classes("ckpt", path, state)
     check_like("ckpt", path, state, {weights: weights_like(config, state["classes"])})
     network = network_of(config, state["classes"])
     network.load_state_dict(state[weights])

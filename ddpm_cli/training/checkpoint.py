@@ -1,5 +1,6 @@
 """A checkpoint: one file that holds all a run needs to go on and all a sampler needs; data, never code."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
-from ddpm_cli.training.seal import Damaged, check_archive, check_seal, seal
+from ddpm_cli.training.seal import Damaged, check_archive, check_pickle, check_seal, seal
 from ddpm_cli.training.stored_config import from_stored
 
 FORMAT = 3
@@ -29,6 +30,9 @@ TYPES = {
 """The keys beside `format`."""
 MAX_ITEMS = 1_000_000
 MAX_DEPTH = 10
+MAX_STEP = 10**15
+LONGEST = 300
+"""Letters of what is said of a config: it may hold texts and lists of any length."""
 
 
 class DamagedCheckpoint(UserError):
@@ -58,6 +62,7 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror}); name another checkpoint") from error
     try:
+        check_pickle(path)
         # Mapped, because only then torch checks that a tensor lies within the file.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         plain = _count(state, MAX_DEPTH) <= MAX_ITEMS
@@ -71,12 +76,19 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
             "use the version of ddpm-cli that wrote it"
         )
     wrong = sorted(name for name, kind in TYPES.items() if type(state.get(name)) is not kind)
-    if wrong or state["step"] < 0 or not all(isinstance(name, str) for name in state["classes"]):
-        raise UserError(f"{key}={path}: not a checkpoint of a run: {', '.join(wrong) or 'step or classes'} amiss")
+    if not wrong:
+        ok = {
+            "step": 0 <= state["step"] <= MAX_STEP,
+            "seconds": 0 <= state["seconds"] < math.inf,
+            "classes": all(isinstance(name, str) for name in state["classes"]),
+        }
+        wrong = [name for name in ok if not ok[name]]
+    if wrong:
+        raise UserError(f"{key}={path}: not a checkpoint of a run: {', '.join(wrong)} amiss")
     try:
         return {**state, "config": from_stored(state["config"])}
     except UserError as error:
-        raise UserError(f"{key}={path}: cannot be used: {error}") from error
+        raise UserError(f"{key}={path}: cannot be used: {str(error)[:LONGEST]}") from error
 
 
 def check_like(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
@@ -84,12 +96,12 @@ def check_like(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str
     shapes and types, finite, and no larger together than the file. Tensors of `like` may be on the meta device.
     """
     for name, wanted in like.items():
+        if _bytes_of(state[name]) > path.stat().st_size:  # before anything is reckoned with its tensors
+            raise UserError(f"{key}={path}: larger inside than the file itself; name another checkpoint")
         if difference := _difference(state[name], wanted, name):
             raise UserError(
                 f"{key}={path}: does not fit the network in its config: {difference}; name another checkpoint"
             )
-        if _bytes_of(state[name]) > path.stat().st_size:
-            raise UserError(f"{key}={path}: larger inside than the file itself; name another checkpoint")
 
 
 def _difference(value: Any, like: Any, at: str) -> str:

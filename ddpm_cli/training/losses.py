@@ -1,7 +1,6 @@
 """The losses of steps as the host comes to know them, and the end of a run that has no finite ones any more."""
 
 import math
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ class Losses:
         self.skipped = 0
         self.bad_in_a_row = 0
         self.last_finite = math.nan
-        self._read: list[float] = []
+        self._total, self._count = 0.0, 0  # of the finite ones since the last row
         self._unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
@@ -39,9 +38,9 @@ class Losses:
     def mean(self) -> float:
         """The mean of the finite losses since the last call, NaN without any. Raises `Diverged`."""
         self._wait()
-        finite = [loss for loss in self._read if math.isfinite(loss)]
-        self._read.clear()
-        return fmean(finite) if finite else math.nan
+        mean = self._total / self._count if self._count else math.nan
+        self._total, self._count = 0.0, 0
+        return mean
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps. Raises `Diverged`."""
@@ -51,14 +50,15 @@ class Losses:
             "skipped": self.skipped,
             "bad_in_a_row": self.bad_in_a_row,
             "last_finite": self.last_finite,
-            "since_last_row": [*self._read],
+            "total": self._total,
+            "count": self._count,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a kept state."""
         self.step, self.skipped = state["step"], state["skipped"]
         self.bad_in_a_row, self.last_finite = state["bad_in_a_row"], state["last_finite"]
-        self._read, self._unread = [*state["since_last_row"]], []
+        self._total, self._count, self._unread = state["total"], state["count"], []
 
     def _wait(self) -> None:
         if not self._unread:
@@ -67,9 +67,10 @@ class Losses:
         self._unread.clear()
         for loss in losses:
             self.step += 1
-            self._read.append(loss)
             if math.isfinite(loss):
                 self.last_finite, self.bad_in_a_row = loss, 0
+                self._total += loss
+                self._count += 1
                 continue
             self.skipped += 1
             self.bad_in_a_row += 1

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
-from ddpm_cli.training.build import network_of
+from ddpm_cli.training.build import check_classes, network_of
 from ddpm_cli.training.checkpoint import check_like
 from ddpm_cli.training.losses import Losses
 
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
     """Raise `UserError` unless a run can go on from `state`, which `load_checkpoint` read from `path`."""
+    check_classes(key, path, state)
     config = state["config"]
     with torch.device("meta"):
         network = network_of(config, state["classes"])
@@ -29,6 +30,6 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
         "optimizer": moments if state["step"] > 0 else {},
         "scaler": {"scale": 1.0, "_growth_tracker": 0} if state["scaler"] else {},
         "timestep_sampler": timesteps.state(),
-        "losses": Losses(1).state() | {"since_last_row": [0.0]},
+        "losses": Losses(1).state(),
     }
     check_like(key, path, state, like)

@@ -5,11 +5,12 @@ The file is a zip archive, as torch writes it, whose comment holds the SHA-256 o
 
 import hashlib
 import os
+import pickletools
 import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 MARK = b"ddpm-cli sha256:"
 LENGTH = len(MARK) + 64
@@ -18,6 +19,10 @@ ENTRY = re.compile(r"[^/\\]+/(data\.pkl|data/[0-9]+|\.data/serialization_id|\.?[
 """The names that torch gives to what is in an archive."""
 MAX_PICKLE = 8 * 2**20
 """Bytes of data.pkl, which has the tensors' names and shapes: several times those of the largest network."""
+MAX_OPERATIONS = 600_000
+"""In data.pkl; the largest network that the options allow has 530,000."""
+CALLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage")
+"""What the pickle of plain data and tensors names."""
 
 
 class Damaged(Exception):
@@ -51,7 +56,7 @@ def check_seal(path: Path) -> None:
 def check_archive(path: Path) -> None:
     """Raise `Damaged` for an archive that is not as torch writes it: reading it could take any amount of memory."""
     try:
-        _check_directory_size(path)
+        _check_end(path)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, struct.error, OSError, ValueError, NotImplementedError) as error:
@@ -66,12 +71,50 @@ def check_archive(path: Path) -> None:
         raise Damaged("not an archive as ddpm-train writes it: larger inside than outside")
 
 
-def _check_directory_size(path: Path) -> None:
-    """Raise `BadZipFile` for a list of entries too long to be read (zip's format, 4.3.16)."""
+def check_pickle(path: Path) -> None:
+    """Raise `ValueError` unless the pickle in an archive is a tree of plain data and tensors, made in a few steps.
+
+    torch refuses code, yet a few bytes may have it make or copy gigabytes: bytearray(2**40) is no code.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".pkl"):
+                _check_operations(archive.read(entry))
+
+
+def _check_operations(content: bytes) -> None:
+    names: set[Any] = set()  # places in the memo: all else is used but once
+    before = ""
+    for count, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        kind = operation.name
+        if count >= MAX_OPERATIONS:
+            raise ValueError("too many operations")
+        if kind == "GLOBAL" and not CALLED.fullmatch(str(argument)):
+            raise ValueError(f"names {argument}")
+        if kind.endswith("GET") and argument not in names:
+            raise ValueError("holds a thing twice")
+        if isinstance(argument, int) and argument.bit_length() > 64:
+            raise ValueError("a number too large")
+        if kind.endswith("PUT"):
+            names.discard(argument)
+            if before in ("GLOBAL", "BINUNICODE"):
+                names.add(argument)
+        before = kind
+
+
+def _check_end(path: Path) -> None:
+    """Raise `BadZipFile` unless all readers take the same bytes for the list of entries, and not too many of them.
+
+    It stands right before the records of the end, and these say so (zip's format, 4.3.14 to 4.3.16).
+    """
     with path.open("rb") as stream:
-        stream.seek(-LENGTH - 22, os.SEEK_END)
-        signature, size = struct.unpack("<4s8xI", stream.read(16))
-    if signature != b"PK\5\6" or size > MAX_PICKLE:
+        at = stream.seek(-LENGTH - 98, os.SEEK_END)
+        long_end, size, start, locator, place, end, short_size, short_start = struct.unpack(
+            "<4s36xQQ4s4xQ4x4s8xII2x", stream.read(98)
+        )
+    if locator != b"PK\6\7":  # without the records for large archives
+        long_end, size, start, place, at = b"PK\6\6", short_size, short_start, at + 76, at + 76
+    if (long_end, end) != (b"PK\6\6", b"PK\5\6") or place != at or start + size != at or size > MAX_PICKLE:
         raise zipfile.BadZipFile
 
 

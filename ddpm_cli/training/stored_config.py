@@ -12,6 +12,9 @@ from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.options import GROUPS, ImageDataset, Option, option_name
 
+MAX_NOTES = 65_536
+"""Bytes of a run's notes: many times what they have."""
+
 
 def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
     """A config as a dict, less its paths: they mean nothing elsewhere, and a stranger's are not to be opened."""
@@ -49,10 +52,12 @@ def with_noted_root(config: TrainConfig, checkpoint: Path) -> TrainConfig:
     """`config` with its data where they lay by the notes of the run whose `checkpoint` it is from, if there are any."""
     if not isinstance(config.dataset, ImageDataset):
         return config
+    file = checkpoint.parent.parent / ".hydra" / "config.yaml"
     try:
-        notes = yaml.safe_load((checkpoint.parent.parent / ".hydra" / "config.yaml").read_text())
-        root = notes["dataset"]["root"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        if not file.is_file() or file.stat().st_size > MAX_NOTES:  # a pipe would be waited for
+            return config
+        root = yaml.safe_load(file.read_text())["dataset"]["root"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return config
     return replace(config, dataset=replace(config.dataset, root=root if isinstance(root, str) else None))
 

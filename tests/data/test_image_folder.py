@@ -1,4 +1,7 @@
 import os
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,9 @@ from ddpm_cli.data.image_folder import decode
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
-from tests.conftest import composed
+from tests.conftest import TINY, Result, composed, train_into
+
+Run = Callable[..., Result]
 
 
 def load(root: Path, *overrides: str, train: bool = True) -> Examples:
@@ -209,3 +214,149 @@ def test_nothing_but_broken_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 1 images"):
         load(tmp_path, "dataset.skip_broken=true")
+
+
+def claim(file: Path, width: int, height: int) -> Path:
+    """A PNG of a few bytes that says how large it is."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head, pixels = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), zlib.compress(bytes(10_000))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    return file
+
+
+LARGE = [(20_000, 20_000), (10_000, 9_000)]
+"""Beyond what Pillow opens, and what it only warns of."""
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", LARGE)
+def test_a_decompression_bomb_is_broken(tmp_path: Path, size: tuple[int, int]) -> None:
+    claim(tmp_path / "bomb.png", *size)
+    paint(tmp_path / "sound.png", (7, 0, 0))
+    with pytest.raises(UserError, match=r"bomb\.png cannot be decoded .*pixels"):
+        load(tmp_path)
+    assert load(tmp_path, "dataset.skip_broken=true").values[:, 0, 0, 0].tolist() == [7]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", LARGE)
+def test_a_decompression_bomb_is_no_image_to_edit(tmp_path: Path, size: tuple[int, int], run: Run) -> None:
+    train_into(tmp_path / "here", *TINY, "train.steps=1")
+    bomb = claim(tmp_path / "bomb.png", *size)
+    result = run("sample", "ckpt=here", "task=inpaint", f"image={bomb}", f"mask={bomb}", "out=new")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"image={bomb}: cannot be read as an image" in result.err
+    assert "pixels" in result.err
+    assert not Path("new").exists()
+
+
+def test_a_pipe_is_broken_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    paint(tmp_path / "y.png", (7, 0, 0))
+    with pytest.raises(UserError, match=r"x\.png cannot be decoded .*not a file"):
+        load(tmp_path)
+    assert load(tmp_path, "dataset.skip_broken=true").values[:, 0, 0, 0].tolist() == [7]
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "x.png"])
+def test_a_link_that_leads_nowhere_is_broken(tmp_path: Path, target: str) -> None:
+    (tmp_path / "x.png").symlink_to(tmp_path / target)
+    paint(tmp_path / "y.png", (7, 0, 0))
+    for follow in ("true", "false"):
+        with pytest.raises(UserError, match=r"x\.png cannot be decoded"):
+            load(tmp_path, f"dataset.follow_links={follow}")
+        images = load(tmp_path, f"dataset.follow_links={follow}", "dataset.skip_broken=true")
+        assert images.values[:, 0, 0, 0].tolist() == [7]
+
+
+@pytest.mark.parametrize("link", ["a/link.png", "a/link", "link.png", "link"])
+def test_links_that_lead_out_are_followed_only_if_told_to(tmp_path: Path, link: str) -> None:
+    root, away = tmp_path / "root", tmp_path / "away"
+    paint(root / "a" / "1.png", (1, 0, 0))
+    paint(away / "2.png", (2, 0, 0))
+    (root / link).symlink_to(away / "2.png" if link.endswith("png") else away)
+    with pytest.raises(UserError, match=rf"{root / link} is a symbolic link that leads out .*follow_links=true"):
+        load(root)
+    images = load(root, "dataset.follow_links=true")
+    assert sorted(images.values[:, 0, 0, 0].tolist()) == [1, 2]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_splits_may_be_links_out_if_told_so(tmp_path: Path, split: str) -> None:
+    root, away = tmp_path / "root", tmp_path / "away"
+    for name in ("train", "test"):
+        paint((away if name == split else root / name) / "a" / "1.png", (len(name), 0, 0))
+    (root / split).symlink_to(away)
+    with pytest.raises(UserError, match=rf"{root / split} is a symbolic link that leads out"):
+        load(root, train=split == "train")
+    images = load(root, "dataset.follow_links=true", train=split == "train")
+    assert images.values[:, 0, 0, 0].tolist() == [len(split)]
+    assert images.classes == ["a"]
+
+
+def test_links_within_the_root_and_to_it_are_plain(tmp_path: Path) -> None:
+    paint(tmp_path / "root" / "a" / "1.png", (1, 0, 0))
+    (tmp_path / "root" / "a" / "again.png").symlink_to("1.png")
+    (tmp_path / "root" / "b").mkdir()
+    (tmp_path / "root" / "b" / "other.png").symlink_to(tmp_path / "root" / "a" / "1.png")
+    (tmp_path / "link").symlink_to("root")
+    for root in (tmp_path / "root", tmp_path / "link"):
+        images = load(root)
+        assert images.values[:, 0, 0, 0].tolist() == [1, 1, 1]
+        assert images.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("follow", ["true", "false"])
+def test_a_loop_of_links_ends(tmp_path: Path, follow: str) -> None:
+    paint(tmp_path / "a" / "1.png", (1, 0, 0))
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "b").symlink_to("c")
+    (tmp_path / "c").symlink_to("b")
+    assert load(tmp_path, f"dataset.follow_links={follow}").values[:, 0, 0, 0].tolist() == [1]
+
+
+NAMES = ["two words", "two\nlines\x1b[31m", "ünï 图 🙂", "n" * 251, os.fsdecode(b"no \xff\xfe text"), "-x=1,[y]${z}"]
+"""Of any kind that a file system has."""
+
+
+def test_any_name_of_a_file_or_a_folder_will_do(tmp_path: Path) -> None:
+    for name in NAMES:
+        paint(tmp_path / name / f"{name}.png")
+    images = load(tmp_path)
+    assert images.classes == sorted(NAMES)
+    assert images.labels is not None
+    assert images.labels.tolist() == list(range(len(NAMES)))
+
+
+def test_a_broken_image_of_any_name_is_told_in_a_line(tmp_path: Path, run: Run) -> None:
+    for name in NAMES:
+        root = tmp_path / "pictures" / str(len(name))
+        root.mkdir(parents=True)
+        (root / f"{name}.png").write_bytes(b"no image")
+        result = run("train", "dataset=image_folder", f"dataset.root={root}", "dataset.test_fraction=0")
+        assert result.code == 2
+        assert "cannot be decoded" in result.err
+        assert result.err[:-1].isprintable()
+
+
+def test_classes_of_any_name_from_training_to_sampling(tmp_path: Path, run: Run) -> None:
+    for name in NAMES:
+        paint(tmp_path / "pictures" / name / f"{name}.png")
+    data = ["dataset=image_folder", f"dataset.root={tmp_path / 'pictures'}", "dataset.image_size=8"]
+    result = run(
+        "train", *TINY[1:], *data, "dataset.test_fraction=0", "conditioning=class", "train.steps=1", "out=here"
+    )
+    assert result.code == 0, result.err
+    assert "is told 6 classes" in Path("here/train.log").read_text()
+    Image.open("here/samples/step_00000001.png").load()
+    assert torch.load("here/checkpoints/last.pt", weights_only=True)["classes"] == sorted(NAMES)
+    result = run("sample", "ckpt=here", "n=6", "out=new")
+    assert result.code == 0, result.err
+    Image.open("new/grid.png").load()
+    result = run("sample", "ckpt=here", "class=two words", "n=1", "out=one")
+    assert result.code == 0, result.err
+    result = run("train", "resume=here", "train.steps=2")
+    assert result.code == 0, result.err

@@ -1,9 +1,15 @@
 """Each source on files that the test writes in the source's own format."""
 
 import gzip
+import hashlib
 import pickle
 import struct
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,8 +42,6 @@ def write_idx(folder: Path, count: int, gzipped: bool) -> None:
 
 def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An archive like CIFAR-10's, 4 images a file, whose checksums torchvision is told."""
-    import hashlib
-
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -188,3 +192,140 @@ def test_data_that_have_moved() -> None:
     assert moved(digits, "/elsewhere").root == "/elsewhere"
     with pytest.raises(UserError, match="root=/elsewhere: dataset=swiss_roll is read from no folder"):
         moved(SwissRoll(points=3, noise=0.5), "/elsewhere")
+
+
+class Web(NamedTuple):
+    """A server on this machine: its address, the folder it serves, the names of the files that it was asked for."""
+
+    address: str
+    folder: Path
+    asked: set[str]
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    folder, asked = tmp_path / "served", set[str]()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(folder))
+
+        def do_GET(self) -> None:
+            asked.add(self.path.removeprefix("/"))
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """torchvision first asks for each file only to see whether it has moved, and hangs up."""
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Web(f"http://127.0.0.1:{server.server_port}/", folder, asked)
+        server.shutdown()
+
+
+class Download(NamedTuple):
+    """A data set that `web` serves: its name, and where its first archive and file lie below the cache."""
+
+    name: str
+    archive: str
+    unpacked: str
+
+    def load(self) -> torch.Tensor:
+        return load_examples(composed(f"dataset={self.name}").dataset, train=True).values
+
+
+def md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture(params=["mnist", "fashion_mnist", "cifar10"])
+def download(
+    request: pytest.FixtureRequest, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_debian: None
+) -> Download:
+    """One of the three, a few images of it, whose checksums torchvision is told."""
+    if request.param == "cifar10":
+        write_cifar10(tmp_path / "made", monkeypatch)
+        web.folder.mkdir()
+        archive = web.folder / tv.CIFAR10.filename
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(tmp_path / "made" / "cifar-10-batches-py", "cifar-10-batches-py")
+        monkeypatch.setattr(tv.CIFAR10, "url", web.address + archive.name)
+        monkeypatch.setattr(tv.CIFAR10, "tgz_md5", md5(archive))
+        return Download("cifar10", archive.name, "cifar-10-batches-py/data_batch_1")
+    kind = tv.MNIST if request.param == "mnist" else tv.FashionMNIST
+    write_idx(web.folder, 5, gzipped=True)
+    monkeypatch.setattr(kind, "mirrors", [web.address])
+    monkeypatch.setattr(kind, "resources", [(file.name, md5(file)) for file in sorted(web.folder.iterdir())[::-1]])
+    raw = f"{kind.__name__}/raw"
+    return Download(request.param, f"{raw}/train-images-idx3-ubyte.gz", f"{raw}/train-images-idx3-ubyte")
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    """A bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_torchvisions_own_checksums_are_there() -> None:
+    """All that is downloaded is checked by them."""
+    sums = [own for kind in (tv.MNIST, tv.FashionMNIST) for _, own in kind.resources]
+    sums += [tv.CIFAR10.tgz_md5, *(own for _, own in tv.CIFAR10.train_list + tv.CIFAR10.test_list)]
+    assert len(sums) == 15
+    assert all(len(own) == 32 for own in sums)
+
+
+def test_a_download_is_kept(download: Download, web: Web) -> None:
+    first = download.load()
+    assert (sources.cache_folder() / download.archive).is_file()
+    assert web.asked == {file.name for file in web.folder.iterdir()}
+    web.asked.clear()
+    assert torch.equal(download.load(), first)
+    assert not web.asked
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_a_damaged_archive_in_the_cache_is_not_used(download: Download, web: Web, damage: Any, unpacked: bool) -> None:
+    """As an interrupted download leaves it."""
+    first, cache = download.load(), sources.cache_folder()
+    web.asked.clear()
+    damage(cache / download.archive)
+    if not unpacked:
+        (cache / download.unpacked).unlink()
+    assert torch.equal(download.load(), first)
+    sound_as_it_is = unpacked and download.name == "cifar10"  # whose files have checksums of their own
+    assert web.asked == (set() if sound_as_it_is else {Path(download.archive).name})
+    assert sound_as_it_is or md5(cache / download.archive) == md5(web.folder / Path(download.archive).name)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+def test_a_damaged_unpacked_file_is_not_used(download: Download, web: Web, damage: Any) -> None:
+    first = download.load()
+    web.asked.clear()
+    damage(sources.cache_folder() / download.unpacked)
+    assert torch.equal(download.load(), first)
+    assert not web.asked  # the archive is there
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+def test_a_damaged_archive_from_the_server_is_not_used(download: Download, web: Web, damage: Any) -> None:
+    served = web.folder / Path(download.archive).name
+    sound = served.read_bytes()
+    damage(served)
+    for _ in range(2):
+        with pytest.raises(UserError, match="download") as caught:
+            download.load()
+        assert "\n" not in str(caught.value)
+        assert not (sources.cache_folder() / download.unpacked).exists()
+    served.write_bytes(sound)
+    assert len(download.load()) in (5, 20)
