@@ -107,6 +107,5 @@ def _save(figure: Figure, path: Path) -> None:
 def _png(figure: Figure) -> io.BytesIO:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    figure.clear()
     gc.collect()  # a figure's parts hold each other: a long run would carry dozens of them
     return buffer

@@ -13,6 +13,8 @@ from ddpm_cli.data.table import Examples, Table
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.options import ImageDataset
 from ddpm_cli.training.generate import Generator
+from ddpm_cli.training.loop import Loop
+from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer
 from tests.conftest import composed
 from tests.distances import sliced_wasserstein
@@ -57,6 +59,10 @@ def trainer_of(config: TrainConfig, count: int = 32) -> Trainer:
     return Trainer(config, Table(examples_like(config, count), False, 0, CPU), CPU)
 
 
+def trained(trainer: Trainer, folder: Path) -> float:
+    return Loop(trainer, folder, "a fingerprint").run(Signals())
+
+
 def test_there_is_one_for_every_text() -> None:
     assert {"annotated", "conv_fashion_mnist", "cifar10_conditional", "swiss_roll", "improved"} <= {*EXPERIMENTS}
     assert SMALL.keys() == {*EXPERIMENTS}
@@ -69,7 +75,7 @@ def test_two_steps_at_the_true_size(name: str, tmp_path: Path) -> None:
     config = composed(f"experiment={name}", *few, "sampler.steps=2", "train.precision=fp32", "compile=false")
     trainer = trainer_of(config)
     before = [parameter.clone() for parameter in trainer.network.parameters()]
-    loss = trainer.train(tmp_path)
+    loss = trained(trainer, tmp_path)
     assert loss > 0
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
     assert (tmp_path / "checkpoints/last.pt").is_file()
@@ -95,7 +101,6 @@ def test_the_small_variant_learns(name: str) -> None:
     first = loss()
     for _ in range(40):
         trainer.train_step()
-        trainer.step += 1
     assert loss() < 0.8 * first
 
 
@@ -134,7 +139,7 @@ def test_every_knob_in_every_experiment(name: str, knob: str) -> None:
     trainer = trainer_of(config, count=4)
     loss, _ = trainer.train_step()
     assert loss.isfinite()
-    samples = trainer.samples([0, 1])
+    samples = [*trainer.generator.steps(0, [0, 1], range(2))][-1].x
     assert samples.shape == (2, *config.dataset.shape)
     assert samples.isfinite().all()
 
@@ -196,10 +201,9 @@ def test_points_come_back_from_two_heaps(tmp_path: Path) -> None:
         "schedule.beta=0.06",
     )
     trainer = trainer_of(config, count=512)
-    trainer.train(tmp_path)
+    trained(trainer, tmp_path)
     generator = Generator(trainer.generator.denoiser, config.sampler, (2,), CPU)
-    ((_, steps),) = generator.batches(0, [0] * 500, 500)
-    *_, last = steps
+    *_, last = generator.steps(0, [0] * 500, range(500))
     near = torch.cdist(last.x, torch.tensor([[0.0, 0.0], [1.0, 1.0]])).min(dim=1)
     assert (near.values < 0.4).float().mean() > 0.8
     assert 0.3 < near.indices.float().mean() < 0.7
@@ -210,10 +214,8 @@ def test_swiss_roll_end_to_end(tmp_path: Path) -> None:
     config = composed("experiment=swiss_roll", "train.steps=1200", "train.samples=100", "sampler.steps=100")
     train, test = (load_examples(replace(config.dataset, points=50_000), split).values for split in (True, False))
     trainer = Trainer(config, Table(Examples(train), False, 0, CPU), CPU)
-    trainer.train(tmp_path)
-    samples = trainer.generator.batches(0, [0] * 10_000, 10_000)
-    ((_, steps),) = samples
-    *_, last = steps
+    trained(trainer, tmp_path)
+    *_, last = trainer.generator.steps(0, [0] * 10_000, range(10_000))
     fresh = test.split(10_000)
     floor = sum(sliced_wasserstein(a, b) for a, b in itertools.pairwise(fresh)) / (len(fresh) - 1)
     ours = sum(sliced_wasserstein(last.x, a) for a in fresh) / len(fresh)

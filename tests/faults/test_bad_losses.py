@@ -94,6 +94,7 @@ def test_a_learning_rate_beyond_all_measure(small: list[str], tally: Tally) -> N
     survived()
 
 
+@pytest.mark.full
 def test_a_resumed_run_counts_on(
     small: list[str], undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:

@@ -5,6 +5,8 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from ddpm_cli.training.checkpoint import load_checkpoint
 from tests.faults.processes import assert_same_run, partials, running, steps_done, trained
 
@@ -61,6 +63,7 @@ def test_a_picture_that_does_not_fit(
     survived()
 
 
+@pytest.mark.full
 def test_rows_that_do_not_fit_are_not_half_written(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:
@@ -98,6 +101,7 @@ def test_training_goes_on_where_it_is_told_to(
     survived()
 
 
+@pytest.mark.full
 def test_a_run_that_could_save_nothing_at_its_end_has_failed(
     small: list[str], tally: Callable[[str], Callable[[], None]]
 ) -> None:
