@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,25 +62,30 @@ class Loop:
         self.signals = signals
         if trainer.step == 0:  # so that there always is one to go on from, and a disk too small is known now
             save_checkpoint(self.folder, self.state())
+        self.saved_step = trainer.step
         self.metrics = Metrics(self.folder, trainer.step)
         self.progress = Progress(trainer.step, trainer.steps, train.batch_size, self.seconds, on_cpu)
-        if trainer.step > 0 and self._is_milestone() and not self._grid().exists():
-            self._draw()  # the run was killed between a checkpoint and its picture
-        mean_loss = math.nan
+        with closing(self.progress.bar):
+            if trainer.step > 0 and self._is_milestone() and not self._grid().exists():
+                self._draw()  # the run was killed between a checkpoint and its picture
+            return self._steps()
+
+    def _steps(self) -> float:
+        trainer, signals, mean_loss = self.trainer, self.signals, math.nan
         trainer.network.train()
         while trainer.step < trainer.steps:
             loss, grad_norm = trainer.train_step()
             self.losses.add(loss)
             self.progress.after_step(trainer.step, loss)
-            if self._is_milestone() or trainer.step % train.log_every == 0:  # here the host waits for the device
+            milestone = self._is_milestone()
+            if milestone or trainer.step % trainer.config.train.log_every == 0:  # here the host waits for the device
                 mean_loss = self.losses.mean()
                 self._tolerating_a_full_disk(self.metrics.append, self._row(mean_loss, grad_norm.item()))
-            if self._is_milestone() or signals.save or signals.stop:
+            if milestone or signals.save or signals.stop:
                 self._tolerating_a_full_disk(self._save)
             self._heed_stop()
-            if self._is_milestone():
+            if milestone:
                 self._tolerating_a_full_disk(self._draw)
-        self.progress.bar.close()
         return mean_loss
 
     def _is_milestone(self) -> bool:
@@ -87,8 +93,8 @@ class Loop:
         return step == self.trainer.steps or self.trainer.config.train.is_milestone(step, len(self.trainer.table))
 
     def _heed_stop(self) -> None:
-        """Raise `Stopped` if that is asked for; when all up to this step is saved."""
-        if self.signals.stop is not None:
+        """Raise `Stopped` if that is asked for, which may be at any moment, and all up to this step is saved."""
+        if self.signals.stop is not None and self.saved_step == self.trainer.step:
             name = signal.Signals(self.signals.stop).name
             raise Stopped(
                 self.signals.stop,
@@ -113,6 +119,7 @@ class Loop:
         self.seconds = self.progress.seconds
         self.metrics.flush()
         path = save_checkpoint(self.folder, self.state())
+        self.saved_step = self.trainer.step
         train, keep = self.trainer.config.train, self.trainer.config.checkpoint
         prune(self.folder, keep.keep_last, keep.window(len(self.trainer.table), train.batch_size))
         log.debug("checkpoint of step %d: %s", self.trainer.step, path)

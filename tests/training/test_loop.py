@@ -1,0 +1,78 @@
+"""The loop: signals at any moment, pictures that are owed."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli.errors import Stopped
+from ddpm_cli.files import NoRoom
+from ddpm_cli.training.checkpoint import load_checkpoint
+from ddpm_cli.training.loop import Loop
+from ddpm_cli.training.signals import Signals
+from tests.conftest import TINY, composed
+from tests.training.test_trainer import loop_of
+
+
+def last_step(folder: Path) -> int:
+    return int(load_checkpoint("ckpt", folder / "checkpoints" / "last.pt")["step"])
+
+
+def before(monkeypatch: pytest.MonkeyPatch, loop: Loop, method: str, happens: Callable[[], None]) -> None:
+    """Have something happen right before a method of `loop` is called."""
+    original = getattr(loop, method)
+
+    def call(*args: object) -> None:
+        happens()
+        original(*args)
+
+    monkeypatch.setattr(loop, method, call)
+
+
+@pytest.mark.parametrize("moment", ["_heed_stop", "_save", "_draw", "_is_milestone"])
+def test_whenever_the_signal_comes_what_is_said_to_be_saved_is(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, signals = loop_of(composed(*TINY, "train.steps=9", "train.milestone_every=4"), tmp_path), Signals()
+
+    def asks() -> None:
+        signals.stop = signal.SIGTERM
+
+    before(monkeypatch, loop, moment, asks)
+    with pytest.raises(Stopped) as caught:
+        loop.run(signals)
+    assert caught.value.status == 143
+    assert f"stopped after step {last_step(tmp_path)} of 9" in str(caught.value)
+    assert last_step(tmp_path) == loop.trainer.step
+
+
+def test_a_stop_while_nothing_can_be_saved_does_not_say_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(*TINY, "train.steps=9", "train.milestone_every=4", "train.on_disk_full=continue")
+    loop, signals = loop_of(config, tmp_path), Signals()
+
+    def full() -> None:
+        raise NoRoom(tmp_path / "x.pt", 5)
+
+    def asks() -> None:
+        signals.stop = signal.SIGTERM
+
+    before(monkeypatch, loop, "_save", full)
+    before(monkeypatch, loop, "_draw", asks)
+    with pytest.raises(NoRoom):
+        loop.run(signals)
+    assert last_step(tmp_path) == 0
+
+
+def test_a_picture_that_is_owed_is_drawn_first(tmp_path: Path) -> None:
+    config = composed(*TINY, "train.steps=4", "train.milestone_every=2")
+    loop_of(config, tmp_path).run(Signals())
+    pictures = [tmp_path / "samples" / f"step_0000000{step}.png" for step in (2, 4)]
+    drawn = pictures[1].read_bytes()
+    pictures[1].unlink()
+    again = loop_of(config, tmp_path)
+    again.restore(load_checkpoint("resume", tmp_path / "checkpoints" / "last.pt"))
+    again.run(Signals())
+    assert pictures[1].read_bytes() == drawn
