@@ -39,7 +39,12 @@ def check(config: ForwardConfig) -> None:
     from ddpm_cli.diffusion.schedules import betas_of
 
     for name in config.show:
-        betas_of(config.schedules[name])
+        schedule = config.schedules[name]
+        try:
+            betas_of(schedule)
+        except UserError as error:  # which does not know by what name the schedule goes here
+            message = str(error).replace(f"schedule={schedule.name}", f"schedules.{name}")
+            raise UserError(message.replace("schedule.", f"schedules.{name}.")) from error
 
 
 def run(config: ForwardConfig, folder: Path) -> None:

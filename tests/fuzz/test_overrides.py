@@ -151,7 +151,8 @@ def questions(draw: st.DrawFn) -> tuple[Key, list[str]]:
     key = draw(st.sampled_from(KEYS[command]))
     form = draw(st.sampled_from(["{}={}"] * 6 + ["+{}={}", "++{}={}", "~{}", "~{}={}", "wrong"]))
     if form == "wrong":
-        key = Key(command, draw(misspelt(key.name)), key.beside)
+        beside = tuple(SOUND.get(command, [])) if key.name in BESIDE else key.beside  # else that one is missing too
+        key = Key(command, draw(misspelt(key.name)), beside)
         form = draw(st.sampled_from(["{}={}", "+{}={}", "{}"]))
     typed = form.format(key.name, draw(values))
     beside = [override for override in key.beside if override.split("=")[0] != key.name.lstrip("+~")]
