@@ -15,6 +15,7 @@ from ddpm_cli.options import (
     Conditioning,
     Dataset,
     Hybrid,
+    ImageDataset,
     Loss,
     Model,
     Sampler,
@@ -28,7 +29,10 @@ from ddpm_cli.options import (
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 TASKS = ("generate", "interpolate", "inpaint")
-METRICS = ("nll",)
+METRICS = ("fid", "kid", "is", "prc", "nll")
+FEATURES = ("auto", "inception", "classifier")
+FEWEST = 10
+"""Samples that a distance can be computed of."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -213,6 +217,9 @@ class CheckpointConfig:
     batch_size: int
     seed: int
     root: str | None  # of the data, where they have moved since training
+    sampler: Sampler | None  # None: the one that drew the run's milestones, as in the next two
+    variance: str | None
+    guidance_scale: float | None
     weights: str
     device: str
     precision: str
@@ -221,6 +228,8 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check(1 <= self.batch_size <= 10**6, "batch_size", self.batch_size, "in 1..1000000")
         check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
+        if self.variance is not None:
+            check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
         check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
 
@@ -238,17 +247,12 @@ class SampleConfig(CheckpointConfig):
     image: Any  # of task=inpaint, as the next two are
     mask: str | None
     resamplings: int | None  # None: 10
-    sampler: Sampler | None  # None: the one that drew the run's milestones, as in the next two
-    variance: str | None
-    guidance_scale: float | None
     gif: bool
     npz: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.n is None or 1 <= self.n <= 10**7, "n", self.n, "in 1..10000000")
-        if self.variance is not None:
-            check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         check(self.task in TASKS, "task", self.task, one_of(TASKS))
         self._check_task()
 
@@ -278,16 +282,42 @@ class SampleConfig(CheckpointConfig):
 class EvaluateConfig(CheckpointConfig):
     """All that `ddpm-evaluate` is told."""
 
+    samples: str | None  # instead of ckpt: a folder of images, or an npz file
+    dataset: Dataset | None  # that samples are held against; a checkpoint knows its own
     metrics: list[str]
-    n: int | None  # None: the whole split
+    features: str  # of the network that looks; auto: inception at colours, classifier at gray
+    n: int | None  # None: 64 for nll; of samples 2000 for the classifier, 10000 for Inception
     split: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ok = len(self.metrics) > 0 and all(metric in METRICS for metric in self.metrics)
-        check(ok, "metrics", self.metrics, f"a list of {one_of(METRICS)}, as in [nll]")
-        check(self.n is None or self.n >= 1, "n", self.n, "at least 1, or null for the whole split")
+        check(ok, "metrics", self.metrics, f"a list of {one_of(METRICS)}, as in [fid,kid]")
+        check(self.features in FEATURES, "features", self.features, one_of(FEATURES))
+        least = FEWEST if self.distances else 1
+        check(self.n is None or self.n >= least, "n", self.n, f"at least {least} for these metrics, or null")
         check(self.split in ("test", "train"), "split", self.split, "test or train")
+        one = (self.ckpt == "") != (self.samples is None)
+        check(one, "ckpt", self.ckpt, "a run folder or a checkpoint, or samples=… given instead: one of the two")
+        self._check_samples()
+
+    @property
+    def distances(self) -> list[str]:
+        """Those of the metrics that take samples."""
+        return [metric for metric in dict.fromkeys(self.metrics) if metric != "nll"]
+
+    def _check_samples(self) -> None:
+        if self.samples is None:
+            if self.dataset is not None:
+                raise UserError(f"dataset={self.dataset.name}: a checkpoint knows its own; leave it out, or use root=…")
+            return
+        if "nll" in self.metrics:
+            raise UserError("metrics=[nll]: takes a network, which samples have none of; give ckpt=… instead")
+        for key in ("sampler", "variance", "guidance_scale"):
+            if getattr(self, key) is not None:
+                raise UserError(f"{key}: says how samples are drawn, and these are given; leave it out")
+        check(self.dataset is not None, "dataset", None, "given with samples=…, as in dataset=fashion_mnist")
+        check(isinstance(self.dataset, ImageDataset), "dataset", getattr(self.dataset, "name", None), "one of images")
 
 
 @dataclass(kw_only=True)

@@ -11,8 +11,9 @@ import ddpm_cli
 PACKAGE = Path(ddpm_cli.__file__).parent
 GROUND = {"errors", "rng", "files", "options", "config"}
 MAY_IMPORT = {
-    "cli": {"cli", "training", "data", "diffusion", "models", "imaging", "plots"} | GROUND,
+    "cli": {"cli", "evaluation", "training", "data", "diffusion", "models", "imaging", "plots"} | GROUND,
     "training": {"training", "data", "diffusion", "models", "imaging", "pictures", "plots"} | GROUND,
+    "evaluation": {"evaluation", "training", "data", "diffusion", "imaging"} | GROUND,
     "data": {"data"} | GROUND,
     "diffusion": {"diffusion"} | GROUND,
     "models": {"models"} | GROUND,

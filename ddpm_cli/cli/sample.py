@@ -3,21 +3,17 @@
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddpm_cli.cli.checks import check_checkpoint
 from ddpm_cli.cli.command import launch
 from ddpm_cli.cli.folders import new_folder
-from ddpm_cli.config import SampleConfig, check_guidance
-from ddpm_cli.errors import UserError
+from ddpm_cli.config import SampleConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddpm_cli.training.build import Trained
-    from ddpm_cli.training.generate import Generator
     from ddpm_cli.training.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -52,10 +48,11 @@ def run(config: SampleConfig, folder: Path) -> None:
 
     from ddpm_cli.imaging import save_gif, save_png, to_uint8
     from ddpm_cli.training.build import load_trained
+    from ddpm_cli.training.generate import generator_of
     from ddpm_cli.training.tasks import plan
 
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
-    generator = _generator(config, trained)
+    generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
     task = plan(config, generator, trained)
     new_folder(folder)
     points = len(generator.shape) == 1
@@ -82,26 +79,6 @@ def run(config: SampleConfig, folder: Path) -> None:
     if config.npz:
         _save_npz(torch.cat(kept), task.labels, folder / "samples.npz")
     log.info("%d %s in %s", len(task.labels), "points" if points else "images", folder)
-
-
-def _generator(config: SampleConfig, trained: "Trained") -> "Generator":
-    """What draws: the run's own sampler, variance and guidance where `config` names no others."""
-    from ddpm_cli.training.generate import Generator, warn_of_few_steps
-
-    own = trained.config
-    sampler = config.sampler or own.sampler
-    sampler.check_against(own.schedule, own.dataset)
-    scale = own.guidance_scale if config.guidance_scale is None else config.guidance_scale
-    check_guidance(scale, own.conditioning)
-    variance = config.variance or own.variance
-    if (variance == "learned_range") != (own.variance == "learned_range"):
-        raise UserError(
-            f"variance={variance}: this network was trained with variance={own.variance}; learned_range is for those "
-            "trained with it, and they for it"
-        )
-    warn_of_few_steps(sampler, variance, own.schedule.timesteps)
-    denoiser = replace(trained.denoiser, variance=variance)
-    return Generator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 
 def _work(task: "Task", batch_size: int, moments: set[int]) -> Iterator[tuple[range, dict[int, "Tensor"]]]:

@@ -55,6 +55,8 @@ def check_classes(key: str, path: Path, state: Mapping[str, Any]) -> None:
 class Trained:
     """What a checkpoint holds, ready to use. `classes`: the names of those that the network is told, maybe none."""
 
+    path: Path
+    step: int
     config: TrainConfig
     denoiser: Denoiser
     classes: list[str]
@@ -76,4 +78,4 @@ def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Traine
     network.load_state_dict(state[weights])
     network = network.to(on).eval().requires_grad_(False)
     denoiser = build_denoiser(config, network, on, resolve_precision(precision, on))
-    return Trained(config, denoiser, state["classes"], on)
+    return Trained(path, state["step"], config, denoiser, state["classes"], on)

@@ -3,18 +3,20 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ddpm_cli import rng
+from ddpm_cli.config import check_guidance
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.sampling import Guidance, sample
-from ddpm_cli.errors import Failure
+from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.options import Ddpm, Sampler
+from ddpm_cli.training.build import Trained
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -75,6 +77,29 @@ class Generator:
         noise = ImageNoise(seed, images, self.shape, self.device)
         guidance = self.guidance(labels[images.start : images.stop])
         return sample(self.sampler, self.denoiser, noise(), noise, guidance)
+
+
+def generator_of(
+    trained: Trained, sampler: Sampler | None, variance: str | None, guidance_scale: float | None
+) -> Generator:
+    """What draws from a checkpoint: the run's own sampler, variance and guidance where None is given.
+
+    Raises `UserError` where its schedule, data or network take no such ones.
+    """
+    own = trained.config
+    sampler = sampler or own.sampler
+    sampler.check_against(own.schedule, own.dataset)
+    scale = own.guidance_scale if guidance_scale is None else guidance_scale
+    check_guidance(scale, own.conditioning)
+    variance = variance or own.variance
+    if (variance == "learned_range") != (own.variance == "learned_range"):
+        raise UserError(
+            f"variance={variance}: this network was trained with variance={own.variance}; learned_range is for those "
+            "trained with it, and they for it"
+        )
+    warn_of_few_steps(sampler, variance, own.schedule.timesteps)
+    denoiser = replace(trained.denoiser, variance=variance)
+    return Generator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 
 def batches_that_fit(n: int, batch_size: int, work: Callable[[range], Made]) -> Iterator[tuple[range, Made]]:

@@ -281,22 +281,36 @@ def test_sampling_from_a_run_that_cannot_do_it(run: Run, runs: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        ([], "ckpt=: missing"),
+        ([], "ckpt=: must be a run folder or a checkpoint, or samples=… given instead: one of the two"),
         (["ckpt=nowhere"], "ckpt=nowhere: no such file or folder"),
         (["ckpt=text.pt"], "ckpt=text.pt: not a checkpoint"),
-        (["ckpt=x", "metrics=[fid]"], "metrics=['fid']: must be a list of nll, as in [nll]"),
-        (["ckpt=x", "metrics=[nll,fid]"], "metrics=['nll', 'fid']: must be a list of nll"),
-        (["ckpt=x", "metrics=[]"], "metrics=[]: must be a list of nll, as in [nll]"),
+        (["ckpt=x", "metrics=[fad]"], "metrics=['fad']: must be a list of fid, kid, is, prc or nll, as in [fid,kid]"),
+        (["ckpt=x", "metrics=[nll,fad]"], "metrics=['nll', 'fad']: must be a list of fid, kid"),
+        (["ckpt=x", "metrics=[]"], "metrics=[]: must be a list of fid, kid, is, prc or nll"),
         (["ckpt=x", "metrics=nll"], "metrics=nll: must be a list"),
         (["ckpt=x", "metric=[nll]"], "metric: no such key; did you mean metrics?"),
-        (["ckpt=x", "n=0"], "n=0: must be at least 1, or null for the whole split"),
+        (["ckpt=x", "metrics=[nll]", "n=0"], "n=0: must be at least 1 for these metrics, or null"),
+        (["ckpt=x", "n=9"], "n=9: must be at least 10 for these metrics, or null"),
         (["ckpt=x", "n=some"], "n=some: must be a whole number"),
+        (["ckpt=x", "features=clip"], "features=clip: must be auto, inception or classifier"),
+        (["ckpt=x", "samples=y"], "ckpt=x: must be a run folder or a checkpoint, or samples=… given instead"),
+        (["ckpt=x", "dataset=digits"], "dataset=digits: a checkpoint knows its own; leave it out, or use root=…"),
+        (["samples=."], "dataset=null: must be given with samples=…, as in dataset=fashion_mnist"),
+        (["samples=.", "dataset=swiss_roll"], "dataset=swiss_roll: must be one of images"),
+        (
+            ["samples=.", "dataset=digits", "metrics=[nll]"],
+            "metrics=[nll]: takes a network, which samples have none of",
+        ),
+        (["samples=.", "dataset=digits", "sampler=ddim"], "sampler: says how samples are drawn, and these are given"),
+        (["samples=.", "dataset=digits"], "samples=.: no images"),
+        (["samples=text.pt", "dataset=digits"], "samples=text.pt: must be a folder of images, or an npz file with"),
+        (["ckpt=x", "sampler=dim"], "sampler=dim: must be ddim, ddpm, dpmpp_2m or heun"),
+        (["ckpt=x", "variance=huge"], "variance=huge: must be fixed_small, fixed_large or learned_range"),
         (["ckpt=x", "split=val"], "split=val: must be test or train"),
         (["ckpt=x", "batch_size=0"], "batch_size=0: must be in 1..1000000"),
         (["ckpt=x", "seed=-1"], "seed=-1: must be in 0..2**63-1"),
         (["ckpt=x", "weights=best"], "weights=best: must be ema or model"),
         (["ckpt=x", "precision=half"], "precision=half: must be auto, fp32, bf16 or fp16"),
-        (["ckpt=x", "sampler=ddim"], "sampler: no such key"),
     ],
 )
 def test_evaluating(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
@@ -310,7 +324,7 @@ def test_evaluating_on_classes_that_the_network_is_not_told(run: Run, tmp_path: 
         paint(tmp_path / "pictures" / place / "0.png")
     data = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=8", *TINY[1:]]
     assert run("train", *data, "conditioning=class", "train.steps=1", "out=here").code == 0
-    result = run("evaluate", "ckpt=here", "n=2")
+    result = run("evaluate", "ckpt=here", "metrics=[nll]", "n=2")
     check(result, "split=test: its classes are dogs or eels, and the network is told cats or dogs")
     assert not Path("outputs").exists()
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluate(run: Run) -> Callable[..., dict[str, Any]]:
-    """`evaluate("here", ckpt, "n=3")`: what nll.json has after `ddpm-evaluate`, which writes to the folder `here`."""
+    """`evaluate("here", ckpt, "n=3")`: what evaluation.json has, written to the folder `here`."""
 
     def summary(out: str, ckpt: Path, *overrides: str) -> dict[str, Any]:
-        result = run("evaluate", f"ckpt={ckpt}", f"out={out}", "device=cpu", *overrides)
+        result = run("evaluate", f"ckpt={ckpt}", f"out={out}", "device=cpu", "metrics=[nll]", *overrides)
         assert result.code == 0, result.err
-        return json.loads(Path(out, "nll.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+        record = json.loads(Path(out, "evaluation.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+        return {**record, **record["nll"], "nll": record["metrics"]["nll"]}
 
     return summary
 
@@ -43,12 +45,12 @@ def terms(folder: str) -> list[float]:
 
 def test_the_bound_and_its_parts(evaluate: Evaluate, trained: Path) -> None:
     found = evaluate("new", trained, "n=6")
-    assert sorted(path.name for path in Path("new").iterdir()) == ["nll.csv", "nll.json", "nll.png"]
-    assert {key: found[key] for key in ("unit", "n", "split", "ckpt", "weights", "seed")} == {
-        "unit": "bits/dim",
+    assert sorted(path.name for path in Path("new").iterdir()) == ["evaluation.json", "nll.csv", "nll.png"]
+    assert {key: found[key] for key in ("n", "split", "ckpt", "step", "weights", "seed")} == {
         "n": 6,
         "split": "test",
-        "ckpt": str(trained),
+        "ckpt": str(trained / "checkpoints/last.pt"),
+        "step": 6,
         "weights": "ema",
         "seed": 0,
     }
@@ -64,8 +66,8 @@ def test_the_bound_and_its_parts(evaluate: Evaluate, trained: Path) -> None:
 
 
 def test_the_result_is_in_the_log_too(run: Run, trained: Path) -> None:
-    result = run("evaluate", f"ckpt={trained}", "n=2", "out=new")
-    nll = json.loads(Path("new/nll.json").read_text())["nll"]
+    result = run("evaluate", f"ckpt={trained}", "metrics=[nll]", "n=2", "out=new")
+    nll = json.loads(Path("new/evaluation.json").read_text())["metrics"]["nll"]
     assert f"at most {nll:.4f} bits/dim" in result.err
     assert "over 2 examples of the test split" in result.err
 
@@ -95,8 +97,8 @@ def test_splits_weights_and_seeds(evaluate: Evaluate, trained: Path) -> None:
 
 def test_more_than_there_are_is_all(evaluate: Evaluate, tmp_path: Path) -> None:
     points = train_into(tmp_path / "run", *TINY_POINTS, "schedule=cosine", "schedule.timesteps=8", "train.steps=2")
-    assert evaluate("all", points, "n=null")["n"] == 100
-    assert evaluate("more", points, "n=1000")["n"] == 100
+    assert evaluate("some", points)["n"] == 64
+    assert evaluate("all", points, "n=1000")["n"] == 100
 
 
 def test_a_better_network_has_a_lower_bound(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -137,20 +139,114 @@ def test_the_class_is_told(evaluate: Evaluate, trained: Path, monkeypatch: pytes
 def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("precious")
-    result = run("evaluate", f"ckpt={trained}", "n=1", "out=mine")
+    result = run("evaluate", f"ckpt={trained}", "metrics=[nll]", "n=1", "out=mine")
     assert result.code == 2
     assert "out=mine: already holds files" in result.err
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 
 def test_the_default_folder(run: Run, trained: Path) -> None:
-    assert run("evaluate", f"ckpt={trained}", "n=1").code == 0
+    assert run("evaluate", f"ckpt={trained}", "metrics=[nll]", "n=1").code == 0
     (folder,) = Path("outputs/evaluate").iterdir()
-    assert (folder / "nll.json").is_file()
+    assert (folder / "evaluation.json").is_file()
 
 
 def test_help(run: Run) -> None:
     out = run("evaluate", "--help").out
     assert "ddpm-evaluate ckpt=outputs/train/fashion_mnist/… metrics=[nll] n=64" in out
-    for key in ("ckpt", "metrics", "n", "split", "batch_size", "seed", "weights", "device", "precision", "out"):
+    for key in (
+        "ckpt",
+        "metrics",
+        "n",
+        "split",
+        "batch_size",
+        "seed",
+        "weights",
+        "device",
+        "precision",
+        "out",
+        "features",
+        "samples",
+    ):
         assert f"\n  {key}: " in out
+
+
+@pytest.fixture
+def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has seen a few steps: what it says matters nowhere here."""
+    from ddpm_cli.evaluation import classifier
+
+    monkeypatch.setattr(classifier, "LEAST_STEPS", 10)
+    monkeypatch.setattr(classifier, "EPOCHS", 0)
+
+
+@pytest.mark.usefixtures("quick_classifier")
+def test_distances_of_samples(run: Run, trained: Path) -> None:
+    before = len((trained / "evaluations.jsonl").read_text().splitlines()) if list(trained.glob("*.jsonl")) else 0
+    result = run("evaluate", f"ckpt={trained}", "metrics=[fid,kid,is,prc,nll]", "n=12", "out=new", "device=cpu")
+    assert result.code == 0, result.err
+    record = json.loads(Path("new/evaluation.json").read_text(), parse_constant=pytest.fail)
+    assert {name for name in record["metrics"] if "_std" not in name} == {
+        "fd_classifier", "kd_classifier", "is_classifier", "precision_classifier", "recall_classifier", "nll",
+    }  # fmt: skip
+    assert record["floor"].keys() == record["metrics"].keys() - {"nll"}
+    assert (record["n"], record["floor_n"], record["nfe"], record["sampler"]["steps"]) == (12, 12, 3, 3)
+    assert record["command"].startswith(f"ddpm-evaluate ckpt={trained} 'metrics=[fid,kid,is,prc,nll]' n=12")
+    assert f"fd_classifier {record['metrics']['fd_classifier']:.4g} (95% between" in result.err
+    assert "classes found: 0 " in result.err
+    lines = (trained / "evaluations.jsonl").read_text().splitlines()
+    assert len(lines) == before + 1
+    assert json.loads(lines[-1]) == record
+    with Image.open("new/neighbours.png") as picture:
+        assert picture.size == (8 * 58 + 2, 8 * 58 + 2)
+    with Image.open("new/samples.png") as picture:
+        assert picture.size == (4 * 58 + 2, 3 * 58 + 2)
+
+
+@pytest.mark.usefixtures("quick_classifier")
+def test_given_samples_are_judged_as_those_that_are_drawn(run: Run, trained: Path) -> None:
+    drawn = ["sample", f"ckpt={trained}", "n=12", "npz=true", "out=drawn", "device=cpu"]
+    assert run(*drawn).code == 0
+    found = []
+    for ask in ([f"ckpt={trained}", "n=12"], *([f"samples={at}"] for at in ("drawn/images", "drawn/samples.npz"))):
+        data = [] if "ckpt" in ask[0] else ["dataset=digits"]
+        result = run("evaluate", *ask, *data, "metrics=[fid]", f"out=new{len(found)}", "device=cpu")
+        assert result.code == 0, result.err
+        found.append(json.loads(Path(f"new{len(found)}/evaluation.json").read_text())["metrics"]["fd_classifier"])
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
+
+
+def test_inception_where_it_cannot_be_had(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse)
+    result = run("evaluate", f"ckpt={trained}", "features=inception", "n=10", "out=new")
+    assert result.code == 2
+    assert "ddpm-evaluate: features=inception: the weights of inception-v3-compat are not in" in result.err
+    assert not Path("new").exists()
+
+
+def test_points_have_no_distances(run: Run, tmp_path: Path) -> None:
+    points = train_into(tmp_path / "run", *TINY_POINTS, "train.steps=2")
+    result = run("evaluate", f"ckpt={points}", "out=new")
+    assert result.code == 2
+    assert "metrics=['fid']: compare images, and dataset=swiss_roll has points; use [nll]" in result.err
+
+
+def test_without_torch_fidelity(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddpm_cli.cli.evaluate.find_spec", lambda name: None)
+    result = run("evaluate", f"ckpt={trained}")
+    assert result.code == 2
+    assert "metrics=['fid']: need torch-fidelity; pip install 'ddpm-cli[eval]'" in result.err
+
+
+def test_a_link_in_place_of_the_record_is_left_alone(run: Run, trained: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(trained, copied)
+    (copied / "evaluations.jsonl").unlink(missing_ok=True)
+    (copied / "evaluations.jsonl").symlink_to(tmp_path / "elsewhere")
+    result = run("evaluate", f"ckpt={copied}", "metrics=[nll]", "n=1", "out=new")
+    assert result.code == 0
+    assert "cannot be added to" in result.err
+    assert not (tmp_path / "elsewhere").exists()

@@ -16,7 +16,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from ddpm_cli.cli import command as command_module
-from ddpm_cli.cli import forward, sample, train
+from ddpm_cli.cli import evaluate, forward, sample, train
 from ddpm_cli.cli.checks import check_checkpoint
 from ddpm_cli.cli.command import launch, register_schemas
 from tests.conftest import SCHEMAS
@@ -24,7 +24,7 @@ from tests.conftest import SCHEMAS
 CHECKS: dict[str, Callable[[Any], None]] = {
     "train": train.check,
     "sample": check_checkpoint,
-    "evaluate": check_checkpoint,
+    "evaluate": evaluate.check,
     "forward": forward.check,
 }
 SPELLINGS: dict[str, Mapping[str, str]] = {"sample": sample.SPELLING}

@@ -1,0 +1,99 @@
+"""Where the images that are judged come from: drawn now, or given as a folder or an npz file."""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_cli.data.image_folder import read_image_folder
+from ddpm_cli.data.table import to_tensor
+from ddpm_cli.diffusion.denoiser import Network
+from ddpm_cli.errors import UserError
+from ddpm_cli.imaging import to_uint8
+from ddpm_cli.options import ImageDataset, ImageFolder
+from ddpm_cli.training.generate import Generator, batches_that_fit, in_turn
+
+KEYS = ("images", "arr_0")
+"""What arrays of images are called in npz files: ours, and those of guided-diffusion."""
+
+
+class Drawn:
+    """n images of `seed`, batch by batch, of all classes in turn. They are those that ddpm-sample makes.
+
+    nfe: how often the network was called for an image, once some have been drawn.
+    """
+
+    def __init__(self, generator: Generator, n: int, seed: int, batch_size: int) -> None:
+        self._shown = 0
+        counted = replace(generator.denoiser, network=self._counting(generator.denoiser.network))
+        self.generator = replace(generator, denoiser=counted)
+        self.n, self.seed, self.batch_size = n, seed, batch_size
+        self.nfe = 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """(B, C, H, W) uint8, on the CPU."""
+        labels = in_turn(self.n, range(max(1, self.generator.classes)))
+        with tqdm(total=self.n, desc="samples", unit="image", leave=False, disable=None) as bar:
+            for images, pixels in batches_that_fit(self.n, self.batch_size, lambda part: self._batch(labels, part)):
+                bar.update(len(images))
+                yield pixels
+
+    def _batch(self, labels: Sequence[int], images: range) -> Tensor:
+        self._shown = 0
+        x = torch.empty(0)
+        for step in self.generator.steps(self.seed, labels, images):
+            x = step.x
+        self.nfe = self._shown / len(images)
+        return to_uint8(x)
+
+    def _counting(self, network: Network) -> Network:
+        def call(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+            self._shown += len(x)
+            return network(x, t, y)
+
+        return call
+
+
+def given(samples: str, dataset: ImageDataset, cache: Path) -> Tensor:
+    """The images of a folder or an npz file, (N, C, H, W) uint8, as large as those of `dataset`.
+
+    Those of a folder are resized to that. Raises `UserError` where there are none, or an npz file has others.
+    """
+    path = Path(samples).expanduser()
+    if path.is_dir():
+        folder = ImageFolder(
+            root=str(path),
+            image_size=dataset.image_size,
+            channels=dataset.channels,
+            flip=False,
+            test_fraction=0.0,
+            skip_broken=False,
+            follow_links=False,
+        )
+        try:
+            return read_image_folder(folder, True, cache / "image_folder").values
+        except UserError as error:
+            raise UserError(str(error).replace("dataset.root=", "samples=")) from error
+    pixels = _npz(samples, path)
+    wanted = (*dataset.shape[1:], dataset.channels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != wanted:
+        raise UserError(
+            f"samples={samples}: holds {pixels.dtype} of {pixels.shape}; for dataset={dataset.name} must be uint8 of "
+            f"(N, {wanted[0]}, {wanted[1]}, {wanted[2]})"
+        )
+    return to_tensor(pixels)
+
+
+def _npz(samples: str, path: Path) -> np.ndarray:
+    try:
+        with np.load(path) as arrays:  # no pickles unless asked for
+            return next(arrays[key] for key in KEYS if key in arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, StopIteration, TypeError, AttributeError) as error:
+        raise UserError(
+            f"samples={samples}: must be a folder of images, or an npz file with them as {' or '.join(KEYS)}"
+        ) from error

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm_cli.data.sources import load_examples
+from ddpm_cli.data.table import Examples, to_float
+from ddpm_cli.evaluation import classifier as module
+from ddpm_cli.evaluation.classifier import FEATURES, Classifier, TrainedClassifier, trained_classifier
+from tests.conftest import composed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def splits() -> tuple[Examples, Examples]:
+    dataset = composed("dataset=digits").dataset
+    return load_examples(dataset, train=True), load_examples(dataset, train=False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("classifier")
+
+
+@pytest.fixture(scope="module")
+def trained(splits: tuple[Examples, Examples], cache: Path) -> TrainedClassifier:
+    return trained_classifier(*splits, "digits", cache, CPU)
+
+
+def test_it_knows_the_digits(trained: TrainedClassifier, splits: tuple[Examples, Examples]) -> None:
+    test = splits[1]
+    found = trained.network(to_float(test.values)).argmax(1)
+    right = (found == test.labels).float().mean().item()
+    assert right > 0.95
+    assert trained.accuracy == pytest.approx(right)
+
+
+def test_it_is_trained_once(
+    trained: TrainedClassifier, splits: tuple[Examples, Examples], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_fitted", lambda *_: pytest.fail("trained again"))
+    again = trained_classifier(*splits, "digits", cache, CPU)
+    assert (again.digest, again.accuracy) == (trained.digest, trained.accuracy)
+    for name, tensor in trained.network.state_dict().items():
+        torch.testing.assert_close(again.network.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_other_data_or_another_version_have_another(
+    splits: tuple[Examples, Examples], trained: TrainedClassifier, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST_STEPS", 2)
+    monkeypatch.setattr(module, "EPOCHS", 0)
+    assert trained_classifier(*splits, "others", cache, CPU).digest != trained.digest
+    monkeypatch.setattr(module, "VERSION", 0)
+    assert trained_classifier(*splits, "digits", cache, CPU).digest != trained.digest
+
+
+def test_the_same_data_make_the_same_one_and_draw_nothing_from_torch(
+    splits: tuple[Examples, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST_STEPS", 3)
+    monkeypatch.setattr(module, "EPOCHS", 0)
+    torch.manual_seed(1)
+    one = trained_classifier(*splits, "x", tmp_path / "one", CPU)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    torch.testing.assert_close(torch.rand(1), drawn, rtol=0, atol=0)
+    torch.manual_seed(2)
+    two = trained_classifier(*splits, "x", tmp_path / "two", CPU)
+    assert one.digest == two.digest
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 9, 31), (3, 64, 48), (1, 200, 40)])
+def test_any_size_of_image(shape: tuple[int, int, int]) -> None:
+    network = Classifier(shape[0], 3).eval()
+    assert network.features(torch.zeros(2, *shape)).shape == (2, FEATURES)
+    assert network(torch.zeros(2, *shape)).shape == (2, 3)
