@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
-from ddpm_cli.cli import evaluate, forward, sample, train
+from ddpm_cli.cli import evaluate, forward, report, sample, train
 from ddpm_cli.cli.command import register_schemas
 from ddpm_cli.config import EvaluateConfig, ForwardConfig, SampleConfig, TrainConfig
 from ddpm_cli.options import Ddim, Ddpm, Sampler
@@ -25,7 +25,13 @@ from ddpm_cli.training.seal import seal
 torch.set_num_threads(1)
 
 SCHEMAS = {"train": TrainConfig, "sample": SampleConfig, "forward": ForwardConfig, "evaluate": EvaluateConfig}
-MAINS = {"train": train.main, "sample": sample.main, "forward": forward.main, "evaluate": evaluate.main}
+MAINS = {
+    "train": train.main,
+    "sample": sample.main,
+    "forward": forward.main,
+    "evaluate": evaluate.main,
+    "report": report.main,
+}
 
 TINY = [
     "dataset=digits",
@@ -151,10 +157,10 @@ def tally(record_property: Callable[[str, object], None]) -> Callable[[str], Cal
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     totals: dict[str, list[int]] = {}
     for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            for name in dict(report.user_properties):
+        for ended in terminalreporter.getreports(outcome):
+            for name in dict(ended.user_properties):
                 passed, failed = totals.get(name, (0, 0))
-                passed += sum(count for kind, count in report.user_properties if kind == name)
+                passed += sum(count for kind, count in ended.user_properties if kind == name)
                 totals[name] = [passed, failed + (outcome == "failed")]
     for name, (passed, failed) in sorted(totals.items()):
         terminalreporter.write_line(f"{name}: {passed} passed, {failed} failed")

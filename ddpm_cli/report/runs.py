@@ -1,0 +1,242 @@
+"""What lies in a run folder, as dataclasses. A file that is missing or broken leaves its part empty."""
+
+import csv
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import yaml
+
+from ddpm_cli.errors import UserError
+from ddpm_cli.report.reading import run_folders, text_of
+
+log = logging.getLogger(__name__)
+
+MAX_NOTES = 65_536
+MAX_METRICS = 64 * 2**20
+MAX_EVALUATIONS = 16 * 2**20
+"""Bytes of a file: many times what a run's have."""
+MAX_DEPTH = 8
+MAX_SETTINGS = 1000
+MAX_RUNS = 500
+MAX_NAME = 40  # letters of a metric
+LAST_SHARE = 10
+"""The final loss is the mean of the last tenth of the rows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of metrics.csv."""
+
+    step: int
+    epoch: float
+    images: float
+    loss: float  # not finite where all the steps of the row were skipped
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's last evaluation. `how`: what another must have alike to be compared with it."""
+
+    value: float
+    interval: tuple[float, float] | None
+    step: int | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder shows it."""
+
+    folder: Path
+    name: str
+    settings: dict[str, Any]  # by dotted key; a group's name is the group's: `schedule`, not `schedule.name`
+    overrides: list[str]
+    rows: list[Row]
+    scores: dict[str, Score]
+    grids: dict[int, Path]  # the milestones' samples by step, in order
+    film: Path | None
+
+    @property
+    def steps(self) -> int:
+        """Steps done, as far as rows tell."""
+        return self.rows[-1].step if self.rows else 0
+
+    @property
+    def seconds(self) -> float | None:
+        """Spent in them."""
+        return self.rows[-1].seconds if self.rows else None
+
+    @cached_property
+    def images_per_second(self) -> float | None:
+        """The median of the rows'."""
+        speeds = [row.images_per_second for row in self.rows if math.isfinite(row.images_per_second)]
+        return median(speeds) if speeds else None
+
+    @cached_property
+    def planned(self) -> int | None:
+        """The steps that the run was to have, where its settings say; by epochs, if there is a row to reckon with."""
+        steps, epochs, batch = (self.settings.get(f"train.{key}") for key in ("steps", "epochs", "batch_size"))
+        if isinstance(steps, int):
+            return steps
+        if isinstance(epochs, int | float) and isinstance(batch, int) and self.rows and self.rows[-1].epoch > 0:
+            examples = round(self.rows[-1].images / self.rows[-1].epoch)
+            return math.ceil(epochs * examples / batch) if math.isfinite(epochs) and batch > 0 else None
+        return None
+
+    @cached_property
+    def loss(self) -> float | None:
+        """The mean of the last tenth of the rows; NaN where the run ended in losses that are not finite."""
+        if not self.rows:
+            return None
+        last = [row.loss for row in self.rows[-math.ceil(len(self.rows) / LAST_SHARE) :]]
+        if not math.isfinite(last[-1]):
+            return math.nan
+        return fmean(loss for loss in last if math.isfinite(loss))
+
+
+def find_runs(folders: Sequence[str]) -> list[Run]:
+    """The runs in `folders`, at any depth, each once, named by where they lie below what they have in common.
+
+    Raises `UserError` where a folder is absent or holds none, and where there are more than a page can show.
+    """
+    found: dict[Path, Path] = {}  # by where they really are
+    for typed in folders:
+        top = Path(typed).expanduser()
+        try:
+            if not top.is_dir():
+                raise UserError(f"{typed}: no such folder; name a run folder, or one that holds some")
+            before = len(found)
+            empty = True
+            for folder in run_folders(top):
+                empty = False
+                found.setdefault(folder.resolve(), folder)
+                if len(found) > MAX_RUNS:
+                    raise UserError(f"{typed}: more than {MAX_RUNS} runs; name fewer of them")
+        except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{typed}: cannot be read ({reason}); name another folder") from error
+        if empty and len(found) == before:
+            raise UserError(
+                f"{typed}: holds no run; a run has .hydra/config.yaml and metrics.csv, as ddpm-train leaves them"
+            )
+    if len(found) == 1:
+        return [read_run(folder, place.name) for place, folder in found.items()]
+    common = os.path.commonpath(list(found))
+    return [read_run(folder, str(place.relative_to(common))) for place, folder in found.items()]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """The run in `folder`."""
+    config = _yaml(folder / ".hydra" / "config.yaml")
+    settings = _flat(config, MAX_DEPTH) if isinstance(config, dict) else {}
+    if not 0 < len(settings) <= MAX_SETTINGS:
+        log.warning("%s: no settings of a run in its .hydra/config.yaml", folder)
+        settings = {}
+    overrides = _yaml(folder / ".hydra" / "overrides.yaml")
+    film = folder / "samples" / "film.gif"
+    return Run(
+        folder,
+        name,
+        settings,
+        [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else [],
+        _rows(text_of(folder / "metrics.csv", MAX_METRICS)),
+        _scores(text_of(folder / "evaluations.jsonl", MAX_EVALUATIONS)),
+        _grids(folder / "samples"),
+        film if film.is_file() else None,
+    )
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(text_of(path, MAX_NOTES))
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
+        log.warning("%s: left out, for it is not readable", path)
+        return None
+
+
+def _flat(tree: dict[Any, Any], depth: int) -> dict[str, Any]:
+    """A nested config by dotted keys. No more than a few above `MAX_SETTINGS`: YAML can repeat what it names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            below = _flat(value, depth - 1) if depth > 1 else {}
+            flat |= {str(key) if name == "name" else f"{key}.{name}": leaf for name, leaf in below.items()}
+        else:
+            flat[str(key)] = value
+        if len(flat) > MAX_SETTINGS:
+            break
+    return flat
+
+
+def _rows(text: str) -> list[Row]:
+    """The rows that are whole, for a crash may cut the last one."""
+    rows = []
+    try:
+        for row in csv.DictReader(io.StringIO(text.rpartition("\n")[0])):
+            try:
+                numbers = [float(row[key]) for key in ("epoch", "images", "loss", "images_per_second", "seconds")]
+                rows.append(Row(int(row["step"]), *numbers))
+            except (KeyError, TypeError, ValueError):
+                continue
+    except csv.Error:  # a field of any length, a zero byte
+        log.warning("metrics.csv: not readable after step %d", rows[-1].step if rows else 0)
+    return rows
+
+
+def _scores(text: str) -> dict[str, Score]:
+    scores: dict[str, Score] = {}
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):  # cut by a crash
+            continue
+        metrics = _table(found, "metrics")
+        for name, value in metrics.items():
+            if _is_number(value) and len(name) <= MAX_NAME:
+                scores.pop(name, None)
+                scores[name] = Score(value, _interval(found, name), _step(found), _how(found))
+    return scores
+
+
+def _table(found: Any, key: str) -> dict[str, Any]:
+    table = found.get(key) if isinstance(found, dict) else None
+    return table if isinstance(table, dict) else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _interval(found: dict[str, Any], name: str) -> tuple[float, float] | None:
+    match _table(found, "intervals").get(name):
+        case [low, high] if _is_number(low) and _is_number(high):
+            return low, high
+    return None
+
+
+def _step(found: dict[str, Any]) -> int | None:
+    step = found.get("step")
+    return step if isinstance(step, int) else None
+
+
+def _how(found: dict[str, Any]) -> str:
+    told = {key: found.get(key) for key in ("split", "n", "weights", "features", "nfe", "guidance_scale")}
+    told["sampler"] = _table(found, "sampler").get("name")
+    return ", ".join(f"{key}={value}" for key, value in told.items() if isinstance(value, str | int | float))
+
+
+def _grids(folder: Path) -> dict[int, Path]:
+    found = {path.stem[5:]: path for path in folder.glob("step_*.png") if path.is_file()}
+    steps = {int(digits): path for digits, path in found.items() if digits.isdecimal() and len(digits) < 16}
+    return dict(sorted(steps.items()))
