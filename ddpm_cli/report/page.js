@@ -34,14 +34,14 @@ function difference(run) {
   return Object.entries(run.settings).map(([key, value]) => `${key}=${value}`).join(", ");
 }
 
-function tidy(value) {
-  if (value === 0 || Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
+/* Four digits, zeros too, so that they stand below each other. */
+function figure(value) {
   const size = Math.abs(value);
-  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  return size !== 0 && (size >= 1e4 || size < 1e-3) ? value.toExponential(2) : value.toPrecision(4);
 }
 
 function duration(seconds) {
-  if (seconds < 60) return `${tidy(Number(seconds.toFixed(1)))} s`;
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
   const minutes = Math.round(seconds / 60);
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
@@ -70,7 +70,7 @@ const columns = [
     value: (run) => run.scores[name]?.value ?? null,
     cell: (run) => score(run.scores[name]),
   })),
-  { key: "final_loss", title: "final loss", number: true, value: (run) => run.loss, text: tidy },
+  { key: "final_loss", title: "final loss", number: true, value: (run) => run.loss, text: figure },
   {
     key: "steps",
     title: "steps",
@@ -79,7 +79,7 @@ const columns = [
     text: (steps, run) => (unfinished(run) ? `${steps} of ${run.planned}` : String(steps)),
   },
   { key: "seconds", title: "time", number: true, value: (run) => run.seconds, text: duration },
-  { key: "images_per_second", title: "images/s", number: true, value: (run) => run.speed, text: (x) => tidy(Number(x.toPrecision(3))) },
+  { key: "images_per_second", title: "images/s", number: true, value: (run) => run.speed, text: (x) => String(Number(x.toPrecision(3))) },
 ];
 const sorting = { column: null, descending: false };
 
@@ -93,16 +93,16 @@ function unfinished(run) {
 
 function score(found) {
   if (!found) return null;
-  const interval = found.interval ? `${tidy(found.interval[0])} to ${tidy(found.interval[1])}` : null;
+  const interval = found.interval ? `${figure(found.interval[0])} to ${figure(found.interval[1])}` : null;
   const at = found.step === null ? found.how : `step ${found.step}, ${found.how}`;
-  const cell = element("td", { class: "number", title: at }, tidy(found.value));
+  const cell = element("td", { class: "number", title: at }, figure(found.value));
   if (interval) cell.append(element("small", {}, interval));
   return cell;
 }
 
 function cellOf(column, run) {
   const value = column.value(run);
-  const kind = column.number ? "number" : null;
+  const kind = column.number ? "number" : "text";
   if (value === null) return element("td", { class: `${kind} none` }, column.key === "final_loss" && run.diverged ? "nan" : "–");
   if (column.cell) return column.cell(run);
   return element("td", { class: kind, title: column.number ? null : value }, column.text ? column.text(value, run) : String(run.settings[column.key]));
@@ -160,7 +160,7 @@ const CONFIG = {
   displaylogo: false,
   responsive: true,
   displayModeBar: coarse ? true : "hover",
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]], // none that shares or uploads
 };
 
 function look() {
@@ -171,7 +171,7 @@ function look() {
     paper_bgcolor: colour("raised"),
     plot_bgcolor: colour("raised"),
     font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: colour("muted") },
-    margin: { l: 56, r: 16, t: 36, b: 44 },
+    margin: { l: 56, r: 16, t: 36, b: 52 },
     showlegend: false,
     hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("line"), font: { color: colour("ink") }, namelength: -1 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("accent") },
@@ -192,6 +192,7 @@ function smoothed(losses, weight) {
 }
 
 function showCurves() {
+  if (byId("loss").hidden) return;
   const { colour, axis, layout } = look();
   const weight = Number(byId("smooth").value);
   const logarithmic = byId("log").checked;
@@ -208,7 +209,7 @@ function showCurves() {
     ...layout,
     uirevision: `${logarithmic}`, // what was zoomed stays so
     xaxis: { ...axis, title: { text: "step" } },
-    yaxis: { ...axis, title: { text: "loss" }, type: logarithmic ? "log" : "linear", dtick: null },
+    yaxis: { ...axis, title: { text: "loss" }, type: logarithmic ? "log" : "linear", nticks: 7 },
   }, CONFIG);
   byId("legend").replaceChildren(...shown.map((run) => element("li", {}, swatch(run), [run.name, difference(run)].filter(Boolean).join(": "))));
 }
@@ -237,7 +238,7 @@ function mean(values) {
 }
 
 function showHeat() {
-  if (!data.heat || !colourings.length) return;
+  if (byId("heat").hidden) return;
   const [down, across] = data.heat;
   const { colour, axis, layout } = look();
   const { title, value } = colourings[byId("heat-metric").selectedIndex];
@@ -246,22 +247,24 @@ function showHeat() {
     const inside = shown.filter((run) => run.swept[down.key] === y && run.swept[across.key] === x);
     return mean(inside.map(value).filter((found) => found !== null));
   }));
+  byId("map").style.height = `${Math.min(12 + 3 * down.values.length, 40)}rem`;
   Plotly.react(byId("map"), [{
     type: "heatmap",
     x: across.values.map(name),
     y: down.values.map(name),
     z: cells,
-    text: cells.map((row) => row.map((cell) => (cell === null ? "" : tidy(cell)))),
+    text: cells.map((row) => row.map((cell) => (cell === null ? "" : figure(cell)))),
     texttemplate: "%{text}",
-    textfont: { size: 14 },
+    textfont: { size: 14, color: colour("ink") },
     colorscale: [[0, colour("heat-low")], [1, colour("heat-high")]],
-    colorbar: { title: { text: title, side: "right" }, thickness: 14, outlinewidth: 0 },
+    colorbar: { title: { text: plain(title), side: "right" }, thickness: 14, outlinewidth: 0 },
     xgap: 2,
     ygap: 2,
     hoverongaps: false,
     hovertemplate: "%{y}, %{x}: %{z:.5g}<extra></extra>",
   }], {
     ...layout,
+    margin: { ...layout.margin, t: 16 },
     dragmode: false,
     xaxis: { ...axis, type: "category", title: { text: plain(across.key) }, showgrid: false, fixedrange: true },
     yaxis: { ...axis, type: "category", title: { text: plain(down.key) }, showgrid: false, fixedrange: true, autorange: "reversed" },
@@ -302,7 +305,7 @@ function showGrids() {
 
 function showFilms() {
   if (!filmed) return;
-  byId("play").textContent = playing ? "Stop at the end" : "Play";
+  byId("play").textContent = playing ? "Stop" : "Play";
   byId("films-cards").replaceChildren(...shown.filter((run) => run.film).map((run) => {
     const alt = `${playing ? "noise becoming" : "the end of noise becoming"} samples of run ${run.name}`;
     return card(run, element("img", { src: playing ? run.film.moving : run.film.still, alt }), null);
@@ -368,6 +371,7 @@ function describe() {
   const notes = Object.entries(data.unlike).map(([name, ways]) => element("li", {}, `${name} was not measured alike in all runs: ${ways.join("; ")}`));
   byId("unlike").replaceChildren(...notes);
   byId("unlike").hidden = !notes.length;
+  if (coarse) byId("curves-keys").textContent = "The buttons + and − zoom, the arrows move by finger, the house shows all.";
   const better = (higher) => data.metrics.filter((metric) => metric.higher === higher).map((metric) => metric.name).join(", ");
   const said = [better(false) && `lower is better: ${better(false)}`, better(true) && `higher is better: ${better(true)}`].filter(Boolean);
   byId("legend-metrics").textContent = said.join("; ");

@@ -81,7 +81,7 @@ def _run(run: Run, pictures: int) -> dict[str, Any]:
         "command": command_of(run),
         "steps": run.steps,
         "planned": run.planned,
-        "seconds": run.seconds,
+        "seconds": _finite(run.seconds),
         "speed": run.images_per_second,
         "loss": _finite(run.loss),
         "diverged": run.loss is not None and not math.isfinite(run.loss),
@@ -104,7 +104,7 @@ def _curve(rows: Sequence[Row]) -> tuple[list[int], list[float | None]]:
 
 def _mean(losses: Sequence[float]) -> float | None:
     finite = [loss for loss in losses if math.isfinite(loss)]
-    return float(f"{sum(finite) / len(finite):.5g}") if finite else None
+    return _finite(float(f"{sum(finite) / len(finite):.5g}")) if finite else None
 
 
 def _finite(value: float | None) -> float | None:

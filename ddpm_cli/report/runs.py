@@ -6,11 +6,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import yaml
@@ -25,7 +26,7 @@ MAX_METRICS = 64 * 2**20
 MAX_EVALUATIONS = 16 * 2**20
 """Bytes of a file: many times what a run's have."""
 MAX_DEPTH = 8
-MAX_SETTINGS = 1000
+MAX_ITEMS = 1000
 MAX_RUNS = 500
 MAX_NAME = 40  # letters of a metric
 LAST_SHARE = 10
@@ -89,9 +90,10 @@ class Run:
         steps, epochs, batch = (self.settings.get(f"train.{key}") for key in ("steps", "epochs", "batch_size"))
         if isinstance(steps, int):
             return steps
-        if isinstance(epochs, int | float) and isinstance(batch, int) and self.rows and self.rows[-1].epoch > 0:
-            examples = round(self.rows[-1].images / self.rows[-1].epoch)
-            return math.ceil(epochs * examples / batch) if math.isfinite(epochs) and batch > 0 else None
+        if isinstance(epochs, int | float) and isinstance(batch, int) and batch > 0 and self.rows:
+            last = self.rows[-1]
+            planned = epochs * last.images / last.epoch / batch if last.epoch > 0 else math.nan
+            return math.ceil(round(planned, 3)) if math.isfinite(planned) else None  # rows have eight digits
         return None
 
     @cached_property
@@ -102,7 +104,8 @@ class Run:
         last = [row.loss for row in self.rows[-math.ceil(len(self.rows) / LAST_SHARE) :]]
         if not math.isfinite(last[-1]):
             return math.nan
-        return fmean(loss for loss in last if math.isfinite(loss))
+        finite = [loss for loss in last if math.isfinite(loss)]
+        return sum(finite) / len(finite)
 
 
 def find_runs(folders: Sequence[str]) -> list[Run]:
@@ -138,11 +141,9 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
 
 def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`."""
-    config = _yaml(folder / ".hydra" / "config.yaml")
-    settings = _flat(config, MAX_DEPTH) if isinstance(config, dict) else {}
-    if not 0 < len(settings) <= MAX_SETTINGS:
+    settings = _flat(_yaml(folder / ".hydra" / "config.yaml"))
+    if not settings:
         log.warning("%s: no settings of a run in its .hydra/config.yaml", folder)
-        settings = {}
     overrides = _yaml(folder / ".hydra" / "overrides.yaml")
     film = folder / "samples" / "film.gif"
     return Run(
@@ -165,18 +166,26 @@ def _yaml(path: Path) -> Any:
         return None
 
 
-def _flat(tree: dict[Any, Any], depth: int) -> dict[str, Any]:
-    """A nested config by dotted keys. No more than a few above `MAX_SETTINGS`: YAML can repeat what it names."""
-    flat: dict[str, Any] = {}
+def _flat(config: Any) -> dict[str, Any]:
+    """A nested config by dotted keys, or nothing for what is none: YAML can hold anything, and repeat it at will."""
+    items = list(islice(_items(config, "", MAX_DEPTH), MAX_ITEMS + 1)) if isinstance(config, dict) else []
+    if len(items) > MAX_ITEMS:
+        return {}
+    return {key.removesuffix(".name"): value for key, value in items if _is_plain(value)}
+
+
+def _items(tree: dict[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
-            below = _flat(value, depth - 1) if depth > 1 else {}
-            flat |= {str(key) if name == "name" else f"{key}.{name}": leaf for name, leaf in below.items()}
-        else:
-            flat[str(key)] = value
-        if len(flat) > MAX_SETTINGS:
-            break
-    return flat
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict) and depth > 0:
+            yield from _items(value, f"{prefix}{key}.", depth - 1)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a value that a setting may have: a text, a number, true, false, null or a list of these."""
+    if isinstance(value, list):
+        return not any(isinstance(item, list) for item in value) and all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bool) or _is_number(value)
 
 
 def _rows(text: str) -> list[Row]:
@@ -214,7 +223,7 @@ def _table(found: Any, key: str) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
