@@ -16,7 +16,7 @@ demo: .venv/installed data
 	@echo "The pictures:  $(DEMO)/samples/grid.png  $(DEMO)/samples/film.gif"
 	@echo "How they came: $(DEMO)/run/samples/      $(DEMO)/run/loss.png"
 
-test: .venv/installed-dev lint
+test: .venv/installed-dev lint browser
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 faults: .venv/installed-dev
@@ -36,6 +36,14 @@ data:
 ifeq ($(DEBIAN_ROOT),yes)
 	@test -d /usr/share/datasets/fashion-mnist || apt-get install -y -q dataset-fashion-mnist \
 		|| (apt-get update -q && apt-get install -y -q dataset-fashion-mnist) || true
+endif
+
+# Debian's chromium for the tests of ddpm-report's page; where it cannot be installed they are skipped.
+.PHONY: browser
+browser:
+ifeq ($(DEBIAN_ROOT),yes)
+	@test -x /usr/bin/chromedriver || apt-get install -y -q chromium chromium-driver \
+		|| (apt-get update -q && apt-get install -y -q chromium chromium-driver) || true
 endif
 
 .venv/bin/python:

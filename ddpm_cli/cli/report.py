@@ -56,8 +56,8 @@ def run(folders: Sequence[str], out: Path) -> None:
     plotly = _plotly()
     try:
         _check_ours(out, table)
+        _make(out.parent, out)
         page = page_of(runs, f"Runs in {', '.join(folders)}", plotly).encode()
-        out.parent.mkdir(parents=True, exist_ok=True)
         write(out, page)
         write(table, csv_of(runs).encode(errors="backslashreplace"))
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
@@ -65,6 +65,14 @@ def run(folders: Sequence[str], out: Path) -> None:
         raise UserError(f"out={out}: cannot be written ({reason}); name another file") from error
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     log.info("%s in %s (%s) and %s", count, out, amount(len(page)), table)
+
+
+def _make(folder: Path, out: Path) -> None:
+    """Create `folder`, before there is any work that could be lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"out={out}: {folder} is no folder; name another file") from error
 
 
 def _told(arguments: Sequence[str]) -> tuple[list[str], Path]:

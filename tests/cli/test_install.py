@@ -44,7 +44,7 @@ def call(script: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess[str
     return subprocess.run([script, *args], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_train_sample_and_forward_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
+def test_the_commands_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
     place = call(scripts / "python", "-c", "import ddpm_cli; print(ddpm_cli.__file__)", cwd=tmp_path)
     assert str(scripts.parent) in place.stdout
     result = call(scripts / "ddpm-train", *TINY, "train.steps=2", "out=here", cwd=tmp_path)
@@ -52,6 +52,8 @@ def test_train_sample_and_forward_from_the_wheel(scripts: Path, tmp_path: Path) 
     result = call(scripts / "ddpm-sample", "ckpt=here", "n=2", "out=new", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     result = call(scripts / "ddpm-forward", "image=new/grid.png", "out=noised", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = call(scripts / "ddpm-report", "here", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "new/grid.png").is_file()
     assert (tmp_path / "noised/forward.png").is_file()

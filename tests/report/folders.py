@@ -41,7 +41,7 @@ def a_run(
             place[last] = yaml.safe_load(value)
     tree.update(config or {})
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra/config.yaml").write_text(yaml.safe_dump(tree))
+    (folder / ".hydra/config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (folder / ".hydra/overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
     rows = [f"{10 * i},{80 * i},{0.1 * i},{loss},0.001,1,0,{100 + i},{2.5 * i}" for i, loss in enumerate(losses, 1)]
     (folder / "metrics.csv").write_text("\n".join([COLUMNS, *rows, ""]))

@@ -1,0 +1,133 @@
+"""The page as a file: its size, its data, and that nothing in it reaches out or breaks out."""
+
+import json
+import math
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plotly.offline import get_plotlyjs
+
+from ddpm_cli.report.page import is_page, page_of
+from ddpm_cli.report.runs import find_runs
+from tests.report.folders import a_run, paint, paint_film
+
+
+class Reader(HTMLParser):
+    """The tags of a page with their attributes, and the texts of its scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] and self.tags[-1][0] == "script" and data.strip():
+            self.scripts.append(data)
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.scripts[0])
+
+
+def page_in(folder: Path, plotly: str = "") -> str:
+    return page_of(find_runs([str(folder)]), f"Runs in {folder}", plotly)
+
+
+def test_the_data_of_a_page(tmp_path: Path) -> None:
+    a_run(tmp_path / "0", "loss=l1", "train.lr=1e-2", scores={"fid": 3.5}, milestones=[10, 20], film=True)
+    a_run(tmp_path / "1", "loss=l2", "train.lr=1e-3", losses=[1.0, math.nan])
+    data = Reader(page_in(tmp_path)).data
+    assert data["settings"] == ["loss", "train.lr"]
+    assert data["metrics"] == [{"name": "fid", "higher": False}]
+    assert data["heat"] == [
+        {"key": "loss", "values": ["l1", "l2"]},
+        {"key": "train.lr", "values": ["1e-3", "1e-2"]},  # by size
+    ]
+    first, second = data["runs"]
+    assert first["curve"] == {"steps": [10, 20, 30, 40], "losses": [1.0, 0.5, 0.25, 0.125]}
+    assert list(first["grids"]) == ["10", "20"]
+    assert set(first["film"]) == {"moving", "still"}
+    assert first["scores"]["fid"]["value"] == 3.5
+    assert (second["curve"]["losses"], second["loss"], second["diverged"]) == ([1.0, None], None, True)
+    assert (second["grids"], second["film"], second["scores"]) == ({}, None, {})
+
+
+def test_a_heat_map_needs_two_settings(tmp_path: Path) -> None:
+    a_run(tmp_path / "0", "loss=l1")
+    assert Reader(page_in(tmp_path)).data["heat"] is None
+    a_run(tmp_path / "1", "loss=l2", "train.lr=1e-3", "train.batch_size=4")
+    assert Reader(page_in(tmp_path)).data["heat"] is None
+
+
+def test_long_curves_are_means(tmp_path: Path) -> None:
+    losses = [float(i % 3) for i in range(1501)]  # four at a time
+    a_run(tmp_path / "0", losses=[*losses, math.nan])
+    curve = Reader(page_in(tmp_path)).data["runs"][0]["curve"]
+    assert len(curve["steps"]) == len(curve["losses"]) == 376
+    assert (curve["steps"][:2], curve["losses"][:2]) == ([40, 80], [0.75, 1.0])
+    assert (curve["steps"][-1], curve["losses"][-1]) == (15020, 0.0)
+
+
+def test_numbers_without_end_are_told_as_missing(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "0", "train.steps=null", "train.epochs=2", losses=[math.inf])
+    with (folder / "metrics.csv").open("a") as stream:
+        stream.write("50,nan,1e-300,1e308,0,0,0,inf,nan\n60,1e300,1e-300,1e308,0,0,0,inf,-inf\n" * 10)
+    run = Reader(page_in(tmp_path)).data["runs"][0]
+    assert (run["seconds"], run["speed"], run["planned"]) == (None, 101, None)
+
+
+def test_names_are_never_html(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><!--{{plotly}}&amp;"
+    folder = a_run(tmp_path / "runs" / evil.replace("/", "\u2215"), "loss=l1", scores={"</script><b>": 1.0})
+    (folder / ".hydra/overrides.yaml").write_text(json.dumps([f"loss={evil}"]))
+    page = page_of(find_runs([str(tmp_path / "runs")]), evil, "/* plotly */")
+    reader = Reader(page)
+    assert len(reader.scripts) == 3  # data, plotly.js, ours
+    assert page.count("<script") == 3
+    assert page.count("/* plotly */") == 1
+    assert reader.data["title"] == evil
+    assert reader.data["runs"][0]["command"] == f"ddpm-train 'loss={evil}'"
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    a_run(tmp_path / "runs" / "\udcff\udcfe")
+    page = page_in(tmp_path / "runs")
+    assert page.encode()  # whose title is above that folder
+    assert Reader(page).data["runs"][0]["name"] == "\udcff\udcfe"
+
+
+def test_nothing_is_asked_of_a_network(tmp_path: Path) -> None:
+    a_run(tmp_path / "0", milestones=[10], film=True)
+    reader = Reader(page_in(tmp_path))
+    addresses = [value for _, attrs in reader.tags for key, value in attrs.items() if key in ("src", "href")]
+    assert addresses == ["data:,", "#runs"]
+    (policy,) = [attrs["content"] for _, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert not re.search(r"https?:|\*|unsafe-eval|connect-src", policy)
+    assert is_page(page_in(tmp_path)[:1024])
+    assert not is_page("<!doctype html>")
+
+
+def test_twelve_runs_in_less_than_ten_megabytes(tmp_path: Path) -> None:
+    """At worst: grids and films of noise, which nothing makes smaller but throwing away."""
+    rng = np.random.default_rng(0)
+    paint(tmp_path / "grid/it.png", rng.integers(0, 256, (464, 464, 3)))
+    for i in range(12):
+        folder = a_run(tmp_path / "runs" / str(i), losses=rng.random(2000).tolist())
+        paint_film(folder / "samples/film.gif", list(rng.integers(0, 256, (24, 116, 116))))
+        for step in range(1, 9):
+            os.link(tmp_path / "grid/it.png", folder / f"samples/step_{step:08d}.png")
+    page = page_in(tmp_path / "runs", get_plotlyjs())
+    assert 8_000_000 < len(page.encode()) < 10_000_000
+    for run in Reader(page).data["runs"]:
+        assert len(run["grids"]) == 8
+        assert run["film"]
