@@ -278,8 +278,8 @@ const filmed = runs.some((run) => run.film);
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 function card(run, picture, note) {
-  const caption = element("figcaption", {}, swatch(run), element("b", {}, run.name), element("span", { class: "note" }, difference(run)));
-  if (note) caption.append(element("span", { class: "note" }, note));
+  const name = [swatch(run), element("b", {}, run.name), note && element("span", { class: "none" }, ` ${note}`)];
+  const caption = element("figcaption", {}, ...name, element("span", { class: "note" }, difference(run)));
   return element("figure", { "data-run": run.index }, caption, picture);
 }
 
@@ -368,7 +368,7 @@ function hideEmpty() {
 function describe() {
   document.querySelector("h1").textContent = data.title;
   byId("made").textContent = `by ddpm-report, ${data.made}`;
-  const notes = Object.entries(data.unlike).map(([name, ways]) => element("li", {}, `${name} was not measured alike in all runs: ${ways.join("; ")}`));
+  const notes = Object.entries(data.unlike).map(([names, ways]) => element("li", {}, `${names}: not measured alike in all runs, but by ${ways.join(" or ")}`));
   byId("unlike").replaceChildren(...notes);
   byId("unlike").hidden = !notes.length;
   if (coarse) byId("curves-keys").textContent = "The buttons + and − zoom, the arrows move by finger, the house shows all.";

@@ -86,13 +86,17 @@ def _run(run: Run, pictures: int) -> dict[str, Any]:
         "loss": _finite(run.loss),
         "diverged": run.loss is not None and not math.isfinite(run.loss),
         "scores": {
-            name: {"value": score.value, "interval": score.interval, "step": score.step, "how": score.how}
+            name: {"value": score.value, "interval": score.interval, "step": score.step, "how": _words(score.how)}
             for name, score in run.scores.items()
         },
         "curve": {"steps": steps, "losses": losses},
         "grids": small_grids(run.grids, left),
         "film": {"moving": film[0], "still": film[1]} if film else None,
     }
+
+
+def _words(how: dict[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in how.items())
 
 
 def _curve(rows: Sequence[Row]) -> tuple[list[int], list[float | None]]:

@@ -47,12 +47,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's last evaluation. `how`: what another must have alike to be compared with it."""
+    """A metric's last evaluation. `how`: by key, what another must have alike to be compared with it."""
 
     value: float
     interval: tuple[float, float] | None
     step: int | None
-    how: str
+    how: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -239,10 +239,10 @@ def _step(found: dict[str, Any]) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _how(found: dict[str, Any]) -> str:
+def _how(found: dict[str, Any]) -> dict[str, str]:
     told = {key: found.get(key) for key in ("split", "n", "weights", "features", "nfe", "guidance_scale")}
     told["sampler"] = _table(found, "sampler").get("name")
-    return ", ".join(f"{key}={value}" for key, value in told.items() if isinstance(value, str | int | float))
+    return {key: str(value) for key, value in told.items() if isinstance(value, str | int | float)}
 
 
 def _grids(folder: Path) -> dict[int, Path]:

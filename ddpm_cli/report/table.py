@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from ddpm_cli.report.runs import Run
@@ -61,9 +62,15 @@ def higher_is_better(metric: str) -> bool:
 
 
 def unlike(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The metrics that were not measured alike in all runs, and the ways in which they were."""
-    ways = {name: {run.scores[name].how: None for run in runs if name in run.scores} for name in metrics_of(runs)}
-    return {name: list(hows) for name, hows in ways.items() if len(hows) > 1}
+    """Metrics that were not measured alike in all runs, and in which ways they were."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in metrics_of(runs):
+        hows = [run.scores[name].how for run in runs if name in run.scores]
+        keys = [key for key in dict.fromkeys(chain(*hows)) if len({how.get(key) for how in hows}) > 1]
+        ways = dict.fromkeys(", ".join(f"{key}={how.get(key, '?')}" for key in keys) for how in hows)
+        if keys:
+            found.setdefault(tuple(ways), []).append(name)
+    return {", ".join(names): list(ways) for ways, names in found.items()}
 
 
 def command_of(run: Run) -> str:

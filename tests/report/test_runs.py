@@ -57,7 +57,7 @@ def test_the_last_value_of_each_metric_wins(tmp_path: Path) -> None:
     scores = read(folder).scores
     assert {name: score.value for name, score in scores.items()} == {"fid": 7.0, "nll": 4.0}
     assert (scores["fid"].step, scores["fid"].interval, scores["nll"].interval) == (50, (6, 8), None)
-    assert scores["fid"].how == "split=test, n=100, weights=ema, sampler=ddim"
+    assert scores["fid"].how == {"split": "test", "n": "100", "weights": "ema", "sampler": "ddim"}
 
 
 def test_rows_cut_by_a_crash_or_not_rows(tmp_path: Path) -> None:

@@ -74,11 +74,10 @@ def test_metrics_in_order_and_which_way_is_up(tmp_path: Path) -> None:
 
 
 def test_metrics_that_were_not_measured_alike(tmp_path: Path) -> None:
-    evaluate(a_run(tmp_path / "0", scores={"nll": 1}), fid=3.0)
-    evaluate(a_run(tmp_path / "1", scores={"nll": 2}), {"n": 7}, fid=2.0)
-    ways = unlike(find_runs([str(tmp_path)]))
-    assert list(ways) == ["fid"]
-    assert ["n=100" in ways["fid"][0], "n=7" in ways["fid"][1]] == [True, True]
+    evaluate(a_run(tmp_path / "0", scores={"nll": 1}), fid=3.0, kid=1.0)
+    evaluate(a_run(tmp_path / "1", scores={"nll": 2}), {"n": 7, "nfe": 5}, fid=2.0, kid=1.0)
+    a_run(tmp_path / "2")
+    assert unlike(find_runs([str(tmp_path)])) == {"fid, kid": ["n=100, nfe=?", "n=7, nfe=5"]}
 
 
 def test_the_command_repeats_the_run_elsewhere(tmp_path: Path) -> None:
