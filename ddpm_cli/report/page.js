@@ -171,7 +171,7 @@ function look() {
     paper_bgcolor: colour("raised"),
     plot_bgcolor: colour("raised"),
     font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: colour("muted") },
-    margin: { l: 56, r: 16, t: 36, b: 52 },
+    margin: { l: 56, r: 16, t: 36, b: 56 },
     showlegend: false,
     hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("line"), font: { color: colour("ink") }, namelength: -1 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("accent") },

@@ -160,6 +160,16 @@ def test_sorting_by_mouse_and_keyboard(browser: Page, sweep: Path) -> None:
     assert browser.texts("#commands b") == ["2", "10", "0", "1"]
 
 
+def test_what_is_missing_is_sorted_last_either_way(browser: Page, tmp_path: Path) -> None:
+    for i, fid in enumerate([None, 2.0, 10.0]):
+        a_run(tmp_path / str(i), scores={"fid": fid} if fid else {})
+    browser.open(report(tmp_path, tmp_path / "report.html"))
+    browser.head("fid").click()
+    assert browser.names() == ["1", "2", "0"]
+    browser.head("fid").click()
+    assert browser.names() == ["2", "1", "0"]
+
+
 def test_filtering(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     for words, names, count in [
