@@ -21,6 +21,8 @@ ddpm-report shows runs of ddpm-train side by side, in one HTML file that opens f
 Beside the page lies a table of the same runs, report.csv (page.csv). A report of before is replaced, nothing else is.
 """
 
+IN_TITLE = 3
+"""Folders that are named in a page's title; a shell may spell out dozens."""
 HEAD = 65_536
 """Bytes at the beginning of a file, in which a report of ours shows."""
 
@@ -57,7 +59,7 @@ def run(folders: Sequence[str], out: Path) -> None:
     try:
         _check_ours(out, table)
         _make(out.parent, out)
-        page = page_of(runs, f"Runs in {', '.join(folders)}", plotly).encode()
+        page = page_of(runs, _title(folders), plotly).encode()
         write(out, page)
         write(table, csv_of(runs).encode(errors="backslashreplace"))
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
@@ -65,6 +67,11 @@ def run(folders: Sequence[str], out: Path) -> None:
         raise UserError(f"out={out}: cannot be written ({reason}); name another file") from error
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     log.info("%s in %s (%s) and %s", count, out, amount(len(page)), table)
+
+
+def _title(folders: Sequence[str]) -> str:
+    named, others = folders[:IN_TITLE], len(folders) - IN_TITLE
+    return f"Runs in {', '.join(named)}" + (f" and {others} more" if others > 0 else "")
 
 
 def _make(folder: Path, out: Path) -> None:

@@ -208,8 +208,8 @@ function showCurves() {
   Plotly.react(byId("curves"), traces, {
     ...layout,
     uirevision: `${logarithmic}`, // what was zoomed stays so
-    xaxis: { ...axis, title: { text: "step" } },
-    yaxis: { ...axis, title: { text: "loss" }, type: logarithmic ? "log" : "linear", nticks: 7 },
+    xaxis: { ...axis, title: { text: "step", standoff: 8 } },
+    yaxis: { ...axis, title: { text: "loss", standoff: 8 }, type: logarithmic ? "log" : "linear", nticks: 7 },
   }, CONFIG);
   byId("legend").replaceChildren(...shown.map((run) => element("li", {}, swatch(run), [run.name, difference(run)].filter(Boolean).join(": "))));
 }
@@ -266,8 +266,8 @@ function showHeat() {
     ...layout,
     margin: { ...layout.margin, t: 16 },
     dragmode: false,
-    xaxis: { ...axis, type: "category", title: { text: plain(across.key) }, showgrid: false, fixedrange: true },
-    yaxis: { ...axis, type: "category", title: { text: plain(down.key) }, showgrid: false, fixedrange: true, autorange: "reversed" },
+    xaxis: { ...axis, type: "category", title: { text: plain(across.key), standoff: 8 }, showgrid: false, fixedrange: true },
+    yaxis: { ...axis, type: "category", title: { text: plain(down.key), standoff: 8 }, showgrid: false, fixedrange: true, autorange: "reversed" },
   }, { ...CONFIG, displayModeBar: false });
 }
 

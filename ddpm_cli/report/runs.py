@@ -33,7 +33,7 @@ LAST_SHARE = 10
 """The final loss is the mean of the last tenth of the rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A row of metrics.csv."""
 
@@ -119,7 +119,6 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
         try:
             if not top.is_dir():
                 raise UserError(f"{typed}: no such folder; name a run folder, or one that holds some")
-            before = len(found)
             empty = True
             for folder in run_folders(top):
                 empty = False
@@ -129,7 +128,7 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
         except (OSError, ValueError) as error:  # a name too long, or with a zero byte
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"{typed}: cannot be read ({reason}); name another folder") from error
-        if empty and len(found) == before:
+        if empty:
             raise UserError(
                 f"{typed}: holds no run; a run has .hydra/config.yaml and metrics.csv, as ddpm-train leaves them"
             )
@@ -151,8 +150,8 @@ def read_run(folder: Path, name: str) -> Run:
         name,
         settings,
         [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else [],
-        _rows(text_of(folder / "metrics.csv", MAX_METRICS)),
-        _scores(text_of(folder / "evaluations.jsonl", MAX_EVALUATIONS)),
+        _rows(folder / "metrics.csv"),
+        _scores(folder / "evaluations.jsonl"),
         _grids(folder / "samples"),
         film if film.is_file() else None,
     )
@@ -188,24 +187,25 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | bool) or _is_number(value)
 
 
-def _rows(text: str) -> list[Row]:
+def _rows(path: Path) -> list[Row]:
     """The rows that are whole, for a crash may cut the last one."""
     rows = []
+    whole = text_of(path, MAX_METRICS).rpartition("\n")[0]
     try:
-        for row in csv.DictReader(io.StringIO(text.rpartition("\n")[0])):
+        for row in csv.DictReader(io.StringIO(whole)):
             try:
                 numbers = [float(row[key]) for key in ("epoch", "images", "loss", "images_per_second", "seconds")]
                 rows.append(Row(int(row["step"]), *numbers))
             except (KeyError, TypeError, ValueError):
                 continue
     except csv.Error:  # a field of any length, a zero byte
-        log.warning("metrics.csv: not readable after step %d", rows[-1].step if rows else 0)
+        log.warning("%s: not readable after step %d", path, rows[-1].step if rows else 0)
     return rows
 
 
-def _scores(text: str) -> dict[str, Score]:
+def _scores(path: Path) -> dict[str, Score]:
     scores: dict[str, Score] = {}
-    for line in text.splitlines():
+    for line in text_of(path, MAX_EVALUATIONS).splitlines():
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):  # cut by a crash

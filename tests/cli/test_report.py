@@ -36,6 +36,12 @@ def test_a_page_and_a_table_in_the_first_folder(run: Run, tmp_path: Path) -> Non
     assert before.items() <= after.items()
 
 
+def test_a_title_for_many_folders(run: Run, tmp_path: Path) -> None:
+    names = [a_run(tmp_path / f"run{i}").name for i in range(5)]
+    assert run("report", *names).code == 0
+    assert "<title>Runs in run0, run1, run2 and 2 more</title>" in (tmp_path / "run0/report.html").read_text()
+
+
 @pytest.mark.parametrize("out", [["out=new/page.html"], ["--out", "new/page.html"], ["--out=new/page.html"]])
 def test_elsewhere(run: Run, tmp_path: Path, out: list[str]) -> None:
     a_run(tmp_path / "it")

@@ -65,6 +65,9 @@ def test_rows_cut_by_a_crash_or_not_rows(tmp_path: Path) -> None:
     with (folder / "metrics.csv").open("a") as stream:
         stream.write("fifty,1\n60,480,0.6,0.5,0.001,1,0,100,15\n70,560,0.7,0.")
     assert [row.step for row in read(folder).rows] == [10, 20, 30, 40, 60]
+    with (folder / "metrics.csv").open("a") as stream:
+        stream.write(f"\n80,{'x' * 200_000},1,1,1,1,0,1,1\n90,720,0.9,0.5,0.001,1,0,100,15\n")
+    assert [row.step for row in read(folder).rows] == [10, 20, 30, 40, 60]  # a field too long for Python's csv
 
 
 def test_runs_are_found_at_any_depth_once_and_in_the_order_of_their_numbers(tmp_path: Path) -> None:
