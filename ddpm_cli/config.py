@@ -30,6 +30,7 @@ PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 TASKS = ("generate", "interpolate", "inpaint")
 METRICS = ("fid", "kid", "is", "prc", "nll")
+REPORTS = ("val_loss", "nll", "fd_classifier", "fid")
 FEATURES = ("auto", "inception", "classifier")
 FEWEST = 10
 """Samples that a distance can be computed of."""
@@ -61,6 +62,8 @@ class Train:
     samples: int  # in a milestone's picture
     max_bad_steps: int  # in a row, whose loss or gradient is not finite
     on_disk_full: str
+    report: str | None  # what a sweeper is told: None: the last loss
+    report_n: int | None  # of how many examples or samples
 
     def __post_init__(self) -> None:
         check((self.steps is None) != (self.epochs is None), "train.steps", self.steps, self._length_hint())
@@ -91,6 +94,11 @@ class Train:
         check(ok, "train.max_bad_steps", self.max_bad_steps, "in 1..10000")
         check(self.on_disk_full in ("stop", "continue"), "train.on_disk_full", self.on_disk_full, "stop or continue")
         check(1 <= self.samples <= 10_000, "train.samples", self.samples, "in 1..10000")
+        ok = self.report is None or self.report in REPORTS
+        check(ok, "train.report", self.report, f"{one_of(REPORTS)}, or null for the last loss")
+        least = 1 if self.report in (None, "val_loss", "nll") else FEWEST
+        ok = self.report_n is None or self.report_n >= least
+        check(ok, "train.report_n", self.report_n, f"at least {least}, or null")
 
     def total_steps(self, examples: int) -> int:
         """The length of a run over a data set of so many examples."""
@@ -141,6 +149,13 @@ class Checkpointing:
 
 
 @dataclass(kw_only=True)
+class Sweep:
+    """What the jobs of a sweep are told."""
+
+    resume: str | None  # the folder of one that was stopped: what is missing or unfinished is run
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     """All that `ddpm-train` is told; it stands in each checkpoint as a plain dict."""
 
@@ -161,6 +176,7 @@ class TrainConfig:
     compile: bool | None  # None: on CUDA only
     resume: str | None
     resume_data_changed: bool  # go on although the data are others
+    sweep: Sweep
     out: str
 
     def __post_init__(self) -> None:

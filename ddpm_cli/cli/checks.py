@@ -1,13 +1,9 @@
 """Checks of what was typed that Hydra does not make, before anything is written."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from hydra import compose, initialize_config_module
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,7 +34,7 @@ def check_groups(schema: type, overrides: list[str]) -> None:
 
 def _check_texts(overrides: list[str]) -> None:
     """Raise `UserError` for what Hydra fails at: no key, and a group that is set to what cannot be a name."""
-    groups = {*(base.group for base in GROUPS), "experiment"}
+    groups = {*(base.group for base in GROUPS), "experiment", "sweep"}
     for override in OverridesParser.create().parse_overrides(overrides):
         if not override.key_or_group:
             raise UserError(f"{override.input_line}: has no key; write key=value")
@@ -46,27 +42,6 @@ def _check_texts(overrides: list[str]) -> None:
             value = override.value()
             if not isinstance(value, str | None) or "${" in (value or ""):
                 raise UserError(f"{override.input_line}: must be {one_of(options_of(override.key_or_group))}")
-
-
-def check_jobs(config_name: str, schema: type, overrides: list[str], check_config: Callable[[Any], None]) -> None:
-    """Raise what composing or checking the first bad job of `ddpm-<config_name> -m <overrides>` raises.
-
-    Jobs that a search will only choose as it goes (intervals, for instance) cannot be checked beforehand.
-    """
-    with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
-        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
-        for override in parsed:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                return
-            if override.key_or_group == "out":
-                raise UserError(
-                    f"{override.input_line}: the jobs of a sweep write to hydra.sweep.dir/0, 1, …; "
-                    "use hydra.sweep.dir=… instead"
-                )
-        for jobs in BasicSweeper.split_arguments(parsed, None):
-            for job in jobs:
-                check_groups(schema, job)
-                check_config(checked(compose(config_name, job)))
 
 
 def check_checkpoint(config: CheckpointConfig) -> None:

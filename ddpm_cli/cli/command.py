@@ -13,19 +13,16 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_cli.cli.checks import check_groups, check_jobs, checked
+from ddpm_cli.cli.checks import check_groups, checked
 from ddpm_cli.cli.help import help_text
-from ddpm_cli.cli.messages import on_one_line, one_line
-from ddpm_cli.errors import Failure, Stopped, UserError
+from ddpm_cli.cli.messages import FORESEEN, on_one_line, one_line
+from ddpm_cli.cli.sweep import Plan, begin, finish, planned, quoted, run_job
+from ddpm_cli.errors import Failure, Stopped
 from ddpm_cli.options import GROUPS, option_name
 
 CONFIGS = "pkg://ddpm_cli.configs"
-MENDABLE = (UserError, HydraException, OmegaConfBaseException)
 
 
 def launch(
@@ -35,10 +32,12 @@ def launch(
     check: Callable[[Any], None],
     run: Callable[[Any, Path], float | None],
     spelling: Mapping[str, str] = MappingProxyType({}),
+    after_sweep: Callable[[Path], None] | None = None,
 ) -> None:
     """The body of `ddpm-<name>`: Hydra composes configs/<name>.yaml, and `run` gets it as a `schema` with
     the folder to write to, unless `check` refuses it: any job of a sweep before one starts. `usage` opens
-    the text of --help. `spelling`: the fields of `schema` for keys that are typed otherwise.
+    the text of --help. `spelling`: the fields of `schema` for keys that are typed otherwise. `after_sweep` makes what
+    there is to be made of the folder of a sweep that is over.
 
     An error that the user can mend is one line on stderr and exit status 2, another one that is foreseen exit
     status 1; HYDRA_FULL_ERROR=1 shows where they came from. A signal that stopped the command is 128 + its number.
@@ -52,21 +51,29 @@ def launch(
         print(f"ddpm-{name}: {on_one_line(message)}", file=sys.stderr)
         sys.exit(status)
 
+    def told(error: Exception) -> NoReturn:
+        if traceback:
+            raise error
+        refuse(one_line(error, schema), 1 if isinstance(error, Failure) else 2)
+
     started = False
+    plan: Plan | None = None
 
     def task(cfg: DictConfig) -> float | None:
         nonlocal started
         started = True
-        try:
+
+        def work() -> float | None:
             config = checked(cfg)
             check(config)
             return run(config, _folder(config))
+
+        try:
+            return work() if plan is None else run_job(work, schema, plan)
         except Stopped as stop:
             refuse(one_line(stop, schema), stop.status)
-        except (*MENDABLE, Failure) as error:
-            if traceback or HydraConfig.get().mode == RunMode.MULTIRUN:  # other jobs go on
-                raise
-            refuse(one_line(error, schema), _status(error))  # here, because Hydra would add a line of its own
+        except FORESEEN as error:
+            told(error)  # here, because Hydra would add a line of its own
 
     try:
         parser = get_args_parser()
@@ -77,22 +84,20 @@ def launch(
             return
         check_groups(schema, args.overrides)
         if args.multirun:
-            check_jobs(name, schema, args.overrides, check)
+            plan = planned(name, schema, args.overrides, check)
+            begin(plan)
+            sys.argv.append(f"hydra.sweep.dir={quoted(plan.folder)}")
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=name)(task)()
-    except (*MENDABLE, Failure) as error:
-        if traceback:
-            raise
-        refuse(one_line(error, schema), _status(error))
+        if plan is not None:
+            finish(plan, after_sweep)
+    except FORESEEN as error:
+        told(error)
     except OSError as error:
         if started or traceback:
             raise
         refuse(f"{error.filename}: {error.strerror}; choose another folder")  # Hydra's, hydra.run.dir=…
     except KeyboardInterrupt:
         refuse("interrupted", 130)
-
-
-def _status(error: Exception) -> int:
-    return 1 if isinstance(error, Failure) else 2
 
 
 def _spelled(argument: str, spelling: Mapping[str, str]) -> str:

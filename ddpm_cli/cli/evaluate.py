@@ -47,7 +47,6 @@ floor: the same figures of n real images of the other split.
 """
 
 NLL_N = 64
-DRAWN_N = {"classifier": 2000, "inception": 10_000}
 ROWS, COLUMNS = 8, 7
 """Of neighbours.png."""
 
@@ -122,14 +121,14 @@ def _subject(config: EvaluateConfig, trained: "Trained | None") -> dict[str, Any
 def _batches(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset) -> "Drawn | tuple[Tensor, ...]":
     """The samples: to be drawn, or given."""
     from ddpm_cli.data.sources import cache_folder
-    from ddpm_cli.evaluation.samples import Drawn, given
+    from ddpm_cli.evaluation.samples import DRAWN, Drawn, given
     from ddpm_cli.training.generate import generator_of
 
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"metrics={config.distances}: compare images, and dataset={dataset.name} has points; use [nll]")
     if trained:
         generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
-        return Drawn(generator, config.n or DRAWN_N[_features(config, dataset)], config.seed, config.batch_size)
+        return Drawn(generator, config.n or DRAWN[_features(config, dataset)], config.seed, config.batch_size)
     found = given(str(config.samples), dataset, cache_folder())[: config.n]
     check_value(len(found) >= FEWEST, "samples", config.samples, f"at least {FEWEST} images")
     return found.split(config.batch_size)

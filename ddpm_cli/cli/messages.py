@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from ddpm_cli.cli.help import configs_of
-from ddpm_cli.errors import UserError, one_of
+from ddpm_cli.errors import Failure, UserError, one_of
 from ddpm_cli.options import GROUPS, Option, option_name
 
+FORESEEN = (UserError, Failure, HydraException, OmegaConfBaseException)
+"""What is told in one line; anything else is a mistake of ours."""
+PLUGGED = ("hydra/launcher", "hydra/sweeper")
+PLUGINS = "; pip install 'ddpm-cli[sweep]' brings joblib, submitit and Optuna"
 TYPES = {"Integer": "a whole number", "Float": "a number", "String": "a text"}
 
 
@@ -27,7 +31,7 @@ def one_line(error: Exception, schema: type) -> str:
                 message = re.sub("^schedules.<name>.timesteps", "timesteps, or schedules.<name>.timesteps", message)
         case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
             group, _, option = file.rpartition("/")
-            message = f"{group}={option}: must be {one_of(sorted(options))}"
+            message = f"{group}={option}: must be {one_of(sorted(options))}{PLUGINS if group in PLUGGED else ''}"
         case MissingMandatoryValue():
             message = f"{error.full_key}=: missing; give it a value"
         case OverrideParseException():

@@ -1,18 +1,24 @@
 """ddpm-train: a run from a config, or the rest of one from its last checkpoint."""
 
 import logging
+import shlex
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import reduce
+from importlib.util import find_spec
 from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ddpm_cli.cli.command import launch, log_into
 from ddpm_cli.cli.folders import NOTES, claimed, reopened
+from ddpm_cli.cli.sweep import jobs_of, typed_overrides
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import Failure, Stopped, UserError, one_of
 from ddpm_cli.files import write
@@ -49,15 +55,22 @@ def check(config: TrainConfig) -> None:
 
     resolve_device(config.device)
     betas_of(config.schedule)
+    _check_report(config)
+    if config.sweep.resume is not None and HydraConfig.get().mode != RunMode.MULTIRUN:
+        raise UserError(f"sweep.resume={config.sweep.resume}: goes on with a sweep; add -m and what was swept")
     if config.resume is not None:
         _checkpoint_to_resume(config.resume)
     elif isinstance(config.dataset, ImageFolder):
         config.dataset.check_root()
 
 
-def run(config: TrainConfig, folder: Path) -> float:
-    """Train as `config` says into `folder`, or go on with a run in its own; returns the last loss logged."""
-    return _start(config, folder) if config.resume is None else _go_on(config, config.resume)
+def run(config: TrainConfig, folder: Path) -> float | None:
+    """Train as `config` says into `folder`, or go on with a run in its own; returns what train.report asks for."""
+    if config.sweep.resume is not None:
+        return _again(config, folder)
+    if config.resume is not None:
+        return _go_on(config, config.resume, HydraConfig.get().overrides.task)
+    return _start(config, folder)
 
 
 def _start(config: TrainConfig, folder: Path) -> float:
@@ -66,12 +79,31 @@ def _start(config: TrainConfig, folder: Path) -> float:
     if noted["dataset"].get("root") is not None:
         noted["dataset"]["root"] = str(Path(noted["dataset"]["root"]).expanduser().absolute())
     with claimed(folder):
-        write(folder / NOTES / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task).encode())
+        write(folder / NOTES / "overrides.yaml", OmegaConf.to_yaml(typed_overrides()).encode())
         write(folder / NOTES / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(noted)).encode())
         return _train(loop)
 
 
-def _go_on(config: TrainConfig, resume: str) -> float:
+def _again(config: TrainConfig, folder: Path) -> float | None:
+    """A job of the sweep sweep.resume: what it returned if it is done, else the rest of it."""
+    number, noted = HydraConfig.get().job.num, folder / NOTES / "overrides.yaml"
+    before = yaml.safe_load(noted.read_text()) if noted.is_file() else typed_overrides()
+    if before != typed_overrides():
+        raise UserError(
+            f"sweep.resume={config.sweep.resume}: its job {number} was {shlex.join(before)}, and would be "
+            f"{shlex.join(typed_overrides())} now; type the command of that sweep"
+        )
+    job = jobs_of(folder.parent).get(number)
+    if job is not None and job.status == "done":
+        log.info("job %d is done", number)
+        return job.value
+    if (folder / "checkpoints" / "last.pt").is_file():
+        return _go_on(config, str(folder), [])
+    return _start(config, folder)
+
+
+def _go_on(config: TrainConfig, resume: str, overrides: Sequence[str]) -> float:
+    """The rest of a run, with those of its values changed that `overrides` change."""
     from ddpm_cli.training.checkpoint import load_checkpoint
     from ddpm_cli.training.resume import check_resumable
     from ddpm_cli.training.run_checkpoints import newest_sound, set_aside
@@ -85,7 +117,7 @@ def _go_on(config: TrainConfig, resume: str) -> float:
         else:
             state = load_checkpoint("resume", path)
         check_resumable("resume", path, state)
-        loop = _loop(_resumed_config(config, with_noted_root(state["config"], path)), folder)
+        loop = _loop(_resumed_config(config, with_noted_root(state["config"], path), overrides), folder)
         _check_data(loop, state, config)
         loop.restore(state)
         set_aside(folder, loop.trainer.step)
@@ -105,6 +137,8 @@ def _loop(config: TrainConfig, folder: Path) -> "Loop":
     examples = load_examples(config.dataset, train=True)
     if isinstance(config.conditioning, ClassLabels):
         check_labels(config.dataset, examples)
+    if config.train.report == "fd_classifier" and examples.labels is None:
+        raise UserError("train.report=fd_classifier: these data have no labels to train a classifier on; use val_loss")
     flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
     trainer = Trainer(config, Table(examples, flip, config.train.seed, device), device)
     return Loop(trainer, folder, fingerprint(examples))
@@ -114,6 +148,7 @@ def _train(loop: "Loop") -> float:
     """Run `loop` in its folder, which is this process's own now."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from ddpm_cli.evaluation.report import reported
     from ddpm_cli.training.signals import Signals
 
     with log_into(loop.folder / "train.log"), Signals() as signals:
@@ -127,7 +162,26 @@ def _train(loop: "Loop") -> float:
         except KeyboardInterrupt as error:
             raise Stopped(signal.SIGINT, f"stopped at once; {_how_to_go_on(loop.folder)}") from error
         log.info("done; ddpm-sample ckpt=%s makes more images", loop.folder)
-    return loss
+        train = loop.trainer.config.train
+        return loss if train.report is None else reported(train, loop.folder, str(loop.trainer.device))
+
+
+def _check_report(config: TrainConfig) -> None:
+    """Raise `UserError` where a run could not report at its end what train.report asks for."""
+    report = config.train.report
+    if report not in ("fd_classifier", "fid"):
+        return
+    if not isinstance(config.dataset, ImageDataset):
+        raise UserError(
+            f"train.report={report}: compares images, and dataset={config.dataset.name} has points; use nll"
+        )
+    if find_spec("torch_fidelity") is None:
+        raise UserError(f"train.report={report}: needs torch-fidelity; pip install 'ddpm-cli[eval]'")
+    if report == "fid":
+        from ddpm_cli.evaluation.fidelity import extractors
+        from ddpm_cli.training.devices import resolve_device
+
+        extractors(["fid"], None, resolve_device("cpu"))  # fetched now, rather than missed at the end
 
 
 def _how_to_go_on(folder: Path) -> str:
@@ -146,12 +200,12 @@ def _checkpoint_to_resume(resume: str) -> Path:
     return path
 
 
-def _resumed_config(typed: TrainConfig, own: TrainConfig) -> TrainConfig:
-    """The run's own config, with what was typed beside `resume=` where that may change."""
+def _resumed_config(typed: TrainConfig, own: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """The run's own config, with what the `overrides` beside `resume=` say where that may change."""
     from ddpm_cli.training.stored_config import train_config
 
     merged, now = asdict(own), asdict(typed)
-    for override in HydraConfig.get().overrides.task:
+    for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         if key in ("resume", "resume_data_changed"):
             continue

@@ -98,6 +98,18 @@ class Process:
                 return a * x_t - b * output
         raise ValueError(f"prediction={prediction}")
 
+    def eps_from(self, prediction: str, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The eps that a network's `output` at x_t stands for. Args and returns: as `x0_from`."""
+        a, b = self._signal_and_noise(t, x_t)
+        match prediction:
+            case "eps":
+                return output
+            case "x0":
+                return (x_t - a * output) / b
+            case "v":
+                return b * x_t + a * output
+        raise ValueError(f"prediction={prediction}")
+
     def at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         """table[t], shaped to multiply `like`: (B, 1, ...)."""
         return table[t].view((-1,) + (1,) * (like.ndim - 1))

@@ -18,6 +18,8 @@ from ddpm_cli.imaging import to_uint8
 from ddpm_cli.options import ImageDataset, ImageFolder
 from ddpm_cli.training.generate import Generator, batches_that_fit, in_turn
 
+DRAWN = {"classifier": 2000, "inception": 10_000}
+"""Samples that are drawn, unless it is said how many, for each kind of features."""
 KEYS = ("images", "arr_0")
 """What arrays of images are called in npz files: ours, and those of guided-diffusion."""
 

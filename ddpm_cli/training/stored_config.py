@@ -21,7 +21,8 @@ def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
     dataset = data.get("dataset")
     if isinstance(dataset, dict) and "root" in dataset:
         dataset = {**dataset, "root": None}
-    return {**data, "dataset": dataset, "out": "", "resume": None, "resume_data_changed": False}
+    left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": {"resume": None}}
+    return {**data, "dataset": dataset, **left}
 
 
 def to_stored(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""The validation loss: what a network says of the same noise on the same images, whatever it was trained to say."""
+
+import torch
+from tqdm import tqdm
+
+from ddpm_cli import rng
+from ddpm_cli.data.table import Examples, to_float
+from ddpm_cli.training.build import Trained
+from ddpm_cli.training.generate import batches_that_fit
+
+
+@torch.no_grad()
+def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> float:
+    """The mean squared error of eps over n of `examples`, noised to timesteps spread evenly over 0..T-1.
+
+    Which examples, timesteps and noise: the same for all runs, so that they compare to the last digit; but a schedule
+    says what a timestep is, so runs with different ones do not. A class is told where the network is told one; a
+    self-conditioned network sees no estimate.
+    """
+    denoiser, device = trained.denoiser, trained.device
+    process = denoiser.process
+    chosen = torch.randperm(len(examples), generator=rng.generator("val_loss", "order"))[:n]
+    n = len(chosen)
+    timesteps = torch.arange(n) * process.timesteps // n
+    values, labels = examples.values[chosen], None if examples.labels is None else examples.labels[chosen]
+    errors = torch.zeros(n, dtype=torch.float64)
+    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=None) as bar:
+
+        def measure(numbers: range) -> None:
+            part = slice(numbers.start, numbers.stop)
+            x0, t = to_float(values[part].to(device)), timesteps[part].to(device)
+            noise = [torch.randn(x0.shape[1:], generator=rng.generator("val_loss", i)) for i in numbers]
+            eps = torch.stack(noise).to(device)
+            y = labels[part].to(device) if trained.classes and labels is not None else None
+            x_t = process.q_sample(x0, t, eps)
+            output = denoiser(x_t, t, y).prediction
+            found = process.eps_from(denoiser.prediction, output, x_t, t)
+            errors[part] = (found - eps).square().flatten(1).mean(1).cpu().double()
+            bar.update(len(numbers))
+
+        for _ in batches_that_fit(n, batch_size, measure):
+            pass  # each has written its part
+    return errors.mean().item()
