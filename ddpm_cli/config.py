@@ -34,6 +34,8 @@ REPORTS = ("val_loss", "nll", "fd_classifier", "fid")
 FEATURES = ("auto", "inception", "classifier")
 FEWEST = 10
 """Samples that a distance can be computed of."""
+EXPORTS = ("safetensors", "diffusers", "onnx")
+IMPORTS = ("diffusers",)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -334,6 +336,33 @@ class EvaluateConfig(CheckpointConfig):
                 raise UserError(f"{key}: says how samples are drawn, and these are given; leave it out")
         check(self.dataset is not None, "dataset", None, "given with samples=…, as in dataset=fashion_mnist")
         check(isinstance(self.dataset, ImageDataset), "dataset", getattr(self.dataset, "name", None), "one of images")
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """All that `ddpm-export` is told."""
+
+    ckpt: str
+    format: str
+    weights: str
+    out: str
+
+    def __post_init__(self) -> None:
+        check(self.format in EXPORTS, "format", self.format, one_of(EXPORTS))
+        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
+
+
+@dataclass(kw_only=True)
+class ImportConfig:
+    """All that `ddpm-import` is told."""
+
+    path: str
+    format: str
+    dataset: Dataset  # that the network learned
+    out: str
+
+    def __post_init__(self) -> None:
+        check(self.format in IMPORTS, "format", self.format, one_of(IMPORTS))
 
 
 @dataclass(kw_only=True)

@@ -16,21 +16,30 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
-from ddpm_cli.cli import evaluate, forward, report, sample, train
+from ddpm_cli.cli import evaluate, export, forward, import_, report, sample, train
 from ddpm_cli.cli.command import register_schemas
-from ddpm_cli.config import EvaluateConfig, ForwardConfig, SampleConfig, TrainConfig
+from ddpm_cli.config import EvaluateConfig, ExportConfig, ForwardConfig, ImportConfig, SampleConfig, TrainConfig
 from ddpm_cli.options import Ddim, Ddpm, Sampler
 from ddpm_cli.training.seal import seal
 
 torch.set_num_threads(1)
 
-SCHEMAS = {"train": TrainConfig, "sample": SampleConfig, "forward": ForwardConfig, "evaluate": EvaluateConfig}
+SCHEMAS = {
+    "train": TrainConfig,
+    "sample": SampleConfig,
+    "forward": ForwardConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "import": ImportConfig,
+}
 MAINS = {
     "train": train.main,
     "sample": sample.main,
     "forward": forward.main,
     "evaluate": evaluate.main,
     "report": report.main,
+    "export": export.main,
+    "import": import_.main,
 }
 
 TINY = [

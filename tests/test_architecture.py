@@ -11,7 +11,10 @@ import ddpm_cli
 PACKAGE = Path(ddpm_cli.__file__).parent
 GROUND = {"errors", "rng", "files", "options", "config"}
 MAY_IMPORT = {
-    "cli": {"cli", "evaluation", "training", "data", "diffusion", "models", "imaging", "plots", "report"} | GROUND,
+    "cli": {"cli", "evaluation", "exchange", "training", "data", "diffusion", "models", "imaging", "plots", "report"}
+    | GROUND,
+    "notebook": {"training", "pictures"} | GROUND,
+    "exchange": {"exchange", "training", "diffusion"} | GROUND,
     "training": {"training", "data", "diffusion", "models", "imaging", "pictures", "plots"} | GROUND,
     "evaluation": {"evaluation", "training", "data", "diffusion", "imaging"} | GROUND,
     "data": {"data"} | GROUND,
@@ -26,7 +29,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "rng": set(),
-    "__init__": set(),
+    "__init__": {"notebook"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

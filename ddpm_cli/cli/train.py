@@ -195,6 +195,8 @@ def _checkpoint_to_resume(resume: str) -> Path:
     from ddpm_cli.training.run_checkpoints import find_checkpoint
 
     path = find_checkpoint("resume", resume)
+    if path.suffix == ".safetensors":
+        raise UserError(f"resume={resume}: {path.name} holds weights and no optimizer; name the run that it came from")
     if path.parent.name != "checkpoints":
         raise UserError(f"resume={resume}: must be a run folder, or a checkpoint in the checkpoints/ of one")
     return path

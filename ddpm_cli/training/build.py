@@ -1,9 +1,7 @@
 """The network and the denoiser that a run's config stands for."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from ddpm_cli.training.checkpoint import check_like, load_checkpoint
 from ddpm_cli.training.devices import in_precision, resolve_device, resolve_precision
 from ddpm_cli.training.run_checkpoints import find_checkpoint
 from ddpm_cli.training.stored_config import with_noted_root
+from ddpm_cli.training.weights_file import Weights, read_weights
 
 UNBOUNDED = 4.0
 """How far estimates that a network is shown reach where the data are not in [-1, 1] but of that order."""
@@ -45,9 +44,9 @@ def weights_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
         return dict(network_of(config, classes).state_dict())
 
 
-def check_classes(key: str, path: Path, state: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless `state` names classes where its network is told some, and nowhere else."""
-    if bool(state["classes"]) != isinstance(state["config"].conditioning, ClassLabels):
+def check_classes(key: str, path: Path, config: TrainConfig, classes: list[str]) -> None:
+    """Raise `UserError` unless there are `classes` where the network of `config` is told some, and nowhere else."""
+    if bool(classes) != isinstance(config.conditioning, ClassLabels):
         raise UserError(f"{key}={path}: its classes do not fit the conditioning in its config; name another checkpoint")
 
 
@@ -58,24 +57,38 @@ class Trained:
     path: Path
     step: int
     config: TrainConfig
+    network: nn.Module
     denoiser: Denoiser
     classes: list[str]
     device: torch.device
 
 
-def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Trained:
-    """The network of the checkpoint that `ckpt` names, with its `ema` or `model` weights. Raises `UserError`.
+def load_weights(key: str, path: Path, kind: str) -> Weights:
+    """The `kind` weights, ema or model, in a checkpoint or in a .safetensors file of ddpm-export. Raises `UserError`.
 
-    Its config names the data's folder if the run's own notes beside the checkpoint do.
+    They fit the network that their config stands for, which names the data's folder if the run's own notes beside
+    the checkpoint do.
     """
+    if path.suffix == ".safetensors":
+        weights = read_weights(key, path)
+    else:
+        state = load_checkpoint(key, path)
+        weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind])
+    if weights.kind != kind:
+        raise UserError(f"weights={kind}: {path} holds the {weights.kind} weights alone; use weights={weights.kind}")
+    config = with_noted_root(weights.config, path)
+    check_classes(key, path, config, weights.classes)
+    check_like(key, path, {kind: weights.tensors}, {kind: weights_like(config, weights.classes)})
+    return replace(weights, config=config)
+
+
+def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Trained:
+    """The network that `ckpt` names, with its `ema` or `model` weights, ready to use. Raises `UserError`."""
     path = find_checkpoint("ckpt", ckpt)
     on = resolve_device(device)
-    state = load_checkpoint("ckpt", path)
-    config = with_noted_root(state["config"], path)
-    check_classes("ckpt", path, state)
-    check_like("ckpt", path, state, {weights: weights_like(config, state["classes"])})
-    network = network_of(config, state["classes"])
-    network.load_state_dict(state[weights])
+    held = load_weights("ckpt", path, weights)
+    network = network_of(held.config, held.classes)
+    network.load_state_dict(held.tensors)
     network = network.to(on).eval().requires_grad_(False)
-    denoiser = build_denoiser(config, network, on, resolve_precision(precision, on))
-    return Trained(path, state["step"], config, denoiser, state["classes"], on)
+    denoiser = build_denoiser(held.config, network, on, resolve_precision(precision, on))
+    return Trained(path, held.step, held.config, network, denoiser, held.classes, on)

@@ -13,8 +13,8 @@ from ddpm_cli.training.losses import Losses
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
     """Raise `UserError` unless a run can go on from `state`, which `load_checkpoint` read from `path`."""
-    check_classes(key, path, state)
     config = state["config"]
+    check_classes(key, path, config, state["classes"])
     with torch.device("meta"):
         network = network_of(config, state["classes"])
         count = torch.zeros(())

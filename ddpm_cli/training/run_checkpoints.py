@@ -14,6 +14,9 @@ from ddpm_cli.training.checkpoint import DamagedCheckpoint, load_checkpoint, wri
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "model.safetensors"
+"""What ddpm-export and ddpm-import call the network in their folders."""
+
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write the checkpoint of a state into a run folder, and make last.pt the same. Raises `NoRoom`."""
@@ -40,7 +43,9 @@ def prune(folder: Path, keep_last: int | None, window: float) -> None:
 
 
 def find_checkpoint(key: str, value: str) -> Path:
-    """The checkpoint that `value` names: a file, or a run folder's last. `key` is for the message."""
+    """The checkpoint that `value` names: a file, a run folder's last, or the one that ddpm-export or ddpm-import wrote
+    into a folder. `key` is for the message.
+    """
     path = Path(value).expanduser()
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -48,9 +53,9 @@ def find_checkpoint(key: str, value: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{key}={value}: cannot be read ({reason}); name another") from error
     if is_folder:
-        last = path / "checkpoints" / "last.pt"
-        if last.is_file():
-            return last
+        for file in (path / "checkpoints" / "last.pt", path / WEIGHTS):
+            if file.is_file():
+                return file
         raise UserError(f"{key}={value}: no checkpoint in this folder; a run writes checkpoints/last.pt")
     if not is_file:
         raise UserError(f"{key}={value}: no such file or folder; name a run folder or a checkpoint in one")
