@@ -44,7 +44,7 @@ def write_onnx(path: Path, weights: Weights) -> None:
         logging.disable(logging.WARNING)
         try:
             program: Any = torch.onnx.export(
-                network.eval(),
+                network.eval().requires_grad_(False),
                 tuple(inputs.values()),
                 input_names=list(inputs),
                 output_names=["output"],
@@ -55,6 +55,8 @@ def write_onnx(path: Path, weights: Weights) -> None:
             )
         finally:
             logging.disable(level)
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
     buffer = io.BytesIO()
     program.save(buffer)
     write(path, buffer.getvalue())
