@@ -1,0 +1,132 @@
+"""`from ddpm_cli import load`: the same samples as ddpm-sample's, as tensors that Jupyter shows."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_cli import load
+from ddpm_cli.errors import UserError
+from ddpm_cli.imaging import to_uint8
+from ddpm_cli.notebook import Samples, _stock_sampler
+from tests.conftest import TINY, TINY_POINTS, Result, composed, train_into
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    train_into(folder / "classes", *TINY, "train.steps=2", "conditioning=class")
+    train_into(folder / "points", *TINY_POINTS, "train.steps=2")
+    return folder
+
+
+def drawn(run: Run, *overrides: str) -> np.ndarray:
+    """What ddpm-sample writes: images (N, H, W, C) uint8, or points."""
+    result = run("sample", *overrides, "npz=true", "device=cpu", "out=drawn")
+    assert result.code == 0, result.err
+    with np.load("drawn/samples.npz") as found:
+        return np.asarray(found["points" if "points" in found else "images"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked"),
+    [
+        ([], {}),
+        (["sampler=dpmpp_2m", "sampler.steps=5"], {"sampler": "dpmpp_2m", "steps": 5}),
+        (["sampler=ddpm"], {"sampler": "ddpm"}),
+        (["class=[3,7]", "guidance_scale=2"], {"classes": [3, "7"], "guidance_scale": 2.0}),
+        (["class=5"], {"classes": 5}),
+    ],
+    ids=["plain", "sampler and steps", "ancestral", "classes and guidance", "a class"],
+)
+def test_the_samples_are_those_of_ddpm_sample(run: Run, runs: Path, typed: list[str], asked: dict[str, Any]) -> None:
+    theirs = drawn(run, f"ckpt={runs / 'classes'}", "n=7", "seed=7", *typed)
+    ours = load(runs / "classes", device="cpu").sample(7, seed=7, batch_size=3, **asked)
+    assert (ours.shape, ours.dtype) == ((7, 1, 8, 8), torch.float32)
+    assert np.array_equal(to_uint8(ours).permute(0, 2, 3, 1).numpy(), theirs)
+
+
+def test_points(run: Run, runs: Path) -> None:
+    theirs = drawn(run, f"ckpt={runs / 'points'}", "n=20", "seed=1")
+    samples = load(str(runs / "points"), device="cpu").sample(20, seed=1)
+    assert np.array_equal(samples.numpy(), theirs)
+    assert Image.open(io.BytesIO(samples._repr_png_() or b"")).format == "PNG"
+
+
+def test_steps_are_those_of_the_run_s_sampler(run: Run, runs: Path) -> None:
+    theirs = drawn(run, f"ckpt={runs / 'classes'}", "n=2", "sampler=ddim", "sampler.steps=7", "sampler.eta=0")
+    ours = load(runs / "classes", device="cpu").sample(2, steps=7)
+    assert np.array_equal(to_uint8(ours).permute(0, 2, 3, 1).numpy(), theirs)
+
+
+def test_samples_are_a_tensor_that_jupyter_shows(runs: Path) -> None:
+    samples = load(runs / "classes", device="cpu").sample(4)
+    assert isinstance(samples, torch.Tensor)
+    grid = Image.open(io.BytesIO(samples._repr_png_() or b""))
+    wide = Image.open(io.BytesIO((samples[:1] * -1)._repr_png_() or b""))  # what is made of them is shown too
+    assert grid.width > 1.5 * wide.width
+    corner = np.asarray(grid)[2:58:7, 2:58:7]  # the first image, each pixel of it 7 by 7, within a gap of 2
+    assert np.array_equal(corner, to_uint8(samples)[0, 0].numpy())
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (0, 1, 8, 8), (2, 5, 8, 8), ()])
+def test_other_tensors_are_shown_as_numbers(shape: tuple[int, ...]) -> None:
+    assert torch.zeros(shape).as_subclass(Samples)._repr_png_() is None
+
+
+def test_what_a_model_tells_of_itself(runs: Path) -> None:
+    model = load(runs / "classes", device="cpu")
+    assert model.config.schedule.timesteps == 50
+    assert model.classes == list("0123456789")
+    assert isinstance(model.network, torch.nn.Module)
+    assert not model.network.training
+    assert repr(model).startswith("<unet of 0.0")
+    assert "1x8x8 digits, told 10 classes, T=50" in repr(model)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m", "heun"])
+def test_stock_samplers_are_those_of_the_yaml(name: str) -> None:
+    assert _stock_sampler(name) == composed("ckpt=x", f"sampler={name}", command="sample").sampler
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"n": 0}, "n=0: must be in 1..10000000"),
+        ({"n": 1, "seed": -1}, r"seed=-1: must be in 0..2\*\*63-1"),
+        ({"n": 1, "batch_size": 0}, "batch_size=0: must be in 1..1000000"),
+        ({"n": 1, "sampler": "euler"}, "sampler=euler: must be ddim, ddpm, dpmpp_2m or heun"),
+        ({"n": 1, "steps": 51}, "sampler.steps=51: must be in 1..50"),
+        ({"n": 1, "classes": "cat"}, "class=cat: must be a number in 0..9"),
+        ({"n": 1, "guidance_scale": -1.0}, "guidance_scale=-1.0: must be in"),
+    ],
+)
+def test_what_cannot_be_drawn(runs: Path, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(runs / "classes", device="cpu").sample(**asked)
+
+
+def test_what_cannot_be_loaded(runs: Path) -> None:
+    with pytest.raises(UserError, match="ckpt=nowhere: no such file or folder"):
+        load("nowhere")
+    with pytest.raises(UserError, match="weights=best: must be ema or model"):
+        load(runs / "classes", weights="best")
+    with pytest.raises(UserError, match="precision=half: must be auto, fp32, bf16 or fp16"):
+        load(runs / "classes", precision="half")
+
+
+def test_the_package_itself_is_light() -> None:
+    """The commands import it, and must be quick."""
+    code = "import sys, ddpm_cli; ddpm_cli.load; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ddpm_cli" in loaded
+    assert not {"torch", "numpy", "hydra", "yaml", "PIL"} & set(loaded)
