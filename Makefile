@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := outputs/demo
 DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && echo yes)
 
-.PHONY: demo test faults fuzz lint clean
+.PHONY: demo test faults fuzz lint dist clean
 
 demo: .venv/installed data
 	rm -rf $(DEMO)
@@ -29,6 +29,11 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+dist: .venv/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 # Fashion-MNIST from Debian where that can be installed; elsewhere ddpm-train downloads it once.
 .PHONY: data

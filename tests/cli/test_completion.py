@@ -1,0 +1,63 @@
+"""Shell completion, which is Hydra's: that it survives `launch`, and that bash makes use of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MAINS, Result
+
+Run = Callable[..., Result]
+
+COMPLETED = {
+    "ddpm-train sche": ["schedule=", "schedule."],
+    "ddpm-train schedule=": ["constant", "cosine", "linear", "quadratic", "sigmoid"],
+    "ddpm-train schedule=co": ["constant", "cosine"],
+    "ddpm-train train.ba": ["train.batch_size="],
+    "ddpm-train experiment=annotated model=d": ["ddpm_cifar10"],
+    "ddpm-train -m loss=h": ["huber", "hybrid"],
+    "ddpm-sample sampler=d": ["ddim", "ddpm", "dpmpp_2m"],
+    "ddpm-export form": ["format="],
+    "ddpm-import dataset=dig": ["digits"],
+    "ddpm-forward dataset=dig": ["digits"],
+    "ddpm-evaluate spl": ["split="],
+}
+
+
+@pytest.mark.parametrize("line", COMPLETED)
+def test_what_is_offered(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    result = run(line.split()[0].removeprefix("ddpm-"), "-sc", "query=bash")
+    assert (result.code, result.err) == (0, "")
+    offered = [word.rpartition("=")[2] or word for word in result.out.split()]
+    assert [word for word in offered if not word.startswith("schema/")] == sorted(COMPLETED[line])
+
+
+@pytest.mark.parametrize("command", MAINS)
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_each_command_installs_its_own(run: Run, command: str, shell: str) -> None:
+    result = run(command, "-sc", f"install={shell}")
+    assert (result.code, result.err) == (0, "")
+    assert f"ddpm-{command}" in result.out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_bash_offers_it(tmp_path: Path) -> None:
+    """The line that the README gives, and what bash does at a tab."""
+    script = """
+eval "$(ddpm-train -sc install=bash)"
+complete -p ddpm-train
+COMP_LINE="ddpm-train schedule=c"; COMP_POINT=${#COMP_LINE}; COMP_CWORD=1
+hydra_bash_completion
+echo "${COMPREPLY[@]}"
+"""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    made = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    installed, offered = made.stdout.splitlines()
+    assert "hydra_bash_completion" in installed
+    assert offered.split() == ["schedule=constant", "schedule=cosine"]
