@@ -36,7 +36,7 @@ def write_onnx(path: Path, weights: Weights) -> None:
     check(size <= LARGEST, "format", f"onnx with {amount(size)} of weights", f"at most {amount(LARGEST)}")
     network = network_of(weights.config, weights.classes)
     network.load_state_dict(weights.tensors)
-    inputs = inputs_of(weights, batch=2)  # of one, the exporter would take that 1 for a constant
+    inputs = inputs_of(weights, batch=2)  # a 1 is taken for a constant by some releases of the exporter
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, of itself
