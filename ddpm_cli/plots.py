@@ -94,6 +94,29 @@ def save_bound_plot(terms: Sequence[float], path: Path) -> None:
     _save(figure, path)
 
 
+def save_tradeoff_plot(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], metric: str, floor: float, path: Path
+) -> None:
+    """`metric` over network calls, a line per sampler, of points (calls, value, and the interval around it)."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        calls, values, lows, highs = np.array(points).T
+        axes.errorbar(
+            calls, values, yerr=(values - lows, highs - values), fmt="o-", markersize=4, capsize=3, label=name
+        )
+    if floor > 0:
+        axes.axhline(floor, color="gray", linestyle=":", label="floor: real images")
+    logarithmic = floor > 0 and all(point[2] > 0 for points in lines.values() for point in points)
+    axes.set(xlabel="network calls an image", ylabel=metric, xscale="log", yscale="log" if logarithmic else "linear")
+    ticks = sorted({point[0] for points in lines.values() for point in points})
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
 def _scatter(axes: Axes, points: Tensor, size: float) -> None:
     x, y = points.cpu().T.numpy()
     axes.scatter(x, y, s=size, linewidths=0)

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "notebook": {"training", "pictures"} | GROUND,
     "exchange": {"exchange", "training", "diffusion"} | GROUND,
     "training": {"training", "data", "diffusion", "models", "imaging", "pictures", "plots"} | GROUND,
-    "evaluation": {"evaluation", "training", "data", "diffusion", "imaging"} | GROUND,
+    "evaluation": {"evaluation", "training", "data", "diffusion", "imaging", "plots"} | GROUND,
     "data": {"data"} | GROUND,
     "diffusion": {"diffusion"} | GROUND,
     "models": {"models"} | GROUND,

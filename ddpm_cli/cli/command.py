@@ -43,7 +43,10 @@ def launch(
     status 1; HYDRA_FULL_ERROR=1 shows where they came from. A signal that stopped the command is 128 + its number.
     """
     register_schemas(name, schema)
-    sys.argv[1:] = [_spelled(argument, spelling) for argument in sys.argv[1:]]
+    arguments = sorted(
+        sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun")
+    )  # argparse wants it first
+    sys.argv[1:] = [_spelled(argument, spelling) for argument in arguments]
     traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 

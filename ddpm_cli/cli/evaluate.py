@@ -53,7 +53,14 @@ ROWS, COLUMNS = 8, 7
 
 def main() -> None:
     """The console script."""
-    launch("evaluate", USAGE, EvaluateConfig, check, run)
+    launch("evaluate", USAGE, EvaluateConfig, check, run, after_sweep=after_sweep)
+
+
+def after_sweep(folder: Path) -> None:
+    """Write tradeoff.csv and tradeoff.png of a sweep's evaluations."""
+    from ddpm_cli.evaluation.tradeoff import save_tradeoff
+
+    save_tradeoff(folder)
 
 
 def check(config: EvaluateConfig) -> None:

@@ -56,8 +56,6 @@ def check(config: TrainConfig) -> None:
     resolve_device(config.device)
     betas_of(config.schedule)
     _check_report(config)
-    if config.sweep.resume is not None and HydraConfig.get().mode != RunMode.MULTIRUN:
-        raise UserError(f"sweep.resume={config.sweep.resume}: goes on with a sweep; add -m and what was swept")
     if config.resume is not None:
         _checkpoint_to_resume(config.resume)
     elif isinstance(config.dataset, ImageFolder):
@@ -86,6 +84,8 @@ def _start(config: TrainConfig, folder: Path) -> float:
 
 def _again(config: TrainConfig, folder: Path) -> float | None:
     """A job of the sweep sweep.resume: what it returned if it is done, else the rest of it."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        raise UserError(f"sweep.resume={config.sweep.resume}: goes on with a sweep; add -m and what was swept")
     number, noted = HydraConfig.get().job.num, folder / NOTES / "overrides.yaml"
     before = yaml.safe_load(noted.read_text()) if noted.is_file() else typed_overrides()
     if before != typed_overrides():

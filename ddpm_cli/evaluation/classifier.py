@@ -21,7 +21,7 @@ SIDE = 32
 """Larger images are shown to it at about this many pixels a side."""
 WIDTH = 24
 FEATURES = 4 * WIDTH
-EPOCHS, LEAST_STEPS = 4, 400
+EPOCHS, LEAST_STEPS = 3, 400
 BATCH_SIZE = 128
 LR = 5e-3
 SMOOTHING = 0.05

@@ -250,3 +250,26 @@ def test_a_link_in_place_of_the_record_is_left_alone(run: Run, trained: Path, tm
     assert result.code == 0
     assert "cannot be added to" in result.err
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.usefixtures("quick_classifier")
+def test_a_sweep_over_samplers_as_it_is_typed(run: Run, trained: Path) -> None:
+    """With -m between the overrides, where argparse does not look for it."""
+    ask = [
+        f"ckpt={trained}",
+        "-m",
+        "sampler=ddpm,ddim",
+        "sampler.steps=2,4",
+        "n=10",
+        "device=cpu",
+        "hydra.sweep.dir=sw",
+    ]
+    result = run("evaluate", *ask)
+    assert result.code == 0, result.err
+    with Path("sw/tradeoff.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["sampler"], float(row["nfe"])) for row in rows] == [
+        ("ddpm", 2), ("ddpm", 4), ("ddim", 2), ("ddim", 4),
+    ]  # fmt: skip
+    assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in rows)
+    assert Path("sw/tradeoff.png").is_file()

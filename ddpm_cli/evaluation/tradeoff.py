@@ -1,0 +1,64 @@
+"""What network calls buy: the evaluations of a sweep over samplers in one picture."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ddpm_cli.files import write
+from ddpm_cli.plots import save_tradeoff_plot
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ["job", "sampler", "nfe", "metric", "value", "low", "high", "floor", "n"]
+DISTANCES = ("fid", "fd_classifier", "kid", "kd_classifier")
+"""What is drawn, the first that there is."""
+
+
+def save_tradeoff(sweep: Path) -> None:
+    """tradeoff.csv and tradeoff.png in the folder of a sweep whose jobs evaluated samples; nothing where none did."""
+    rows = [row for file in _by_job(sweep) for row in _rows(file)]
+    if not rows:
+        return
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write(sweep / "tradeoff.csv", text.getvalue().encode())
+    metric = next((name for name in DISTANCES if any(row["metric"] == name for row in rows)), None)
+    if metric is None:
+        return
+    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in rows:
+        if row["metric"] == metric:
+            point = (row["nfe"], row["value"], row["low"], row["high"])
+            lines.setdefault(row["sampler"], []).append(point)
+    floor = min(row["floor"] for row in rows if row["metric"] == metric)
+    save_tradeoff_plot({name: sorted(points) for name, points in lines.items()}, metric, floor, sweep / "tradeoff.png")
+    log.info("tradeoff.csv and tradeoff.png in %s", sweep)
+
+
+def _by_job(sweep: Path) -> Iterable[Path]:
+    files = sweep.glob("*/evaluation.json")
+    return sorted((file for file in files if file.parent.name.isdecimal()), key=lambda file: int(file.parent.name))
+
+
+def _rows(file: Path) -> Iterable[dict[str, Any]]:
+    record = json.loads(file.read_text())
+    for metric, value in record["metrics"].items():
+        if metric in record.get("floor", {}) and "nfe" in record and "_std" not in metric:
+            low, high = record["intervals"].get(metric, (value, value))
+            yield {
+                "job": int(file.parent.name),
+                "sampler": record["sampler"]["name"],
+                "nfe": record["nfe"],
+                "metric": metric,
+                "value": value,
+                "low": low,
+                "high": high,
+                "floor": record["floor"][metric],
+                "n": record["n"],
+            }

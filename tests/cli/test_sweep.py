@@ -1,0 +1,246 @@
+"""Sweeps: by Hydra's launchers and sweepers, with jobs that fail, stopped and gone on with."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ddpm_cli.cli import sweep, train
+from ddpm_cli.cli.sweep import Job, at_once, jobs_of, note, take_share
+from tests.conftest import TINY, Result
+
+Run = Callable[..., Result]
+SHORT = [*TINY, "train.steps=2", "hydra.sweep.dir=sw"]
+
+
+def rows(folder: str = "sw") -> list[dict[str, str]]:
+    with Path(folder, "jobs.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def weights(folder: Path | str) -> torch.Tensor:
+    state = torch.load(Path(folder, "checkpoints/last.pt"), weights_only=True)
+    return torch.cat([tensor.flatten() for tensor in state["model"].values()])
+
+
+def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three jobs the first meets a fault of ours, and the second diverges."""
+    real = train._train
+
+    def faulty(loop: Any) -> float:
+        if loop.trainer.config.train.seed == 0:
+            raise RuntimeError("a fault\nof two lines")
+        return real(loop)
+
+    monkeypatch.setattr(train, "_train", faulty)
+    ask = ["train.seed=0,1,2", "train.lr=10", "train.max_bad_steps=1", "train.report=val_loss"]
+    result = run("train", "-m", *SHORT, *ask)
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith(
+        "ddpm-train: 1 of 3 jobs failed, job 0 the first: RuntimeError: a fault"
+    )
+    found = rows()
+    assert [row["status"] for row in found] == ["failed", "done", "done"]
+    assert found[0]["error"] == "RuntimeError: a fault of two lines"
+    assert [float(row["value"]) > 0 for row in found[1:]] == [True, True]
+    assert "train.seed=0  failed  RuntimeError: a fault of two lines" in result.err
+    assert not Path("sw/0/checkpoints/last.pt").exists()
+    assert Path("sw/2/checkpoints/last.pt").exists()
+
+
+def test_sweep_resume_runs_what_is_missing_or_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ["train", "-m", *SHORT[:-1], "train.seed=0,1,2", "train.milestone_every=1", "train.report=val_loss"]
+    assert run(*ask, "hydra.sweep.dir=whole").code == 0
+    real = train._train
+
+    def cut_short() -> None:
+        raise RuntimeError("cut short")
+
+    def stopped(loop: Any) -> float:
+        seed, step = loop.trainer.config.train.seed, loop.trainer.train_step
+        if seed == 2:
+            raise RuntimeError("never begun")
+        if seed == 1:
+            loop.trainer.train_step = lambda: step() if loop.trainer.step == 0 else cut_short()
+        return real(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_train", stopped)
+        assert run(*ask, "hydra.sweep.dir=sw").code == 1
+    assert [row["status"] for row in rows()] == ["done", "failed", "failed"]
+    assert Path("sw/1/checkpoints/step_00000001.pt").is_file()
+    assert not Path("sw/1/checkpoints/step_00000002.pt").exists()
+    first = Path("sw/0/checkpoints/last.pt").stat().st_mtime_ns
+    result = run(*ask, "sweep.resume=sw")
+    assert result.code == 0, result.err
+    assert "job 0 is done" in result.err
+    assert Path("sw/0/checkpoints/last.pt").stat().st_mtime_ns == first
+    jobs = jobs_of(Path("sw"))
+    assert [job.status for job in jobs.values()] == ["done"] * 3
+    assert [job.value for job in jobs.values()] == [job.value for job in jobs_of(Path("whole")).values()]
+    for job in range(3):
+        torch.testing.assert_close(weights(f"sw/{job}"), weights(f"whole/{job}"), rtol=0, atol=0)
+        noted = yaml.safe_load(Path(f"sw/{job}/.hydra/overrides.yaml").read_text())
+        assert noted == yaml.safe_load(Path(f"whole/{job}/.hydra/overrides.yaml").read_text())
+    again = run(*ask, "sweep.resume=sw")
+    assert again.code == 0
+    assert again.err.count("is done") == 3
+
+
+def test_sweep_resume_of_another_sweep(run: Run) -> None:
+    assert run("train", "-m", *SHORT, "train.seed=0,1").code == 0
+    result = run("train", "-m", *SHORT[:-1], "train.seed=1,2", "sweep.resume=sw")
+    assert result.code == 1
+    assert "sweep.resume=sw: its job 0 was" in result.err
+    assert "type the command of that sweep" in result.err
+
+
+def test_a_sweep_whose_values_stand_in_a_file(run: Run) -> None:
+    result = run("train", "-m", "sweep=schedules_losses", *SHORT)
+    assert result.code == 0, result.err
+    found = [yaml.safe_load(Path(f"sw/{job}/.hydra/config.yaml").read_text()) for job in range(4)]
+    assert [(config["schedule"]["name"], config["loss"]["name"]) for config in found] == [
+        ("linear", "l1"), ("linear", "l2"), ("cosine", "l1"), ("cosine", "l2"),
+    ]  # fmt: skip
+
+
+def test_every_job_of_a_file_is_checked_before_the_first(run: Run, tmp_path: Path) -> None:
+    result = run("train", "-m", "sweep=schedules_losses", *SHORT, "weighting=min_snr", "loss=l2,vlb")
+    assert result.code == 2
+    assert "weighting=min_snr: must be none with loss=vlb" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_launchers(launcher: str, tmp_path: Path) -> None:
+    """Real processes, for their jobs run in processes of their own; one of the three fails."""
+    more = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    ask = ["-m", *SHORT, f"hydra/launcher={launcher}", *more, "train.seed=0,1", "train.report=val_loss"]
+    (tmp_path / "sw/1").mkdir(parents=True)
+    (tmp_path / "sw/1/thesis.txt").write_text("in the way")
+    command = [sys.executable, "-c", "from ddpm_cli.cli.train import main; main()", *ask]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    err = ended.stderr
+    assert ended.returncode == 1, err
+    assert "out=" in err
+    assert "already holds files" in err
+    jobs = jobs_of(tmp_path / "sw")
+    assert {job.status for job in jobs.values()} == {"done", "failed"}
+    assert jobs[0].status == "done"
+    record = json.loads((tmp_path / "sw/0/evaluations.jsonl").read_text())
+    assert record["metrics"]["val_loss"] == jobs[0].value
+
+
+def test_optuna_looks_for_the_least_validation_loss(run: Run) -> None:
+    """Its trials choose other rates, and the best is the one with the least of what they returned."""
+    result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
+    assert result.code == 0, result.err
+    best = yaml.safe_load(Path("sw/optimization_results.yaml").read_text())
+    values = [job.value for job in jobs_of(Path("sw")).values()]
+    assert len(values) == 3
+    assert best["best_value"] == min(value for value in values if value is not None)
+    rates = [yaml.safe_load(Path(f"sw/{job}/.hydra/config.yaml").read_text())["train"]["lr"] for job in range(3)]
+    assert len(set(rates)) == 3
+    assert all(1e-5 <= rate <= 1e-2 for rate in rates)
+    assert best["best_params"]["train.lr"] == rates[values.index(best["best_value"])]
+
+
+def test_optuna_goes_on_after_a_failing_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = train._train, []
+
+    def faulty(loop: Any) -> float:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("a fault")
+        return real(loop)
+
+    monkeypatch.setattr(train, "_train", faulty)
+    result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
+    assert result.code == 1
+    assert [row["status"] for row in rows()] == ["failed", "done", "done"]
+
+
+def test_without_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("train", "-m", *SHORT, "hydra/launcher=nowhere", "train.seed=0,1")
+    assert result.code == 2
+    assert "hydra/launcher=nowhere: must be basic" in result.err
+    assert "pip install 'ddpm-cli[sweep]' brings joblib, submitit and Optuna" in result.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["sweep.resume=nowhere", "-m"], "sweep.resume=nowhere: no such folder; name that of a sweep"),
+        (["sweep.resume=."], "sweep.resume=.: goes on with a sweep; add -m and what was swept"),
+        (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr or schedules_losses"),
+        (
+            ["train.report=loss"],
+            "train.report=loss: must be val_loss, nll, fd_classifier or fid, or null for the last loss",
+        ),
+        (["train.report_n=0"], "train.report_n=0: must be at least 1, or null"),
+        (["train.report=fid", "train.report_n=5"], "train.report_n=5: must be at least 10, or null"),
+        (["train.report=fd_classifier", "experiment=swiss_roll"], "train.report=fd_classifier: compares images, and"),
+    ],
+)
+def test_bad_input(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
+    result = run("train", *overrides)
+    assert result.code == 2
+    assert named in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "side_by_side"),
+    [
+        ({}, 8, 1),
+        ({"n_jobs": 3}, 8, 3),
+        ({"n_jobs": 3}, 2, 2),
+        ({"n_jobs": 3}, None, 3),
+        ({"n_jobs": -1}, 8, 4),
+        ({"n_jobs": -2}, 8, 3),
+        ({"submitit_folder": "x"}, 3, 3),
+        ({"submitit_folder": "x", "partition": None}, 3, 1),  # SLURM's jobs have machines of their own
+    ],
+)
+def test_how_many_jobs_share_the_machine(
+    launcher: dict[str, Any], jobs: int | None, side_by_side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "cores", lambda: 4)
+    assert at_once(launcher, jobs) == side_by_side
+
+
+@pytest.mark.parametrize(("side_by_side", "threads"), [(2, 4), (3, 2), (16, 1)])
+def test_cores_are_divided_and_devices_taken_in_turn(
+    side_by_side: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, used = [], []
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for job in range(5):
+        take_share(job, side_by_side)
+    assert taken == [0, 1, 2, 0, 1]
+    assert set(used) == {threads}
+
+
+def test_a_job_that_runs_alone_has_the_whole_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("divided"))
+    take_share(3, 1)
+
+
+def test_the_last_row_of_a_job_counts_and_half_a_row_does_not(tmp_path: Path) -> None:
+    for status, value in (("failed", None), ("done", 0.25)):
+        note(tmp_path, Job(4, status, value, 1.0, "a=1 'b=[1,2]'", "" if value else "why,\nindeed"))
+    with (tmp_path / "jobs.csv").open("a") as stream:
+        stream.write("5,do")
+    assert jobs_of(tmp_path) == {4: Job(4, "done", 0.25, 1.0, "a=1 'b=[1,2]'", "")}

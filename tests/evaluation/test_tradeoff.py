@@ -1,0 +1,45 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ddpm_cli.evaluation.tradeoff import save_tradeoff
+
+
+def evaluation(folder: Path, sampler: str, nfe: int, **metrics: float) -> None:
+    folder.mkdir(parents=True)
+    record: dict[str, Any] = {
+        "metrics": metrics,
+        "floor": dict.fromkeys(metrics, 0.5),
+        "intervals": {"fd_classifier": [1.0, 9.0]},
+        "sampler": {"name": sampler},
+        "nfe": nfe,
+        "n": 100,
+    }
+    (folder / "evaluation.json").write_text(json.dumps(record))
+
+
+def test_a_row_for_each_job_and_metric(tmp_path: Path) -> None:
+    evaluation(tmp_path / "10", "ddim", 50, fd_classifier=2.0)
+    evaluation(tmp_path / "2", "ddim", 10, fd_classifier=4.0, kd_classifier=0.1, kd_classifier_std=0.2)
+    evaluation(tmp_path / "samples", "ddpm", 10, fd_classifier=8.0)  # no job
+    (tmp_path / "3").mkdir()  # one that failed
+    save_tradeoff(tmp_path)
+    with (tmp_path / "tradeoff.csv").open(newline="") as stream:
+        rows = [(row["job"], row["sampler"], row["nfe"], row["metric"], row["value"]) for row in csv.DictReader(stream)]
+    assert rows == [
+        ("2", "ddim", "10", "fd_classifier", "4.0"),
+        ("2", "ddim", "10", "kd_classifier", "0.1"),
+        ("10", "ddim", "50", "fd_classifier", "2.0"),
+    ]
+    with Image.open(tmp_path / "tradeoff.png") as plot:
+        assert plot.size == (640, 400)
+
+
+def test_nothing_of_evaluations_without_samples(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0/evaluation.json").write_text(json.dumps({"metrics": {"nll": 3.0}}))
+    save_tradeoff(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]

@@ -1,0 +1,85 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpm_cli.data.table import Examples, to_float
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.evaluation.val_loss import val_loss
+from ddpm_cli.training.build import Trained
+from tests.conftest import composed
+
+CPU = torch.device("cpu")
+IMAGES = Examples(
+    torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+    torch.arange(40) % 2,
+    ["a", "b"],
+)
+
+
+def trained(network: Any, prediction: str = "eps", classes: tuple[str, ...] = ()) -> Trained:
+    config = composed("dataset=digits", "schedule=cosine", "schedule.timesteps=20", "sampler.steps=5")
+    process = Process(betas_of(config.schedule))
+    return Trained(Path(), 0, config, nn.Identity(), Denoiser(network, process, prediction), list(classes), CPU)
+
+
+def blind(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def test_a_network_that_says_nothing_is_wrong_by_the_variance_of_the_noise() -> None:
+    many = Examples(IMAGES.values.repeat(25, 1, 1, 1))
+    assert val_loss(trained(blind), many, 1000, 64) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_a_network_that_knows_the_images_is_never_wrong(prediction: str) -> None:
+    """All images being alike, x_t tells the noise; whatever the network was trained to say of it."""
+    one = Examples(IMAGES.values[:1].repeat(30, 1, 1, 1))
+    x0 = to_float(one.values[:1])
+    subject = trained(blind, prediction)
+    process = subject.denoiser.process
+
+    def knowing(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        a = process.at(process.sqrt_alphas_cumprod, t, x)
+        b = process.at(process.sqrt_one_minus_alphas_cumprod, t, x)
+        return process.target(prediction, x0.expand_as(x), t, (x - a * x0) / b)
+
+    subject = replace(subject, denoiser=replace(subject.denoiser, network=knowing))
+    assert val_loss(subject, one, 30, 8) < 1e-8
+
+
+def test_what_is_drawn_is_the_same_for_all_runs_and_batches() -> None:
+    seen: list[Tensor] = []
+
+    def watching(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        seen.append(torch.cat([x.flatten(1), t.view(-1, 1)], dim=1))
+        return torch.zeros_like(x)
+
+    whole = val_loss(trained(watching), IMAGES, 40, 40)
+    first = torch.cat(seen)
+    assert sorted(first[:, -1].tolist()) == sorted(t for t in range(20) for _ in range(2))
+    seen.clear()
+    assert val_loss(trained(watching, "eps"), IMAGES, 40, 7) == pytest.approx(whole, abs=1e-12)
+    torch.testing.assert_close(torch.cat(seen), first, rtol=0, atol=0)
+
+
+def test_classes_are_told() -> None:
+    told: list[Tensor] = []
+
+    def listening(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        assert y is not None
+        told.append(y)
+        return x
+
+    val_loss(trained(listening, classes=("a", "b")), IMAGES, 40, 16)
+    assert torch.cat(told).sum() == 20
+
+
+def test_more_than_there_are_is_all() -> None:
+    assert val_loss(trained(blind), IMAGES, 1000, 64) == val_loss(trained(blind), IMAGES, 40, 64)
