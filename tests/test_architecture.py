@@ -9,7 +9,7 @@ import pytest
 import ddpm_cli
 
 PACKAGE = Path(ddpm_cli.__file__).parent
-GROUND = {"errors", "rng", "files", "options", "config"}
+GROUND = {"errors", "rng", "files", "reading", "options", "config"}
 MAY_IMPORT = {
     "cli": {"cli", "evaluation", "exchange", "training", "data", "diffusion", "models", "imaging", "plots", "report"}
     | GROUND,
@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "data": {"data"} | GROUND,
     "diffusion": {"diffusion"} | GROUND,
     "models": {"models"} | GROUND,
-    "report": {"report", "errors"},
+    "report": {"report", "errors", "reading"},
     "pictures": {"imaging", "plots"},
     "plots": {"files", "imaging"},
     "imaging": {"files"},
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "options": {"options", "errors"},
     "errors": set(),
     "files": {"errors"},
+    "reading": set(),
     "rng": set(),
     "__init__": {"notebook"},
 }

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LARGEST = 64 * 2**20
+from ddpm_cli.reading import content_of, text_of
+
+MOST = 64 * 2**20
 """Bytes of a file that is read: far more than a run leaves."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -34,7 +36,7 @@ def record_of(checkpoint: Path, step: int, kind: str) -> Record:
 
 def _evaluations(run: Path, step: int, kind: str) -> list[dict[str, Any]]:
     found = []
-    for line in _content(run / "evaluations.jsonl").decode(errors="replace").splitlines():
+    for line in text_of(run / "evaluations.jsonl", MOST).splitlines():
         with suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and (entry.get("step"), entry.get("weights")) == (step, kind):
@@ -45,7 +47,7 @@ def _evaluations(run: Path, step: int, kind: str) -> list[dict[str, Any]]:
 def _loss(run: Path, step: int) -> float | None:
     """The last one logged until then."""
     loss = None
-    for row in csv.DictReader(_content(run / "metrics.csv").decode(errors="replace").splitlines()):
+    for row in csv.DictReader(text_of(run / "metrics.csv", MOST).splitlines()):
         with suppress(ValueError, TypeError, KeyError):
             if int(row["step"]) <= step:
                 loss = float(row["loss"])
@@ -54,19 +56,10 @@ def _loss(run: Path, step: int) -> float | None:
 
 def _grid(run: Path, step: int) -> bytes | None:
     upto = [path for path in (run / "samples").glob("step_*.png") if _number(path) <= step]
-    content = _content(max(upto, key=_number)) if upto else b""
-    return content if content.startswith(PNG) else None
+    content = content_of(max(upto, key=_number), MOST) if upto else None
+    return content if content and content.startswith(PNG) else None
 
 
 def _number(path: Path) -> float:
     digits = path.stem.removeprefix("step_")
     return int(digits) if digits.isdecimal() else float("inf")
-
-
-def _content(file: Path) -> bytes:
-    """Nothing where it is no plain file, a link among others, or cannot be read."""
-    try:
-        plain = file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST
-        return file.read_bytes() if plain else b""
-    except OSError:
-        return b""

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from ddpm_cli.errors import UserError
-from ddpm_cli.report.reading import run_folders, text_of
+from ddpm_cli.reading import text_of
+from ddpm_cli.report.finding import run_folders
 
 log = logging.getLogger(__name__)
 

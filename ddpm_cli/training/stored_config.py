@@ -11,6 +11,7 @@ import yaml
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.options import GROUPS, ImageDataset, Option, option_name
+from ddpm_cli.reading import text_of
 
 MAX_NOTES = 65_536
 """Bytes of a run's notes: many times what they have."""
@@ -55,10 +56,8 @@ def with_noted_root(config: TrainConfig, checkpoint: Path) -> TrainConfig:
         return config
     file = checkpoint.parent.parent / ".hydra" / "config.yaml"
     try:
-        if not file.is_file() or file.stat().st_size > MAX_NOTES:  # a pipe would be waited for
-            return config
-        root = yaml.safe_load(file.read_text())["dataset"]["root"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        root = yaml.safe_load(text_of(file, MAX_NOTES))["dataset"]["root"]
+    except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return config
     return replace(config, dataset=replace(config.dataset, root=root if isinstance(root, str) else None))
 

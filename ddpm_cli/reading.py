@@ -1,9 +1,7 @@
-"""Files of run folders, which may be a stranger's: plain ones of a bounded size, or none."""
+"""Files that may be a stranger's: plain ones of a bounded size, or none."""
 
 import logging
-import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -29,18 +27,3 @@ def content_of(path: Path, most: int) -> bytes | None:
 def text_of(path: Path, most: int) -> str:
     """The text of `path`, as `content_of` has it; nothing where that is None."""
     return (content_of(path, most) or b"").decode(errors="replace")
-
-
-def run_folders(top: Path) -> Iterator[Path]:
-    """The folders from `top` down that hold a run, in the order of their names; links are not followed."""
-    for place, below, _ in os.walk(top):
-        folder = Path(place)
-        if (folder / ".hydra" / "config.yaml").is_file() and (folder / "metrics.csv").is_file():
-            below.clear()
-            yield folder
-        below.sort(key=by_number)
-
-
-def by_number(name: str) -> tuple[int, int, str]:
-    """A key that sorts 0, 1, 10 of a sweep as numbers, and before all other names."""
-    return (0, int(name), name) if name.isascii() and name.isdecimal() and len(name) < 10 else (1, 0, name)
