@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from ddpm_cli.cli.help import options_of
+from ddpm_cli.cli.help import NAMED, options_of
 from ddpm_cli.config import CheckpointConfig
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.options import GROUPS, option_name
@@ -34,11 +34,10 @@ def check_groups(schema: type, overrides: list[str]) -> None:
 
 def _check_texts(overrides: list[str]) -> None:
     """Raise `UserError` for what Hydra fails at: no key, and a group that is set to what cannot be a name."""
-    groups = {*(base.group for base in GROUPS), "experiment", "sweep"}
     for override in OverridesParser.create().parse_overrides(overrides):
         if not override.key_or_group:
             raise UserError(f"{override.input_line}: has no key; write key=value")
-        if override.key_or_group in groups and not override.is_sweep_override():
+        if override.key_or_group in NAMED and not override.is_sweep_override():
             value = override.value()
             if not isinstance(value, str | None) or "${" in (value or ""):
                 raise UserError(f"{override.input_line}: must be {one_of(options_of(override.key_or_group))}")

@@ -1,6 +1,5 @@
 """ddpm-evaluate: how good a checkpoint or a set of samples is, in numbers."""
 
-import json
 import logging
 import shlex
 import time
@@ -47,6 +46,7 @@ floor: the same figures of n real images of the other split.
 """
 
 NLL_N = 64
+PACKAGES = ("ddpm-cli", "torch", "torch-fidelity")
 ROWS, COLUMNS = 8, 7
 """Of neighbours.png."""
 
@@ -76,7 +76,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     evaluations.jsonl.
     """
     from ddpm_cli.data.sources import moved
-    from ddpm_cli.evaluation.record import append, run_of
+    from ddpm_cli.evaluation.record import append, run_of, to_json
     from ddpm_cli.files import write
     from ddpm_cli.training.build import load_trained
 
@@ -93,9 +93,9 @@ def run(config: EvaluateConfig, folder: Path) -> None:
         **{key: getattr(config, key) for key in ("split", "seed", "precision", "batch_size")},
         **found,
         "seconds": time.perf_counter() - started,
-        "versions": {package: version(package) for package in ("ddpm-cli", "torch")},
+        "versions": {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
     }
-    write(folder / "evaluation.json", f"{json.dumps(record, indent=2, allow_nan=False)}\n".encode())
+    write(folder / "evaluation.json", f"{to_json(record, indent=2)}\n".encode())
     log.info("%s in %s", " ".join(sorted(path.name for path in folder.iterdir())), folder)
     if trained and (of := run_of(trained.path)):
         append(record, of)
@@ -173,6 +173,7 @@ def _compared(
         "metrics": comparison.metrics,
         "n": comparison.n,
         "features": judge.features,
+        "data": judge.prints[0],
         **(_sampling(batches) if isinstance(batches, Drawn) else {}),
         "intervals": comparison.intervals,
         "floor": comparison.floor,
@@ -242,7 +243,7 @@ def _bound(config: EvaluateConfig, trained: "Trained", examples: Any, folder: Pa
     save_bound_plot(found.terms, folder / "nll.png")
     parts = {
         "n": len(examples),
-        "standard_error": found.standard_error if len(examples) > 1 else None,  # JSON has no NaN
+        "standard_error": found.standard_error,
         "L_0": found.terms[0],
         "L_1_to_T-1": sum(found.terms[1:]),
         "L_T": found.prior,

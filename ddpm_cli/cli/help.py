@@ -4,14 +4,16 @@ from importlib.resources import files
 
 from ddpm_cli.options import GROUPS
 
+NAMED = [*(base.group for base in GROUPS), "experiment", "sweep"]
+"""The groups; the last two set values anywhere."""
+
 
 def help_text(name: str, usage: str) -> str:
     """`usage`, the groups with their options, and configs/<name>.yaml with its comments."""
     root = (files("ddpm_cli.configs") / f"{name}.yaml").read_text()
     defaults, values = root.split("\n\n", 1)
     values = values.split("\nhydra:")[0]
-    groups = [*(base.group for base in GROUPS), "experiment"]
-    listed = [f"  {group:16} {' '.join(options_of(group))}" for group in groups if f"- {group}:" in defaults]
+    listed = [f"  {group:16} {' '.join(options_of(group))}" for group in NAMED if f"- {group}:" in defaults]
     lines = [usage.strip(), *(["", "Groups (group=option):", *listed] if listed else [])]
     lines += ["", "Values (key=value), as they stand:"]
     lines += [f"  {line}".rstrip() for line in values.strip().splitlines()]

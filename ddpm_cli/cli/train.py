@@ -36,6 +36,7 @@ ddpm-train learns to make images like those of a dataset, by denoising diffusion
   ddpm-train experiment=quickstart                  pictures of clothes in minutes on a CPU
   ddpm-train dataset=image_folder dataset.root=/pictures dataset.image_size=32
   ddpm-train -m schedule=linear,cosine loss=l1,l2   a run for each combination
+  ddpm-train -m … sweep.resume=outputs/sweep/…      what is missing of a sweep that was stopped
   ddpm-train resume=outputs/train/…                 go on with a run that was stopped
 """
 

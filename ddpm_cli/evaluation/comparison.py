@@ -63,7 +63,7 @@ class Judge:
         self.extractors = list({extractor.name: extractor for extractor in self.by_metric.values()}.values())
         self.splits = splits
         self.reference, self.real = splits[split], splits[OTHER[split]]
-        self.prints = prints[split], prints[OTHER[split]]
+        self.prints = prints[split], prints[OTHER[split]]  # of the reference, and of the others
         self.features = features
         self.device = device
 
