@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override
 
 from ddpm_cli.cli.checks import check_groups, checked
 from ddpm_cli.cli.messages import FORESEEN, on_one_line, one_line
-from ddpm_cli.errors import Failure, UserError
+from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.files import write
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,8 @@ def run_job(work: Callable[[], float | None], schema: type, plan: Plan) -> float
     value, status, line = None, "done", ""
     try:
         value = work()
+    except Stopped:
+        raise  # the whole sweep was asked to end
     except FORESEEN as error:
         status, line = "failed", one_line(error, schema)
         log.error("job %d: %s", number, line)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import yaml
 
 from ddpm_cli.cli import sweep, train
 from ddpm_cli.cli.sweep import Job, at_once, jobs_of, note, take_share
+from ddpm_cli.errors import Stopped
 from tests.conftest import TINY, Result
 
 Run = Callable[..., Result]
@@ -53,6 +55,27 @@ def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.Mon
     assert "train.seed=0  failed  RuntimeError: a fault of two lines" in result.err
     assert not Path("sw/0/checkpoints/last.pt").exists()
     assert Path("sw/2/checkpoints/last.pt").exists()
+
+
+def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole: the job that was at work has saved, and the others are not begun."""
+    real = train._train
+
+    def stopped(loop: Any) -> float:
+        if loop.trainer.config.train.seed == 1:
+            raise Stopped(signal.SIGTERM, "stopped after step 1")
+        return real(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_train", stopped)
+        result = run("train", "-m", *SHORT, "train.seed=0,1,2")
+    assert result.code == 128 + signal.SIGTERM
+    assert result.err.splitlines()[-1] == "ddpm-train: stopped after step 1"
+    assert [row["job"] for row in rows()] == ["0"]
+    assert not Path("sw/2").exists()
+    again = run("train", "-m", *SHORT[:-1], "train.seed=0,1,2", "sweep.resume=sw")
+    assert again.code == 0, again.err
+    assert [row["job"] for row in rows()] == ["0", "0", "1", "2"]
 
 
 def test_sweep_resume_runs_what_is_missing_or_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
