@@ -37,6 +37,7 @@ FEWEST = 10
 EXPORTS = ("safetensors", "diffusers", "onnx")
 IMPORTS = ("diffusers",)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 @dataclass(kw_only=True)
@@ -176,6 +177,7 @@ class TrainConfig:
     checkpoint: Checkpointing
     device: str
     compile: bool | None  # None: on CUDA only
+    logger: Any  # a word, or a list of some; csv is always among them
     resume: str | None
     resume_data_changed: bool  # go on although the data are others
     sweep: Sweep
@@ -187,7 +189,17 @@ class TrainConfig:
         self.model.check_against(self.dataset)
         self.sampler.check_against(self.schedule, self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
+        ok = all(name in LOGGERS for name in self._logger_words())
+        check(ok, "logger", self.logger, f"{one_of(LOGGERS)}, or a list of some, as in [tensorboard,wandb]")
         self._check_objective()
+
+    @property
+    def loggers(self) -> list[str]:
+        """Those beside csv, which is always there."""
+        return [name for name in dict.fromkeys(self._logger_words()) if name != "csv"]
+
+    def _logger_words(self) -> list[Any]:
+        return self.logger if isinstance(self.logger, list) else [self.logger]
 
     def _check_objective(self) -> None:
         learned, variational = self.variance == "learned_range", isinstance(self.loss, Hybrid | Vlb)

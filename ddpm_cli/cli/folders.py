@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 NOTES = ".hydra"
 LOCK = ".lock"
-OURS = (NOTES, LOCK, "train.log", "metrics.csv", "loss.png", "checkpoints", "samples")
+OURS = (NOTES, LOCK, "train.log", "metrics.csv", "loss.png", "checkpoints", "samples", "tensorboard", "wandb")
 """What a run leaves in its folder."""
-FOLDERS = (NOTES, "checkpoints", "samples")
+FOLDERS = (NOTES, "checkpoints", "samples", "tensorboard", "wandb")
 """Which of these are folders; the others are files."""
 BEFORE_A_CHECKPOINT = {NOTES, LOCK, "train.log", "checkpoints"}
 

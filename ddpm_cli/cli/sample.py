@@ -31,8 +31,6 @@ ddpm-sample makes images from a checkpoint of ddpm-train.
 SPELLING = {"class": "classes"}  # a word that Python keeps for itself
 IN_PICTURE = 256
 """Images that grid.png and film.gif show at most."""
-FRAMES = 32
-"""Frames of a film at most."""
 MOMENTS = 10
 """Pictures in reverse.png at most."""
 
@@ -48,6 +46,7 @@ def run(config: SampleConfig, folder: Path) -> None:
 
     from ddpm_cli.imaging import save_gif, save_png, to_uint8
     from ddpm_cli.training.build import load_trained
+    from ddpm_cli.training.film import evenly
     from ddpm_cli.training.generate import generator_of
     from ddpm_cli.training.tasks import plan
 
@@ -56,8 +55,8 @@ def run(config: SampleConfig, folder: Path) -> None:
     task = plan(config, generator, trained)
     new_folder(folder)
     points = len(generator.shape) == 1
-    moments = {*_evenly(task.steps, FRAMES)} if config.gif else set()
-    moments |= {*_evenly(task.steps, MOMENTS)} if points else {task.steps}
+    moments = {*evenly(task.steps)} if config.gif else set()
+    moments |= {*evenly(task.steps, MOMENTS)} if points else {task.steps}
     kept: list[Tensor] = []
     films: list[dict[int, Tensor]] = []
     for images, frames in _work(task, config.batch_size, moments):
@@ -73,7 +72,7 @@ def run(config: SampleConfig, folder: Path) -> None:
         film = {i: x[:IN_PICTURE] for i, x in film.items()}
     save_png(task.draw(film[task.steps]), folder / "grid.png")
     if config.gif:
-        save_gif([task.draw(film[i]) for i in _evenly(task.steps, FRAMES)], folder / "film.gif")
+        save_gif([task.draw(film[i]) for i in evenly(task.steps)], folder / "film.gif")
     if points:
         _save_points(torch.cat(kept), film, folder)
     if config.npz:
@@ -102,11 +101,6 @@ def _work(task: "Task", batch_size: int, moments: set[int]) -> Iterator[tuple[ra
         yield from batches_that_fit(n, batch_size, frames_of)
 
 
-def _evenly(steps: int, count: int) -> list[int]:
-    """At most `count` of 1..steps, evenly spaced, the last among them."""
-    return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
-
-
 def _save_images(samples: "Tensor", images: range, folder: Path) -> None:
     from ddpm_cli.imaging import save_png, to_image, to_uint8
 
@@ -121,11 +115,12 @@ def _save_points(points: "Tensor", film: dict[int, "Tensor"], folder: Path) -> N
 
     from ddpm_cli.files import write
     from ddpm_cli.plots import save_labelled_rows
+    from ddpm_cli.training.film import evenly
 
     table = io.BytesIO()
     np.savetxt(table, points.numpy(), fmt="%.6g", delimiter=",", header="x,y", comments="")
     write(folder / "points.csv", table.getvalue())
-    moments = _evenly(max(film), MOMENTS)
+    moments = evenly(max(film), MOMENTS)
     headings = [f"step {i}" for i in moments]
     save_labelled_rows({"reverse": [film[i] for i in moments]}, headings, folder / "reverse.png")
 

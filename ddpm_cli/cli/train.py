@@ -26,6 +26,7 @@ from ddpm_cli.options import ClassLabels, ImageDataset, ImageFolder
 
 if TYPE_CHECKING:
     from ddpm_cli.training.loop import Loop
+    from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ ddpm-train learns to make images like those of a dataset, by denoising diffusion
   ddpm-train resume=outputs/train/…                 go on with a run that was stopped
 """
 
-MAY_CHANGE = ("train.", "checkpoint.", "device", "compile", "dataset.root")
+MAY_CHANGE = ("train.", "checkpoint.", "device", "compile", "dataset.root", "logger")
 """Keys that may be given beside resume=; all others are the run's own."""
 
 
@@ -53,9 +54,11 @@ def check(config: TrainConfig) -> None:
     """Raise `UserError` for what can be known before any data is read, and needs torch to be known."""
     from ddpm_cli.diffusion.schedules import betas_of
     from ddpm_cli.training.devices import resolve_device
+    from ddpm_cli.training.loggers import check_loggers
 
     resolve_device(config.device)
     betas_of(config.schedule)
+    check_loggers(config)
     _check_report(config)
     if config.resume is not None:
         _checkpoint_to_resume(config.resume)
@@ -131,9 +134,11 @@ def _loop(config: TrainConfig, folder: Path) -> "Loop":
     from ddpm_cli.data.sources import check_labels, load_examples
     from ddpm_cli.data.table import Table
     from ddpm_cli.training.devices import resolve_device
+    from ddpm_cli.training.loggers import check_loggers
     from ddpm_cli.training.loop import Loop
     from ddpm_cli.training.trainer import Trainer
 
+    check_loggers(config)
     device = resolve_device(config.device)
     examples = load_examples(config.dataset, train=True)
     if isinstance(config.conditioning, ClassLabels):
@@ -215,7 +220,7 @@ def _resumed_config(typed: TrainConfig, own: TrainConfig, overrides: Sequence[st
         if not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"{override}: not with resume=, which goes on with the run's own config; "
-                "only device, compile, dataset.root, checkpoint.* and train.* may change"
+                "only device, compile, logger, dataset.root, checkpoint.* and train.* may change"
             )
         *groups, last = key.split(".")
         ours = reduce(getitem, groups, merged)
@@ -239,23 +244,12 @@ def _check_data(loop: "Loop", state: dict[str, Any], typed: TrainConfig) -> None
         )
 
 
-def _describe(trainer: Any, folder: Path) -> None:
-    """A few lines at the start: what is trained on what, where it goes."""
+def _describe(trainer: "Trainer", folder: Path) -> None:
+    """A short table at the start: what is trained on what, where it goes."""
     from ddpm_cli.training.generate import warn_of_few_steps
+    from ddpm_cli.training.start_table import start_table
 
+    for name, text in {**start_table(trainer), "folder": str(folder)}.items():
+        log.info("%-10s%s", name, text)
     config = trainer.config
-    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
-    size = "x".join(map(str, config.dataset.shape))
-    log.info("dataset   %s, %d examples of %s", config.dataset.name, len(trainer.table), size)
-    told = f", is told {len(trainer.classes)} classes" if trainer.classes else ""
-    log.info(
-        "network   %s, %.2fM parameters, predicts %s%s",
-        config.model.name,
-        parameters / 1e6,
-        config.prediction,
-        told,
-    )
-    log.info("schedule  %s, T=%d; loss %s", config.schedule.name, config.schedule.timesteps, config.loss.name)
-    log.info("training  steps %d to %d on %s, %s", trainer.step, trainer.steps, trainer.device, trainer.dtype)
-    log.info("folder    %s", folder)
     warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddpm_cli.training.loggers import log_evaluation
+
 log = logging.getLogger(__name__)
 
 FILE = "evaluations.jsonl"
@@ -36,7 +38,10 @@ def _finite(value: Any) -> Any:
 
 
 def append(record: Mapping[str, Any], run: Path) -> None:
-    """Add `record` to what was found of `run`, in one write, for others may be adding too. What fails is said."""
+    """Add `record` to what was found of `run`, in one write, for others may be adding too, and tell the run's loggers.
+
+    What fails is said.
+    """
     line = f"{to_json(record)}\n".encode()
     try:
         file = os.open(run / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -46,3 +51,4 @@ def append(record: Mapping[str, Any], run: Path) -> None:
             os.close(file)
     except OSError as error:
         log.warning("%s: cannot be added to (%s)", run / FILE, error.strerror)
+    log_evaluation(record, run)

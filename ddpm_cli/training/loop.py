@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from ddpm_cli.diffusion.timesteps import pairs_of
 from ddpm_cli.errors import Stopped
 from ddpm_cli.files import NoRoom
-from ddpm_cli.imaging import save_png
+from ddpm_cli.imaging import save_gif, save_png
 from ddpm_cli.pictures import picture
+from ddpm_cli.training.film import evenly, frames, shown
 from ddpm_cli.training.generate import batches_that_fit, in_turn
+from ddpm_cli.training.loggers import open_loggers
 from ddpm_cli.training.losses import Losses
 from ddpm_cli.training.metrics import Metrics
 from ddpm_cli.training.progress import Progress
@@ -64,8 +68,9 @@ class Loop:
             save_checkpoint(self.folder, self.state())
         self.saved_step = trainer.step
         self.metrics = Metrics(self.folder, trainer.step)
+        self.loggers = open_loggers(trainer.config, self.folder, trainer.step)
         self.progress = Progress(trainer.step, trainer.steps, train.batch_size, self.seconds, on_cpu)
-        with closing(self.progress.bar):
+        with closing(self.loggers), closing(self.progress.bar):
             if trainer.step > 0 and self._is_milestone() and not self._grid().exists():
                 self._draw()  # the run was killed between a checkpoint and its picture
             return self._steps()
@@ -80,7 +85,9 @@ class Loop:
             milestone = self._is_milestone()
             if milestone or trainer.step % trainer.config.train.log_every == 0:  # here the host waits for the device
                 mean_loss = self.losses.mean()
-                self._tolerating_a_full_disk(self.metrics.append, self._row(mean_loss, grad_norm.item()))
+                row = self._row(mean_loss, grad_norm.item())
+                self._tolerating_a_full_disk(self.metrics.append, row)
+                self.loggers.row(row)
             if milestone or signals.save or signals.stop:
                 self._tolerating_a_full_disk(self._save)
             self._heed_stop()
@@ -126,33 +133,51 @@ class Loop:
         self.progress.go_on()
 
     def _draw(self) -> None:
-        """The loss plot, and a grid from the averaged weights, of the same seeds each time."""
+        """The loss plot, and a grid from the averaged weights, of the same seeds each time; at the end a film too."""
         self.progress.pause()
         self.metrics.draw()
-        path = self._grid()
+        path, step = self._grid(), self.trainer.step
         path.parent.mkdir(exist_ok=True)
-        classes, count = self.trainer.classes, self.trainer.config.train.samples
-        labels = in_turn(count, range(max(1, len(classes))))
-        names = [classes[label] for label in labels] if classes else None
-        save_png(picture(self._samples(labels), names), path)
-        log.info("milestone at step %d: %s", self.trainer.step, path)
+        film, grid = self._pictures(filmed=step == self.trainer.steps)
+        if film:
+            save_gif(film, path.with_name("film.gif"))  # before the grid, so that where that is, this is
+        save_png(grid, path)
+        self.loggers.picture("samples", grid, step)
+        log.info("milestone at step %d: %s", step, path)
         self.progress.go_on()
 
     def _grid(self) -> Path:
         return self.folder / "samples" / f"step_{self.trainer.step:08d}.png"
 
-    def _samples(self, labels: Sequence[int]) -> Tensor:
-        """Examples from the averaged weights, one for each of `labels`: (n, C, ...) float32."""
+    def _pictures(self, filmed: bool) -> tuple[list[Image], Image]:
+        """A picture of examples from the averaged weights, and, where they are `filmed`, the frames of their film."""
+        classes, count = self.trainer.classes, self.trainer.config.train.samples
+        labels = in_turn(count, range(max(1, len(classes))))
+        names = [classes[label] for label in labels] if classes else None
+        moments, x = self._samples(labels, filmed)
+        return [picture(some, names and names[: len(some)]) for some in moments], picture(x, names)
+
+    def _samples(self, labels: Sequence[int], filmed: bool) -> tuple[list[Tensor], Tensor]:
+        """Examples from the averaged weights, one for each of `labels`, (n, C, ...) float32; and what the first of them
+        were at some moments, where they are `filmed`.
+        """
         train, generator = self.trainer.config.train, self.trainer.generator
+        steps = len(pairs_of(generator.sampler, generator.denoiser.process))
+        moments = evenly(steps, frames(generator.shape)) if filmed else []
+        last = shown(generator.shape, len(labels))
 
-        def draw(images: range) -> Tensor:
-            x = torch.empty(0)
-            for step in generator.steps(train.seed, labels, images):
+        def draw(images: range) -> tuple[list[Tensor], Tensor]:
+            x, seen = torch.empty(0), []
+            for i, step in enumerate(generator.steps(train.seed, labels, images), start=1):
                 x = step.x
+                if i in moments:
+                    seen.append(x[: max(0, last - images.start)].cpu())
                 self._heed_stop()
-            return x
+            return seen, x
 
-        return torch.cat([x for _, x in batches_that_fit(len(labels), train.batch_size, draw)])
+        made = [both for _, both in batches_that_fit(len(labels), train.batch_size, draw)]
+        films, examples = zip(*made, strict=True)
+        return [torch.cat(parts) for parts in zip(*films, strict=True)], torch.cat(examples)
 
     def _row(self, loss: float, grad_norm: float) -> dict[str, float]:
         trainer = self.trainer
