@@ -125,6 +125,10 @@ TRAIN = {
     "hydra.run.dir=taken/by/a/file": "taken/by/a/file: Not a directory",
     "--steps=3": "unrecognized arguments: --steps=3",
     "out=taken/by/a/file": "out=taken/by/a/file: cannot be created",
+    "logger=tensorbord": "logger=tensorbord: must be csv, tensorboard or wandb, or a list of some",
+    "logger=[csv,mlflow]": "logger=['csv', 'mlflow']: must be csv, tensorboard or wandb",
+    "logger=null": "logger=null: must be csv, tensorboard or wandb",
+    "logger={wandb:1}": "logger={'wandb': 1}: must be csv, tensorboard or wandb",
 }
 
 

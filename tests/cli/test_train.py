@@ -56,6 +56,7 @@ def test_a_run_leaves_all_it_promises_and_nothing_elsewhere(run: Run, tmp_path: 
         "checkpoints/last.pt",
         "samples/step_00000002.png",
         "samples/step_00000004.png",
+        "samples/film.gif",
     }
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert yaml.safe_load((folder / ".hydra/config.yaml").read_text())["train"]["steps"] == 4
@@ -179,7 +180,7 @@ def test_the_annotated_experiment(run: Run, tmp_path: Path) -> None:
         "train.batch_size=2", "train.samples=1", "sampler.steps=2",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert "linear, T=300; loss huber" in result.err
+    assert "schedule  linear, T=300\nloss      huber; predicts eps" in result.err
     assert "steps 0 to 1" in result.err
 
 
@@ -287,7 +288,7 @@ def test_milestones_by_epochs(run: Run, every: str, steps: list[int]) -> None:
     ]
     result = run("train", *TINY, *few, f"train.milestone_every={every}", "out=here")
     assert result.code == 0, result.err
-    names = sorted(path.stem for path in Path("here/samples").iterdir())
+    names = sorted(path.stem for path in Path("here/samples").glob("step_*"))
     assert names == [f"step_{step:08d}" for step in steps]
     kept = sorted(path.stem for path in Path("here/checkpoints").glob("step_*"))
     assert kept == names[-3:]
@@ -317,7 +318,9 @@ def test_points(run: Run) -> None:
     assert result.code == 0, result.err
     assert "100 examples of 2" in result.err
     first, last = (Image.open(f"here/samples/step_0000000{step}.png") for step in (2, 3))
-    assert first.size == last.size == (400, 400)
+    with Image.open("here/samples/film.gif") as film:
+        assert film.n_frames == 3
+        assert first.size == last.size == film.size == (400, 400)
 
 
 def test_a_run_that_knows_classes_resumes_with_the_same_ones_alone(run: Run, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def partials(folder: Path) -> list[Path]:
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Weights, average, optimizer, all other state, rows and the last picture: equal to the last bit."""
+    """Weights, average, optimizer, all other state, rows, the last picture and the film: equal to the last bit."""
     states = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (ours, theirs)]
     assert states[0].pop("seconds") > 0
     assert states[1].pop("seconds") > 0
@@ -138,6 +138,8 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     step = states[0]["step"]
     grids = [(folder / "samples" / f"step_{step:08d}.png").read_bytes() for folder in (ours, theirs)]
     assert grids[0] == grids[1]
+    films = [(folder / "samples" / "film.gif").read_bytes() for folder in (ours, theirs)]
+    assert films[0] == films[1]
     assert not partials(ours)
 
 

@@ -4,10 +4,13 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm_cli.errors import Stopped
 from ddpm_cli.files import NoRoom
+from ddpm_cli.pictures import picture
 from ddpm_cli.training.checkpoint import load_checkpoint
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.signals import Signals
@@ -64,6 +67,51 @@ def test_a_stop_while_nothing_can_be_saved_does_not_say_that_it_is(
     with pytest.raises(NoRoom):
         loop.run(signals)
     assert last_step(tmp_path) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["conditioning=class"], ["train.batch_size=3", "train.samples=20"]])
+def test_the_film_ends_with_the_first_of_the_last_samples(more: list[str], tmp_path: Path) -> None:
+    last = {word.split("=")[0]: word for word in [*TINY, "train.steps=2", "sampler.steps=5", *more]}
+    loop = loop_of(composed(*last.values()), tmp_path)
+    loop.run(Signals())
+    labels = [i % 10 for i in range(min(16, loop.trainer.config.train.samples))]
+    *_, end = loop.trainer.generator.steps(0, labels, range(len(labels)))
+    wanted = picture(end.x, [str(label) for label in labels] if loop.trainer.classes else None)
+    with Image.open(tmp_path / "samples/film.gif") as film:
+        assert film.n_frames == 5
+        film.seek(4)
+        ours, theirs = (np.asarray(image.convert("L")).astype(int) for image in (film, wanted))
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_there_is_a_film_at_the_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, seen = loop_of(composed(*TINY, "train.steps=5", "train.milestone_every=2"), tmp_path), []
+    before(monkeypatch, loop, "_draw", lambda: seen.append((tmp_path / "samples/film.gif").exists()))
+    loop.run(Signals())
+    assert seen == [False, False, False]
+    assert (tmp_path / "samples/film.gif").exists()
+
+
+@pytest.mark.parametrize("moment", ["save_gif", "save_png"])
+def test_where_the_last_grid_is_the_film_is(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the one or the other, both are drawn by the process that goes on."""
+    config = composed(*TINY, "train.steps=2")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    loop = loop_of(config, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ddpm_cli.training.loop.{moment}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(Signals())
+    grid, film = tmp_path / "samples/step_00000002.png", tmp_path / "samples/film.gif"
+    assert not grid.exists()
+    again = loop_of(config, tmp_path)
+    again.restore(load_checkpoint("resume", tmp_path / "checkpoints" / "last.pt"))
+    again.run(Signals())
+    assert grid.exists()
+    assert film.exists()
 
 
 def test_a_picture_that_is_owed_is_drawn_first(tmp_path: Path) -> None:
