@@ -16,7 +16,18 @@ log = logging.getLogger(__name__)
 
 NOTES = ".hydra"
 LOCK = ".lock"
-OURS = (NOTES, LOCK, "train.log", "metrics.csv", "loss.png", "checkpoints", "samples", "tensorboard", "wandb")
+OURS = (
+    NOTES,
+    LOCK,
+    "train.log",
+    "metrics.csv",
+    "loss.png",
+    "evaluations.jsonl",
+    "checkpoints",
+    "samples",
+    "tensorboard",
+    "wandb",
+)
 """What a run leaves in its folder."""
 FOLDERS = (NOTES, "checkpoints", "samples", "tensorboard", "wandb")
 """Which of these are folders; the others are files."""
