@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 
 SIDE = 32
 """Larger images are shown to it at about this many pixels a side."""
-WIDTH = 24
-FEATURES = 4 * WIDTH
-EPOCHS, LEAST_STEPS = 3, 400
+WIDTHS = (12, 48, 96)
+"""Channels at the full, half and quarter size; few where they cost most."""
+FEATURES = WIDTHS[-1]
+EPOCHS, LEAST_STEPS = 4, 400
 BATCH_SIZE = 128
 LR = 5e-3
 SMOOTHING = 0.05
@@ -36,14 +37,15 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
+        full, half, quarter = WIDTHS
         self.body = nn.Sequential(
-            _convolution(channels, WIDTH),
+            _convolution(channels, full),
             nn.MaxPool2d(2, ceil_mode=True),
-            _convolution(WIDTH, 2 * WIDTH),
-            _convolution(2 * WIDTH, 2 * WIDTH),
+            _convolution(full, half),
+            _convolution(half, half),
             nn.MaxPool2d(2, ceil_mode=True),
-            _convolution(2 * WIDTH, 4 * WIDTH),
-            _convolution(4 * WIDTH, 4 * WIDTH),
+            _convolution(half, quarter),
+            _convolution(quarter, quarter),
         )
         self.head = nn.Linear(FEATURES, classes)
 
