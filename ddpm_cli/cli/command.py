@@ -43,10 +43,7 @@ def launch(
     status 1; HYDRA_FULL_ERROR=1 shows where they came from. A signal that stopped the command is 128 + its number.
     """
     register_schemas(name, schema)
-    arguments = sorted(
-        sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun")
-    )  # argparse wants it first
-    sys.argv[1:] = [_spelled(argument, spelling) for argument in arguments]
+    sys.argv[1:] = [_spelled(argument, spelling) for argument in sorted(sys.argv[1:], key=_is_no_flag)]
     traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 
@@ -86,6 +83,8 @@ def launch(
             print(help_text(name, usage))
             return
         check_groups(schema, args.overrides)
+        if args.multirun and (args.cfg or args.info):
+            refuse("-m: not beside --cfg or --info, which show what one job is told; leave it out")
         if args.multirun:
             plan = planned(name, schema, args.overrides, check)
             begin(plan)
@@ -101,6 +100,11 @@ def launch(
         refuse(f"{error.filename}: {error.strerror}; choose another folder")  # Hydra's, hydra.run.dir=…
     except KeyboardInterrupt:
         refuse("interrupted", 130)
+
+
+def _is_no_flag(argument: str) -> bool:
+    """-m comes first, for argparse takes no overrides after it that were begun before."""
+    return argument not in ("-m", "--multirun")
 
 
 def _spelled(argument: str, spelling: Mapping[str, str]) -> str:
