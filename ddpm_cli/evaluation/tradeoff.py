@@ -13,7 +13,7 @@ from ddpm_cli.plots import save_tradeoff_plot
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ["job", "sampler", "nfe", "metric", "value", "low", "high", "floor", "n"]
+COLUMNS = ["job", "ckpt", "sampler", "nfe", "metric", "value", "low", "high", "floor", "n"]
 DISTANCES = ("fid", "fd_classifier", "kid", "kd_classifier")
 """What is drawn, the first that there is."""
 
@@ -32,10 +32,11 @@ def save_tradeoff(sweep: Path) -> None:
     if metric is None:
         return
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    several = len({row["ckpt"] for row in rows}) > 1
     for row in rows:
         if row["metric"] == metric:
-            point = (row["nfe"], row["value"], row["low"], row["high"])
-            lines.setdefault(row["sampler"], []).append(point)
+            name = f"{row['sampler']} of {row['ckpt']}" if several else row["sampler"]
+            lines.setdefault(name, []).append((row["nfe"], row["value"], row["low"], row["high"]))
     floor = min(row["floor"] for row in rows if row["metric"] == metric)
     save_tradeoff_plot({name: sorted(points) for name, points in lines.items()}, metric, floor, sweep / "tradeoff.png")
     log.info("tradeoff.csv and tradeoff.png in %s", sweep)
@@ -53,6 +54,7 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
             low, high = record["intervals"].get(metric, (value, value))
             yield {
                 "job": int(file.parent.name),
+                "ckpt": "/".join(Path(record["ckpt"]).parts[-3:]),  # the run's name, checkpoints, the file
                 "sampler": record["sampler"]["name"],
                 "nfe": record["nfe"],
                 "metric": metric,

@@ -3,12 +3,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from ddpm_cli.evaluation.tradeoff import save_tradeoff
 
 
-def evaluation(folder: Path, sampler: str, nfe: int, **metrics: float) -> None:
+def evaluation(folder: Path, sampler: str, nfe: int, run: str = "one", **metrics: float) -> None:
     folder.mkdir(parents=True)
     record: dict[str, Any] = {
         "metrics": metrics,
@@ -16,6 +17,7 @@ def evaluation(folder: Path, sampler: str, nfe: int, **metrics: float) -> None:
         "intervals": {"fd_classifier": [1.0, 9.0]},
         "sampler": {"name": sampler},
         "nfe": nfe,
+        "ckpt": f"/runs/{run}/checkpoints/last.pt",
         "n": 100,
     }
     (folder / "evaluation.json").write_text(json.dumps(record))
@@ -36,6 +38,22 @@ def test_a_row_for_each_job_and_metric(tmp_path: Path) -> None:
     ]
     with Image.open(tmp_path / "tradeoff.png") as plot:
         assert plot.size == (640, 400)
+
+
+def test_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("ddpm_cli.evaluation.tradeoff.save_tradeoff_plot", lambda *what: drawn.append(what))
+    evaluation(tmp_path / "0", "ddim", 50, fd_classifier=2.0)
+    evaluation(tmp_path / "1", "ddim", 10, fd_classifier=4.0)
+    save_tradeoff(tmp_path)
+    evaluation(tmp_path / "2", "ddim", 10, "two", fd_classifier=8.0)
+    save_tradeoff(tmp_path)
+    (one, *_), (both, *_) = drawn
+    assert one == {"ddim": [(10, 4.0, 1.0, 9.0), (50, 2.0, 1.0, 9.0)]}
+    assert {name: [point[:2] for point in points] for name, points in both.items()} == {
+        "ddim of one/checkpoints/last.pt": [(10, 4.0), (50, 2.0)],
+        "ddim of two/checkpoints/last.pt": [(10, 8.0)],
+    }
 
 
 def test_nothing_of_evaluations_without_samples(tmp_path: Path) -> None:
