@@ -206,7 +206,7 @@ def _neighbours(samples: "Tensor", train: "Tensor", test: "Tensor", folder: Path
 
 def _say(comparison: "Comparison", nearest: Mapping[str, float]) -> None:
     for name, value in comparison.metrics.items():
-        if "_std" in name:
+        if name.endswith("_std"):
             continue
         low, high = comparison.intervals.get(name, (None, None))
         spread = "" if low is None else f" (95% between {low:.4g} and {high:.4g} at this n)"

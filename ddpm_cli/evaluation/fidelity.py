@@ -28,7 +28,12 @@ THEIRS = {"fid": "inception-v3-compat", "kid": "inception-v3-compat", "is": "inc
 """The networks by which the literature's figures are computed."""
 SHORT = {"is": "isc"}
 """What torch-fidelity calls a metric of ours."""
-NAMES = {"fid": "fd_classifier", "kid": "kd_classifier", "kid_std": "kd_classifier_std"}
+NAMES = {
+    "fid": "fd_classifier",
+    "kid": "kd_classifier",
+    "kid_std": "kd_classifier_std",
+    "is_std": "is_classifier_std",
+}
 """A Fréchet distance of other features is no FID; the other figures get _classifier behind their names."""
 KID_SUBSET, IS_SPLITS, NEIGHBOURS = 1000, 10, 3
 ENOUGH = {"inception": 10_000, "classifier": 5 * FEATURES}

@@ -50,7 +50,7 @@ def _by_job(sweep: Path) -> Iterable[Path]:
 def _rows(file: Path) -> Iterable[dict[str, Any]]:
     record = json.loads(file.read_text())
     for metric, value in record["metrics"].items():
-        if metric in record.get("floor", {}) and "nfe" in record and "_std" not in metric:
+        if metric in record.get("floor", {}) and "nfe" in record and not metric.endswith("_std"):
             low, high = record["intervals"].get(metric, (value, value))
             yield {
                 "job": int(file.parent.name),

@@ -213,7 +213,7 @@ def _scores(path: Path) -> dict[str, Score]:
             continue
         metrics = _table(found, "metrics")
         for name, value in metrics.items():
-            if _is_number(value) and len(name) <= MAX_NAME:
+            if _is_number(value) and len(name) <= MAX_NAME and not name.endswith("_std"):
                 scores.pop(name, None)
                 scores[name] = Score(value, _interval(found, name), _step(found), _how(found))
     return scores

@@ -79,13 +79,14 @@ def test_most_other_samples_of_the_size_fall_into_the_interval() -> None:
 
 
 def test_figures_of_the_classifier_are_never_called_fid() -> None:
-    figures = {"fid": 1.0, "kid": 2.0, "kid_std": 0.1, "is": 3.0, "precision": 0.5, "recall": 0.4}
+    figures = {"fid": 1.0, "kid": 2.0, "kid_std": 0.1, "is": 3.0, "is_std": 0.2, "precision": 0.5, "recall": 0.4}
     assert named(figures, "inception") == figures
     assert named(figures, "classifier") == {
         "fd_classifier": 1.0,
         "kd_classifier": 2.0,
         "kd_classifier_std": 0.1,
         "is_classifier": 3.0,
+        "is_classifier_std": 0.2,
         "precision_classifier": 0.5,
         "recall_classifier": 0.4,
     }

@@ -60,6 +60,11 @@ def test_the_last_value_of_each_metric_wins(tmp_path: Path) -> None:
     assert scores["fid"].how == {"split": "test", "n": "100", "weights": "ema", "sampler": "ddim"}
 
 
+def test_spreads_of_metrics_are_none_themselves(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", scores={"kd_classifier": 0.1, "kd_classifier_std": 0.01})
+    assert list(read_run(folder, "run").scores) == ["kd_classifier"]
+
+
 def test_rows_cut_by_a_crash_or_not_rows(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "it")
     with (folder / "metrics.csv").open("a") as stream:
