@@ -36,8 +36,9 @@ NAMES = {
 }
 """A Fréchet distance of other features is no FID; the other figures get _classifier behind their names."""
 KID_SUBSET, IS_SPLITS, NEIGHBOURS = 1000, 10, 3
-ENOUGH = {"inception": 10_000, "classifier": 5 * FEATURES}
-"""Samples that make the bias of a Fréchet distance small: some five for each feature."""
+ENOUGH = {"inception": 10_000, "classifier": 20 * FEATURES}
+"""Samples of which a Fréchet distance is little biased. Real Fashion-MNIST against itself is at 1.4 of 100 images, at 0.2
+of 480, at 0.05 of 2000 and at 0.014 of 10,000, by the classifier's features."""
 RESAMPLES = 50
 CONFIDENCE = 0.95
 
