@@ -13,6 +13,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
 
 from ddpm_cli.report.page import page_of
 from ddpm_cli.report.runs import find_runs
@@ -22,6 +23,7 @@ CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
 FLAGS += " --disable-sync --no-first-run --disable-dev-shm-usage"
 NONE = "\N{EN DASH}"
+PATIENCE = 30  # seconds: far above what a page takes
 DESK, PHONE = (1280, 900), (390, 844)
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM.exists() and DRIVER.exists()), reason="chromium is not installed")
@@ -311,11 +313,12 @@ def test_dark_and_light(browser: Page, sweep: Path) -> None:
         "curves.data[0].line.color]"
     )
     browser.open(sweep, dark=True)
-    dark = browser.js(ground)
+    assert browser.js(ground) == ["rgb(22, 22, 21)", "#1e1e1c", "#4f9bf0"]
     browser.light(True)
-    light = browser.js(ground)
-    assert dark == ["rgb(22, 22, 21)", "#1e1e1c", "#4f9bf0"]
-    assert light == ["rgb(252, 252, 251)", "#ffffff", "#2a78d6"]  # the plots follow at once
+    light = ["rgb(252, 252, 251)", "#ffffff", "#2a78d6"]
+    WebDriverWait(browser.driver, PATIENCE).until(
+        lambda _: browser.js(ground) == light
+    )  # the plots are told of it later
 
 
 @pytest.mark.parametrize("losses", [[0.5], [], [math.nan, math.nan], [1.0, math.inf]])
