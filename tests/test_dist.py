@@ -37,7 +37,8 @@ def test_twine_is_content(dist: Path) -> None:
 
 def test_all_modules_and_configs_are_in_both(dist: Path) -> None:
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
-    modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "ddpm_cli").rglob("*.py")}
+    kinds = ("*.py", "page.*")
+    modules = {str(path.relative_to(REPOSITORY)) for kind in kinds for path in (REPOSITORY / "ddpm_cli").rglob(kind)}
     configs = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml")}
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MAINS, Result
+from tests.conftest import SCHEMAS, Result
 
 Run = Callable[..., Result]
 
@@ -38,7 +38,7 @@ def test_what_is_offered(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -
     assert [word for word in offered if not word.startswith("schema/")] == sorted(COMPLETED[line])
 
 
-@pytest.mark.parametrize("command", MAINS)
+@pytest.mark.parametrize("command", SCHEMAS)
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_each_command_installs_its_own(run: Run, command: str, shell: str) -> None:
     result = run(command, "-sc", f"install={shell}")

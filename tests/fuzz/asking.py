@@ -16,7 +16,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from ddpm_cli.cli import command as command_module
-from ddpm_cli.cli import evaluate, forward, sample, train
+from ddpm_cli.cli import evaluate, export, forward, import_, sample, train
 from ddpm_cli.cli.checks import check_checkpoint
 from ddpm_cli.cli.command import launch, register_schemas
 from tests.conftest import SCHEMAS
@@ -26,6 +26,8 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "sample": check_checkpoint,
     "evaluate": evaluate.check,
     "forward": forward.check,
+    "export": export.check_export,
+    "import": import_.check_import,
 }
 SPELLINGS: dict[str, Mapping[str, str]] = {"sample": sample.SPELLING}
 TOUCHING = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}

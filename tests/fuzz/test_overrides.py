@@ -65,7 +65,7 @@ def keys_of(command: str) -> Iterator[Key]:
         group, _, place = entry.partition("@")
         yield Key(command, entry, beside)
         for file in (CONFIGS / group).iterdir():
-            if file.name.endswith(".yaml") and group != "experiment":
+            if file.name.endswith(".yaml") and group not in ("experiment", "sweep"):
                 choice = f"{group}={file.name.removesuffix('.yaml')}"
                 if place == "schedules.constant" and choice != "schedule=constant":
                     continue  # refused whatever else is typed, for forward.yaml sets its beta
