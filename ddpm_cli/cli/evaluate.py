@@ -45,7 +45,6 @@ fid, kid, is (inception score), prc (precision and recall): of n samples, by tor
 floor: the same figures of n real images of the other split.
 """
 
-NLL_N = 64
 PACKAGES = ("ddpm-cli", "torch", "torch-fidelity")
 ROWS, COLUMNS = 8, 7
 """Of neighbours.png."""
@@ -220,7 +219,7 @@ def _say(comparison: "Comparison", nearest: Mapping[str, float]) -> None:
 def _examples(config: EvaluateConfig, trained: "Trained", dataset: Dataset) -> Any:
     """The images whose likelihood is bounded."""
     from ddpm_cli.data.sources import load_examples
-    from ddpm_cli.evaluation.nll import first_examples
+    from ddpm_cli.evaluation.nll import NLL_N, first_examples
 
     examples = first_examples(load_examples(dataset, config.split == "train"), config.n or NLL_N)
     if trained.classes and examples.classes != trained.classes:

@@ -12,6 +12,9 @@ from ddpm_cli.options import ClassLabels, ImageDataset
 from ddpm_cli.training.build import Trained
 from ddpm_cli.training.generate import batches_that_fit
 
+NLL_N = 64
+"""Examples that are measured, unless it is said how many."""
+
 
 @dataclass(frozen=True)
 class Bound:

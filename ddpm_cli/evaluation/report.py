@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddpm_cli.config import Train
 from ddpm_cli.data.sources import load_examples
-from ddpm_cli.evaluation.nll import bound, first_examples
+from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.evaluation.samples import DRAWN, Drawn
 from ddpm_cli.evaluation.val_loss import val_loss
@@ -16,7 +16,7 @@ from ddpm_cli.training.generate import generator_of
 
 log = logging.getLogger(__name__)
 
-VAL_N, NLL_N = 2048, 64
+VAL_N = 2048
 SEED = 0
 
 
