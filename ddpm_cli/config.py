@@ -38,6 +38,7 @@ EXPORTS = ("safetensors", "diffusers", "onnx")
 IMPORTS = ("diffusers",)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LOGGERS = ("csv", "tensorboard", "wandb")
+STRATEGIES = ("ddp", "fsdp")
 
 
 @dataclass(kw_only=True)
@@ -152,6 +153,31 @@ class Checkpointing:
 
 
 @dataclass(kw_only=True)
+class Distributed:
+    """How the processes of a run find each other and share the work."""
+
+    strategy: str  # a copy of the network in each, or a part
+    nnodes: int
+    rdzv_endpoint: str | None  # host:port of one of the machines, told to all
+    max_restarts: int
+
+    def __post_init__(self) -> None:
+        check(self.strategy in STRATEGIES, "distributed.strategy", self.strategy, one_of(STRATEGIES))
+        check(1 <= self.nnodes <= 10_000, "distributed.nnodes", self.nnodes, "in 1..10000, the number of machines")
+        check(0 <= self.max_restarts <= 10_000, "distributed.max_restarts", self.max_restarts, "in 0..10000")
+        point = self.rdzv_endpoint
+        if point is not None or self.nnodes > 1:
+            ok = re.fullmatch(r"[^:\s]+:\d{1,5}", point or "") is not None
+            check(ok, "distributed.rdzv_endpoint", point, "host:port of one of the machines, the same on each")
+
+
+def check_devices(devices: object) -> None:
+    """Raise `UserError` unless `devices` is a number of them, or auto."""
+    ok = devices == "auto" or (type(devices) is int and 1 <= devices <= 10_000)
+    check(ok, "devices", devices, "a number of processes from 1 up, one a device, or auto")
+
+
+@dataclass(kw_only=True)
 class Sweep:
     """What the jobs of a sweep are told."""
 
@@ -176,6 +202,8 @@ class TrainConfig:
     train: Train
     checkpoint: Checkpointing
     device: str
+    devices: Any  # how many, each with a process of its own, or auto
+    distributed: Distributed
     compile: bool | None  # None: on CUDA only
     logger: Any  # a word, or a list of some; csv is always among them
     resume: str | None
@@ -189,6 +217,9 @@ class TrainConfig:
         self.model.check_against(self.dataset)
         self.sampler.check_against(self.schedule, self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
+        check_devices(self.devices)
+        if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":
+            raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
         ok = all(name in LOGGERS for name in self._logger_words())
         check(ok, "logger", self.logger, f"{one_of(LOGGERS)}, or a list of some, as in [tensorboard,wandb]")
         self._check_objective()
@@ -252,6 +283,7 @@ class CheckpointConfig:
     guidance_scale: float | None
     weights: str
     device: str
+    devices: Any  # how many, each with a process of its own, or auto
     precision: str
     out: str
 
@@ -261,6 +293,7 @@ class CheckpointConfig:
         if self.variance is not None:
             check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
+        check_devices(self.devices)
         check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
 
 

@@ -18,8 +18,11 @@ class Stopped(Exception):
     """A signal asked for the end, and all is saved; exit status 128 + its number. The message is one line."""
 
     def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(signal, message)  # both, so that it can be sent from one process to another
         self.status = 128 + signal
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def check(ok: bool, key: str, value: object, allowed: str) -> None:

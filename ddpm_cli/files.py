@@ -15,7 +15,11 @@ class NoRoom(Failure):
     """A file of `size` bytes that the disk has no room for."""
 
     def __init__(self, path: Path, size: int) -> None:
-        super().__init__(f"{path}: no room on the disk for this file, which needs {amount(size)}; make some")
+        super().__init__(path, size)  # both, so that it can be sent from one process to another
+
+    def __str__(self) -> str:
+        path, size = self.args
+        return f"{path}: no room on the disk for this file, which needs {amount(size)}; make some"
 
 
 @contextmanager

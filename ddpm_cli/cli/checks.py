@@ -45,11 +45,11 @@ def _check_texts(overrides: list[str]) -> None:
 
 def check_checkpoint(config: CheckpointConfig) -> None:
     """Raise `UserError` for what can be known before the checkpoint is read."""
-    from ddpm_cli.training.devices import resolve_device
+    from ddpm_cli.training.devices import processes_of
     from ddpm_cli.training.run_checkpoints import find_checkpoint
 
     find_checkpoint("ckpt", config.ckpt)
-    resolve_device(config.device)
+    processes_of(config.devices, config.device)
 
 
 def checked(cfg: DictConfig) -> Any:

@@ -1,10 +1,8 @@
 """What the commands share: Hydra, the schemas, errors in one line, the folder that is written to."""
 
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -18,7 +16,9 @@ from omegaconf import DictConfig
 from ddpm_cli.cli.checks import check_groups, checked
 from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.messages import FORESEEN, on_one_line, one_line
+from ddpm_cli.cli.processes import ONE_MACHINE, Team, started_by, talks
 from ddpm_cli.cli.sweep import Plan, begin, finish, planned, quoted, run_job
+from ddpm_cli.config import CheckpointConfig, TrainConfig
 from ddpm_cli.errors import Failure, Stopped
 from ddpm_cli.options import GROUPS, option_name
 
@@ -48,7 +48,8 @@ def launch(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
 
     def refuse(message: str, status: int = 2) -> NoReturn:
-        print(f"ddpm-{name}: {on_one_line(message)}", file=sys.stderr)
+        if talks():
+            print(f"ddpm-{name}: {on_one_line(message)}", file=sys.stderr)
         sys.exit(status)
 
     def told(error: Exception) -> NoReturn:
@@ -86,6 +87,8 @@ def launch(
         if args.multirun and (args.cfg or args.info):
             refuse("-m: not beside --cfg or --info, which show what one job is told; leave it out")
         if args.multirun:
+            if starter := started_by(None):
+                refuse(f"-m: not under {starter}, whose processes do one job together; type devices=… instead")
             plan = planned(name, schema, args.overrides, check)
             begin(plan)
             sys.argv.append(f"hydra.sweep.dir={quoted(plan.folder)}")
@@ -100,6 +103,14 @@ def launch(
         refuse(f"{error.filename}: {error.strerror}; choose another folder")  # Hydra's, hydra.run.dir=…
     except KeyboardInterrupt:
         refuse("interrupted", 130)
+
+
+def team_of(config: TrainConfig | CheckpointConfig) -> Team:
+    """The processes that a config asks for. Raises `UserError` where there are not the devices for them."""
+    from ddpm_cli.training.devices import processes_of
+
+    distributed = config.distributed if isinstance(config, TrainConfig) else ONE_MACHINE
+    return Team(processes_of(config.devices, config.device), config.device, distributed)
 
 
 def _is_no_flag(argument: str) -> bool:
@@ -120,21 +131,6 @@ def register_schemas(name: str, schema: type) -> None:
     for base, options in GROUPS.items():
         for option in options:
             store.store(group=f"schema/{base.group}", name=option_name(option), node=option)
-
-
-@contextmanager
-def log_into(file: Path) -> Iterator[None]:
-    """Send all log lines to `file` too, with the time, as far as the disk has room for them."""
-    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-    handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print a traceback
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        with suppress(OSError):
-            handler.close()
 
 
 def _folder(config: Any) -> Path:

@@ -3,6 +3,7 @@
 import logging
 import shlex
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from ddpm_cli.cli.checks import check_checkpoint
-from ddpm_cli.cli.command import launch
+from ddpm_cli.cli.command import launch, team_of
 from ddpm_cli.cli.folders import new_folder
+from ddpm_cli.cli.processes import together
 from ddpm_cli.config import FEWEST, EvaluateConfig
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.errors import check as check_value
@@ -74,6 +76,13 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     """Write evaluation.json and pictures of it into `folder`, which must be new or empty, and a line into the run's
     evaluations.jsonl.
     """
+    command = shlex.join(["ddpm-evaluate", *HydraConfig.get().overrides.task])
+    together(evaluate, (config, folder, command), team_of(config))
+
+
+def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
+    """What each of the processes does that share the calls of the network; the main one judges and writes."""
+    from ddpm_cli import world
     from ddpm_cli.data.sources import moved
     from ddpm_cli.evaluation.record import append, run_of, to_json
     from ddpm_cli.files import write
@@ -83,10 +92,14 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision) if config.ckpt else None
     dataset = trained.config.dataset if trained else config.dataset
     assert dataset is not None  # the config was checked
-    found = _found(config, trained, moved(dataset, config.root), folder)
+    dataset = moved(dataset, config.root)
+    if not world.is_main():
+        _help(config, trained, dataset)
+        return
+    found = _found(config, trained, dataset, folder)
     record = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["ddpm-evaluate", *HydraConfig.get().overrides.task]),
+        "command": command,
         **_subject(config, trained),
         "dataset": dataset.name,
         **{key: getattr(config, key) for key in ("split", "seed", "precision", "batch_size")},
@@ -115,6 +128,16 @@ def _found(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset, 
     if trained and examples is not None:
         metrics["nll"], found["nll"] = _bound(config, trained, examples, folder)
     return found
+
+
+def _help(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset) -> None:
+    """The share of another process than the main one in what `_found` does."""
+    from ddpm_cli.evaluation.nll import bound
+
+    if trained and config.distances:
+        deque(_batches(config, trained, dataset), maxlen=0)
+    if trained and "nll" in config.metrics:
+        bound(trained, _examples(config, trained, dataset), config.batch_size, config.seed)
 
 
 def _subject(config: EvaluateConfig, trained: "Trained | None") -> dict[str, Any]:

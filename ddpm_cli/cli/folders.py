@@ -96,6 +96,21 @@ def locked(key: str, folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def log_into(file: Path) -> Iterator[None]:
+    """Send all log lines to `file` too, with the time, as far as the disk has room for them."""
+    handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print a traceback
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
 def _check_free(folder: Path) -> None:
     if not _made(folder):
         return

@@ -2,13 +2,15 @@
 
 import io
 import logging
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ddpm_cli.cli.checks import check_checkpoint
-from ddpm_cli.cli.command import launch
+from ddpm_cli.cli.command import launch, team_of
 from ddpm_cli.cli.folders import new_folder
+from ddpm_cli.cli.processes import together
 from ddpm_cli.config import SampleConfig
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ IN_PICTURE = 256
 """Images that grid.png and film.gif show at most."""
 MOMENTS = 10
 """Pictures in reverse.png at most."""
+Batches: TypeAlias = Iterator[tuple[range, dict[int, "Tensor"]]]
 
 
 def main() -> None:
@@ -42,9 +45,12 @@ def main() -> None:
 
 def run(config: SampleConfig, folder: Path) -> None:
     """Write grid.png, images/ and what else `config` asks for into `folder`, which must be new or empty."""
-    import torch
+    together(draw, (config, folder), team_of(config))
 
-    from ddpm_cli.imaging import save_gif, save_png, to_uint8
+
+def draw(config: SampleConfig, folder: Path) -> None:
+    """What each of the processes does that share the work; the main one writes."""
+    from ddpm_cli import world
     from ddpm_cli.training.build import load_trained
     from ddpm_cli.training.film import evenly
     from ddpm_cli.training.generate import generator_of
@@ -53,13 +59,27 @@ def run(config: SampleConfig, folder: Path) -> None:
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
     generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
     task = plan(config, generator, trained)
-    new_folder(folder)
+    world.by_main(lambda: new_folder(folder))
     points = len(generator.shape) == 1
     moments = {*evenly(task.steps)} if config.gif else set()
     moments |= {*evenly(task.steps, MOMENTS)} if points else {task.steps}
+    batches = _work(task, config.batch_size, moments)
+    if world.is_main():
+        _save(batches, task, points, config, folder)
+    else:
+        deque(batches, maxlen=0)
+
+
+def _save(batches: Batches, task: "Task", points: bool, config: SampleConfig, folder: Path) -> None:
+    """Write what comes, and pictures of it."""
+    import torch
+
+    from ddpm_cli.imaging import save_gif, save_png, to_uint8
+    from ddpm_cli.training.film import evenly
+
     kept: list[Tensor] = []
     films: list[dict[int, Tensor]] = []
-    for images, frames in _work(task, config.batch_size, moments):
+    for images, frames in batches:
         last = frames[task.steps]
         if not points:
             _save_images(last, images, folder / "images")
@@ -80,20 +100,21 @@ def run(config: SampleConfig, folder: Path) -> None:
     log.info("%d %s in %s", len(task.labels), "points" if points else "images", folder)
 
 
-def _work(task: "Task", batch_size: int, moments: set[int]) -> Iterator[tuple[range, dict[int, "Tensor"]]]:
+def _work(task: "Task", batch_size: int, moments: set[int]) -> Batches:
     """Which examples, and what they are after each step (1 is the first) of `moments`: (B, C, ...) on the CPU."""
     from tqdm import tqdm
 
+    from ddpm_cli import world
     from ddpm_cli.training.generate import batches_that_fit
 
     n = len(task.labels)
-    with tqdm(total=n * task.steps, unit="step", disable=None) as bar:
+    with tqdm(total=n * task.steps, unit="step", disable=None if world.is_main() else True) as bar:
 
         def frames_of(images: range) -> dict[int, "Tensor"]:
             frames = {}
             bar.n = images.start * task.steps  # again from here where a batch was too large
             for i, step in enumerate(task.start(images), start=1):
-                bar.update(len(images))
+                bar.update(len(images) * world.size())
                 if i in moments:
                     frames[i] = step.x.cpu()
             return frames

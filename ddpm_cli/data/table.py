@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_cli import rng
+from ddpm_cli import rng, world
 
 DEVICE_LIMIT = 2 * 2**30
 """Bytes up to which a table lives on the training device."""
@@ -46,7 +46,8 @@ class Table:
 
     The examples of all epochs form one endless sequence, each epoch in an order of its own; step s takes the
     s-th `batch_size` of it. So every example is used once an epoch, whatever the batch size divides, and a
-    batch depends on (seed, step) alone. `flip` mirrors every other image.
+    batch depends on (seed, step) alone; of several processes each gets its share of it. `flip` mirrors every other
+    image.
     """
 
     def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device) -> None:
@@ -64,12 +65,13 @@ class Table:
         return len(self.values)
 
     def batch(self, step: int, batch_size: int) -> Batch:
-        """The examples of `step`, 0 being the first, on the training device."""
-        indices = self.indices(step * batch_size, batch_size)
+        """This process's share of the examples of `step`, 0 being the first, on the training device."""
+        own = world.share(batch_size)
+        indices = self.indices(step * batch_size + own.start, own.stop - own.start)
         x0 = to_float(self._on_device(self.values[indices]))
         if self.flip:
             generator = rng.generator(self.seed, "flip", step, device=self.device)
-            coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)
+            coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[own]
             x0 = torch.where(coins < 0.5, x0.flip(-1), x0)
         return Batch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
 

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
+from ddpm_cli import world
 from ddpm_cli.options import LossSecondMoment, TimestepSampler, UniformTimesteps
 
 
@@ -60,7 +60,7 @@ class SecondMoment(Uniform):
         return t, 1 / (self.timesteps * p[t])
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        t, losses = gathered(t), gathered(losses.float())
+        t, losses = world.gathered(t), world.gathered(losses.float())
         t, order = t.sort(stable=True)  # so that those of a timestep stand together, in their order
         first = torch.searchsorted(t, t)
         earlier = torch.arange(len(t), device=t.device) - first
@@ -86,12 +86,3 @@ def build_timestep_sampler(sampler: TimestepSampler, timesteps: int, device: tor
         case LossSecondMoment(history=history, uniform_mix=mix):
             return SecondMoment(timesteps, history, mix, device)
     raise TypeError(f"no timestep sampler for {sampler}")
-
-
-def gathered(values: Tensor) -> Tensor:
-    """`values` (B,) of all processes, by rank: (B * world size,); of this one alone where there are no others."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_cli import rng
+from ddpm_cli import rng, world
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.likelihood import bound_term, prior_term
 from ddpm_cli.options import ClassLabels, ImageDataset
@@ -45,22 +46,23 @@ def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> B
     timesteps = denoiser.process.timesteps
     discrete = isinstance(trained.config.dataset, ImageDataset)
     told = isinstance(trained.config.conditioning, ClassLabels)
-    terms = torch.zeros(timesteps, len(examples), dtype=torch.float64)
-    priors = torch.zeros(len(examples), dtype=torch.float64)
 
-    def measure(numbers: range) -> None:
+    def measure(numbers: range) -> tuple[Tensor, Tensor]:
+        """The terms, (T, B), and the priors, (B,), of some."""
         part = slice(numbers.start, numbers.stop)
         x0 = to_float(examples.values[part].to(device))
         y = examples.labels[part].to(device) if told and examples.labels is not None else None
         generators = [rng.generator(seed, "nll", i) for i in numbers]
-        priors[part] = prior_term(denoiser.process, x0).cpu().double()
-        for t in tqdm(range(timesteps), f"{numbers.stop}/{len(examples)}", unit="call", leave=False, disable=None):
+        terms = torch.zeros(timesteps, len(numbers), dtype=torch.float64)
+        quiet = None if world.is_main() else True
+        for t in tqdm(range(timesteps), f"{numbers.stop}/{len(examples)}", unit="call", leave=False, disable=quiet):
             eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
             term = bound_term(denoiser, x0, t, eps.to(device), y, discrete)
-            terms[t, part] = term.cpu().double()
+            terms[t] = term.cpu().double()
+        return terms, prior_term(denoiser.process, x0).cpu().double()
 
-    for _ in batches_that_fit(len(examples), batch_size, measure):
-        pass  # each has written its part
+    parts = [found for _, found in batches_that_fit(len(examples), batch_size, measure)]
+    terms, priors = torch.cat([terms for terms, _ in parts], dim=1), torch.cat([priors for _, priors in parts])
     totals = terms.sum(0) + priors
     error = totals.std().item() / len(totals) ** 0.5 if len(totals) > 1 else float("nan")
     return Bound(totals.mean().item(), error, terms.mean(1).tolist(), priors.mean().item())

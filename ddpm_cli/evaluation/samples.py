@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_cli import world
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import to_tensor
 from ddpm_cli.diffusion.denoiser import Network
@@ -40,7 +41,8 @@ class Drawn:
     def __iter__(self) -> Iterator[Tensor]:
         """(B, C, H, W) uint8, on the CPU."""
         labels = in_turn(self.n, range(max(1, self.generator.classes)))
-        with tqdm(total=self.n, desc="samples", unit="image", leave=False, disable=None) as bar:
+        quiet = None if world.is_main() else True
+        with tqdm(total=self.n, desc="samples", unit="image", leave=False, disable=quiet) as bar:
             for images, pixels in batches_that_fit(self.n, self.batch_size, lambda part: self._batch(labels, part)):
                 bar.update(len(images))
                 yield pixels

@@ -1,9 +1,10 @@
 """The validation loss: what a network says of the same noise on the same images, whatever it was trained to say."""
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_cli import rng
+from ddpm_cli import rng, world
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.training.build import Trained
 from ddpm_cli.training.generate import batches_that_fit
@@ -23,10 +24,9 @@ def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> f
     n = len(chosen)
     timesteps = torch.arange(n) * process.timesteps // n
     values, labels = examples.values[chosen], None if examples.labels is None else examples.labels[chosen]
-    errors = torch.zeros(n, dtype=torch.float64)
-    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=None) as bar:
+    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=None if world.is_main() else True) as bar:
 
-        def measure(numbers: range) -> None:
+        def measure(numbers: range) -> Tensor:
             part = slice(numbers.start, numbers.stop)
             x0, t = to_float(values[part].to(device)), timesteps[part].to(device)
             noise = [torch.randn(x0.shape[1:], generator=rng.generator("val_loss", i)) for i in numbers]
@@ -35,9 +35,8 @@ def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> f
             x_t = process.q_sample(x0, t, eps)
             output = denoiser(x_t, t, y).prediction
             found = process.eps_from(denoiser.prediction, output, x_t, t)
-            errors[part] = (found - eps).square().flatten(1).mean(1).cpu().double()
             bar.update(len(numbers))
+            return (found - eps).square().flatten(1).mean(1).cpu().double()
 
-        for _ in batches_that_fit(n, batch_size, measure):
-            pass  # each has written its part
+        errors = torch.cat([found for _, found in batches_that_fit(n, batch_size, measure)])
     return errors.mean().item()

@@ -13,7 +13,7 @@ from ddpm_cli.files import atomic
 from ddpm_cli.training.seal import Damaged, check_archive, check_pickle, check_seal, seal
 from ddpm_cli.training.stored_config import from_stored
 
-FORMAT = 4
+FORMAT = 5
 TYPES = {
     "step": int,  # done
     "seconds": float,  # spent in them

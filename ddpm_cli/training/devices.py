@@ -28,6 +28,20 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def processes_of(devices: int | str, device: str) -> int:
+    """How many processes devices=… asks for on a machine, one a device. Raises `UserError` for more than are here."""
+    on = resolve_device(device)
+    cuda = torch.cuda.device_count() if on.type == "cuda" and on.index is None else 1
+    if devices == "auto":
+        return cuda
+    count = int(devices)
+    if count > 1 and (on.type == "mps" or on.index is not None):
+        raise UserError(f"devices={count}: device={device} is a single one; use devices=1")
+    if on.type == "cuda" and count > cuda:
+        raise UserError(f"devices={count}: must be at most {cuda}, the CUDA devices that torch sees here; or use auto")
+    return count
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The type that the network computes in; `auto` is bf16 where the hardware has it, else fp32."""
     if name == "auto":

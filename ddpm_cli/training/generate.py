@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ddpm_cli import rng
+from ddpm_cli import rng, world
 from ddpm_cli.config import check_guidance
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.samplers import Step
@@ -103,30 +103,40 @@ def generator_of(
 
 
 def batches_that_fit(n: int, batch_size: int, work: Callable[[range], Made]) -> Iterator[tuple[range, Made]]:
-    """`work` on 0..n-1, `batch_size` at a time: on which, and what it made of them.
+    """`work` on 0..n-1, `batch_size` at a time: on which, and what it made of them, on the CPU.
 
-    Where the device lacks the memory for a batch, it is halved and tried again, which is said once. Raises `Failure`
-    where a batch of one is too much.
+    Several processes do a batch each, and all get what all made. Where a device lacks the memory for a batch, it is
+    halved and tried again, which is said once. Raises `Failure` where a batch of one is too much.
     """
     first, asked = 0, batch_size
     while first < n:
-        images = range(first, min(first + batch_size, n))
-        try:
-            made = work(images)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            batch_size = len(images) // 2
+        of_all = range(first, min(first + batch_size * world.size(), n))
+        own = of_all[world.share(len(of_all))]
+        made = _made(work, own or of_all[:1])  # idle processes work too: a network in parts needs them all
+        if world.largest(made is None):
+            batch_size = -(-len(of_all) // world.size()) // 2
             if batch_size == 0:
-                raise Failure("batch_size=1: takes more memory than the device has free") from error
+                raise Failure("batch_size=1: takes more memory than the device has free")
             continue
         if batch_size < asked:
             log.warning(
                 "out of memory with batches of %d; going on with %d, the results are the same", asked, batch_size
             )
             asked = batch_size
-        yield images, made
-        first = images.stop
+        for images, its in world.everyones((own, made)):
+            if images and its is not None:
+                yield images, its[0]
+        first = of_all.stop
+
+
+def _made(work: Callable[[range], Made], images: range) -> tuple[Made] | None:
+    """What `work` makes of `images`, or None where there is not the memory for it."""
+    try:
+        return (work(images),)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        return None
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ddpm_cli import world
 from ddpm_cli.diffusion.timesteps import pairs_of
 from ddpm_cli.errors import Stopped
 from ddpm_cli.files import NoRoom
@@ -31,7 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class Loop:
-    """What drives a trainer. `restore` it, where the run goes on, and then `run` it; once."""
+    """What drives a trainer. `restore` it, where the run goes on, and then `run` it; once.
+
+    Several processes have one each, and go through it side by side; the main one alone writes.
+    """
 
     def __init__(self, trainer: Trainer, folder: Path, fingerprint: str) -> None:
         self.trainer = trainer
@@ -64,47 +68,66 @@ class Loop:
         trainer, train = self.trainer, self.trainer.config.train
         on_cpu = trainer.device.type == "cpu"
         self.signals = signals
+        self._hear()
         if trainer.step == 0:  # so that there always is one to go on from, and a disk too small is known now
-            save_checkpoint(self.folder, self.state())
+            state = self.state()
+            world.by_main(lambda: save_checkpoint(self.folder, state))
         self.saved_step = trainer.step
-        self.metrics = Metrics(self.folder, trainer.step)
-        self.loggers = open_loggers(trainer.config, self.folder, trainer.step)
         self.progress = Progress(trainer.step, trainer.steps, train.batch_size, self.seconds, on_cpu)
-        with closing(self.loggers), closing(self.progress.bar):
-            if trainer.step > 0 and self._is_milestone() and not self._grid().exists():
+        with ExitStack() as stack:
+            stack.enter_context(closing(self.progress.bar))
+            if world.is_main():
+                self.metrics = Metrics(self.folder, trainer.step)
+                self.loggers = open_loggers(trainer.config, self.folder, trainer.step)
+                stack.enter_context(closing(self.loggers))
+            if trainer.step > 0 and self._is_milestone() and world.by_main(lambda: not self._grid().exists()):
                 self._draw()  # the run was killed between a checkpoint and its picture
             return self._steps()
 
     def _steps(self) -> float:
-        trainer, signals, mean_loss = self.trainer, self.signals, math.nan
+        trainer, mean_loss = self.trainer, math.nan
         trainer.network.train()
         while trainer.step < trainer.steps:
             loss, grad_norm = trainer.train_step()
             self.losses.add(loss)
             self.progress.after_step(trainer.step, loss)
+            self._hear()
             milestone = self._is_milestone()
             if milestone or trainer.step % trainer.config.train.log_every == 0:  # here the host waits for the device
                 mean_loss = self.losses.mean()
                 row = self._row(mean_loss, grad_norm.item())
-                self._tolerating_a_full_disk(self.metrics.append, row)
-                self.loggers.row(row)
-            if milestone or signals.save or signals.stop:
+                self._tolerating_a_full_disk(self._note, row)
+            if milestone or self.save or self.stop:
                 self._tolerating_a_full_disk(self._save)
             self._heed_stop()
             if milestone:
                 self._tolerating_a_full_disk(self._draw)
         return mean_loss
 
+    def _note(self, row: dict[str, float]) -> None:
+        world.by_main(lambda: self.metrics.append(row))
+        if world.is_main():
+            self.loggers.row(row)
+
     def _is_milestone(self) -> bool:
         step = self.trainer.step
         return step == self.trainer.steps or self.trainer.config.train.is_milestone(step, len(self.trainer.table))
 
+    def _hear(self) -> None:
+        """Note what this process, or another one, was asked for meanwhile: `stop`, a signal's number or 0, and `save`,
+        in all of them alike.
+        """
+        asked = world.largest(2 * (self.signals.stop or 0) + self.signals.save)
+        self.stop, self.save = asked // 2, asked % 2 == 1
+        if self.save:
+            self.signals.save = False
+
     def _heed_stop(self) -> None:
-        """Raise `Stopped` if that is asked for, which may be at any moment, and all up to this step is saved."""
-        if self.signals.stop is not None and self.saved_step == self.trainer.step:
-            name = signal.Signals(self.signals.stop).name
+        """Raise `Stopped` if that is asked for, and all up to this step is saved."""
+        if self.stop and self.saved_step == self.trainer.step:
+            name = signal.Signals(self.stop).name
             raise Stopped(
-                self.signals.stop,
+                self.stop,
                 f"{name}: stopped after step {self.trainer.step} of {self.trainer.steps}, which is saved; "
                 f"ddpm-train resume={self.folder} goes on",
             )
@@ -114,7 +137,7 @@ class Loop:
         try:
             write(*what)
         except NoRoom as error:
-            last = self.trainer.step == self.trainer.steps or self.signals.stop is not None
+            last = self.trainer.step == self.trainer.steps or self.stop
             if last or self.trainer.config.train.on_disk_full == "stop":
                 raise
             log.warning("%s; training goes on, and the next milestone tries again", error)
@@ -122,29 +145,35 @@ class Loop:
     def _save(self) -> None:
         """A checkpoint, when the rows before it are safe."""
         self.progress.pause()
-        self.signals.save = False
         self.seconds = self.progress.seconds
-        self.metrics.flush()
-        path = save_checkpoint(self.folder, self.state())
+        state = self.state()
+        world.by_main(lambda: self._write(state))
         self.saved_step = self.trainer.step
+        self.progress.go_on()
+
+    def _write(self, state: dict[str, Any]) -> None:
+        self.metrics.flush()
+        path = save_checkpoint(self.folder, state)
         train, keep = self.trainer.config.train, self.trainer.config.checkpoint
         prune(self.folder, keep.keep_last, keep.window(len(self.trainer.table), train.batch_size))
-        log.debug("checkpoint of step %d: %s", self.trainer.step, path)
-        self.progress.go_on()
+        log.debug("checkpoint of step %d: %s", state["step"], path)
 
     def _draw(self) -> None:
         """The loss plot, and a grid from the averaged weights, of the same seeds each time; at the end a film too."""
         self.progress.pause()
-        self.metrics.draw()
+        world.by_main(lambda: self.metrics.draw())
+        film, grid = self._pictures(filmed=self.trainer.step == self.trainer.steps)
+        world.by_main(lambda: self._show(film, grid))
+        self.progress.go_on()
+
+    def _show(self, film: list[Image], grid: Image) -> None:
         path, step = self._grid(), self.trainer.step
         path.parent.mkdir(exist_ok=True)
-        film, grid = self._pictures(filmed=step == self.trainer.steps)
         if film:
             save_gif(film, path.with_name("film.gif"))  # before the grid, so that where that is, this is
         save_png(grid, path)
         self.loggers.picture("samples", grid, step)
         log.info("milestone at step %d: %s", step, path)
-        self.progress.go_on()
 
     def _grid(self) -> Path:
         return self.folder / "samples" / f"step_{self.trainer.step:08d}.png"
@@ -172,8 +201,9 @@ class Loop:
                 x = step.x
                 if i in moments:
                     seen.append(x[: max(0, last - images.start)].cpu())
+                self._hear()
                 self._heed_stop()
-            return seen, x
+            return seen, x.cpu()
 
         made = [both for _, both in batches_that_fit(len(labels), train.batch_size, draw)]
         films, examples = zip(*made, strict=True)

@@ -7,6 +7,8 @@ import time
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_cli import world
+
 log = logging.getLogger(__name__)
 
 TIMED_STEPS = 5  # after one to warm up: enough to say how long the run will take
@@ -22,7 +24,7 @@ class Progress:
     def __init__(self, step: int, steps: int, batch_size: int, seconds: float, on_cpu: bool) -> None:
         self.first_step, self.steps, self.batch_size, self.on_cpu = step, steps, batch_size, on_cpu
         self.seconds = seconds
-        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=steps, initial=step, unit="step", disable=not (world.is_main() and sys.stderr.isatty()))
         self._lap_step, self._lap_seconds = step, 0.0
         self.go_on()
 

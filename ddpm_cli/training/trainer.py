@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli import rng
+from ddpm_cli import rng, world
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.data.table import Table
 from ddpm_cli.diffusion.guidance import hide_labels
@@ -18,6 +18,7 @@ from ddpm_cli.training.devices import resolve_precision
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.generate import Generator
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate
+from ddpm_cli.training.parallel import everywhere, parted, replicated, sharded, synchronised, whole
 from ddpm_cli.training.stored_config import to_stored
 
 SCALER_MOVES = ("scale", "_growth_tracker")
@@ -35,7 +36,7 @@ class Part(NamedTuple):
 
 
 class Trainer:
-    """A run: its state, a step, and what it draws."""
+    """A run: its state, a step, and what it draws. In several processes, each has a part of every batch."""
 
     def __init__(self, config: TrainConfig, table: Table, device: torch.device) -> None:
         self.config = config
@@ -48,10 +49,16 @@ class Trainer:
         network = network_of(config, self.classes)
         self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = Ema(self.network)
+        self.parallel = self.network  # what is called in training
+        if world.size() > 1 and config.distributed.strategy == "fsdp":
+            self.parallel = sharded(self.network)
+            sharded(self.ema.network)
+        elif world.size() > 1:
+            self.parallel = replicated(self.network, device)
         self.optimizer = build_optimizer(config.train, self.network)
         self.dtype = resolve_precision(config.train.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.denoiser = build_denoiser(config, self.network, device, self.dtype)
+        self.denoiser = build_denoiser(config, self.parallel, device, self.dtype)
         self.objective = Objective(
             self.denoiser, config.loss, config.weighting, isinstance(config.dataset, ImageDataset)
         )
@@ -65,7 +72,7 @@ class Trainer:
             config.guidance_scale,
         )
         if config.compile or (config.compile is None and device.type == "cuda"):
-            self.network.compile()  # in place, so that names in checkpoints stay clean
+            self.parallel.compile()  # in place, so that names in checkpoints stay clean
 
     @property
     def steps(self) -> int:
@@ -79,17 +86,19 @@ class Trainer:
         """
         train = self.config.train
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, train, self.steps)
-        rng.seed_everything(train.seed, "dropout", self.step)
+        rng.seed_everything(train.seed, "dropout", self.step, world.rank())
         show_estimate = self._shows_estimate()
         before = [tensor.clone() for tensor in self._moved_by_losses()]
         seen: list[tuple[Tensor, Tensor]] = []
         loss = torch.zeros((), device=self.device)
-        for part in self._parts():
-            losses = self.objective(part.x0, part.t, part.eps, part.y, show_estimate)
-            mean = (part.weights * losses).mean() / train.accumulate
-            self.scaler.scale(mean).backward()
+        for i, part in enumerate(self._parts(), start=1):
+            with synchronised(self.parallel, now=i == train.accumulate):
+                losses = self.objective(part.x0, part.t, part.eps, part.y, show_estimate)
+                mean = (part.weights * losses).mean() / train.accumulate
+                self.scaler.scale(mean).backward()
             loss += mean.detach()
             seen.append((part.t, losses.detach()))
+        loss = world.mean(loss)
         self.timestep_sampler.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
         grad_norm, finite = self._update(loss)
         for now, then in zip(self._moved_by_losses(), before, strict=True):
@@ -106,9 +115,10 @@ class Trainer:
         train = self.config.train
         self.scaler.unscale_(self.optimizer)
         max_norm = math.inf if train.grad_clip is None else train.grad_clip
-        grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
+        grad_norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), max_norm))
         finite = loss.isfinite() & grad_norm.isfinite()
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        skip = everywhere((~finite).float(), next(self.network.parameters()))
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -120,13 +130,14 @@ class Trainer:
         return [*self.network.buffers(), *self.timestep_sampler.state().values()]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the trainer."""
+        """What a checkpoint holds of the trainer, the same for any number of processes; all of them must ask."""
+        moments = self.optimizer.state_dict()["state"]
         return {
             "step": self.step,
             "config": to_stored(self.config),
-            "model": dict(self.network.state_dict()),
-            "ema": dict(self.ema.network.state_dict()),
-            "optimizer": self.optimizer.state_dict()["state"],
+            "model": {name: whole(x) for name, x in self.network.state_dict().items()},
+            "ema": {name: whole(x) for name, x in self.ema.network.state_dict().items()},
+            "optimizer": {i: {name: whole(x) for name, x in own.items()} for i, own in moments.items()},
             "scaler": {key: value for key, value in self.scaler.state_dict().items() if key in SCALER_MOVES},
             "timestep_sampler": self.timestep_sampler.state(),
             "classes": self.classes,
@@ -135,9 +146,14 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken."""
         self.step = state["step"]
-        self.network.load_state_dict(state["model"])
-        self.ema.network.load_state_dict(state["ema"])
-        moments = {i: {name: x.clone() for name, x in own.items()} for i, own in state["optimizer"].items()}
+        for network, weights in ((self.network, state["model"]), (self.ema.network, state["ema"])):
+            now = network.state_dict()
+            network.load_state_dict({name: parted(x, now[name]) for name, x in weights.items()})
+        parameters = list(self.network.parameters())
+        moments = {
+            i: {name: parted(x.clone(), parameters[i]) for name, x in own.items()}
+            for i, own in state["optimizer"].items()
+        }
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, which may have changed since
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.timestep_sampler.restore(state["timestep_sampler"])
@@ -145,14 +161,17 @@ class Trainer:
             self.scaler.load_state_dict(self.scaler.state_dict() | state["scaler"])
 
     def _parts(self) -> list[Part]:
-        """The step's examples, timesteps and noise, in `accumulate` parts."""
-        train = self.config.train
+        """This process's share of the step's examples, timesteps and noise, in `accumulate` parts.
+
+        Timesteps and noise are drawn for all, so that what an example meets does not depend on how many share the work.
+        """
+        train, own = self.config.train, world.share(self.config.train.batch_size)
         x0, y = self.table.batch(self.step, train.batch_size)
         generator = rng.generator(train.seed, "noise", self.step, device=self.device)
-        t, weights = self.timestep_sampler.sample(len(x0), generator)
-        eps = torch.randn(x0.shape, generator=generator, device=self.device)
+        t, weights = self.timestep_sampler.sample(train.batch_size, generator)
+        eps = torch.randn((train.batch_size, *x0.shape[1:]), generator=generator, device=self.device)
         size = len(x0) // train.accumulate
-        columns = [column.split(size) for column in (x0, t, eps, weights)]
+        columns = [column.split(size) for column in (x0, t[own], eps[own], weights[own])]
         told = self._told(y)
         labels = [None] * train.accumulate if told is None else told.split(size)
         return [Part(*part) for part in zip(*columns, labels, strict=True)]
@@ -162,8 +181,10 @@ class Trainer:
         conditioning = self.config.conditioning
         if not isinstance(conditioning, ClassLabels) or y is None:
             return None
-        generator = rng.generator(self.config.train.seed, "labels", self.step, device=self.device)
-        hidden = torch.rand(len(y), generator=generator, device=self.device) < conditioning.dropout
+        train = self.config.train
+        generator = rng.generator(train.seed, "labels", self.step, device=self.device)
+        coins = torch.rand(train.batch_size, generator=generator, device=self.device)
+        hidden = coins[world.share(train.batch_size)] < conditioning.dropout
         return hide_labels(y, hidden, null=len(self.classes))
 
     def _shows_estimate(self) -> bool:

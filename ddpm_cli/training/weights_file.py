@@ -17,7 +17,7 @@ from ddpm_cli.files import write
 from ddpm_cli.training.checkpoint import LONGEST, MAX_STEP
 from ddpm_cli.training.stored_config import from_stored, to_stored
 
-FORMAT = 1
+FORMAT = 2
 MAX_HEADER = 8 * 2**20
 """Bytes of a file's header, which has the tensors' names and shapes: several times those of the largest network."""
 TYPES = {"format": int, "step": int, "weights": str, "classes": list, "config": dict}

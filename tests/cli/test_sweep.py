@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from ddpm_cli.cli import sweep, train
+from ddpm_cli.cli import run as in_process
+from ddpm_cli.cli import sweep
 from ddpm_cli.cli.sweep import Job, at_once, jobs_of, note, take_share
 from ddpm_cli.errors import Stopped
 from tests.conftest import TINY, Result
@@ -34,14 +35,14 @@ def weights(folder: Path | str) -> torch.Tensor:
 
 def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three jobs the first meets a fault of ours, and the second diverges."""
-    real = train._train
+    real = in_process._train
 
     def faulty(loop: Any) -> float:
         if loop.trainer.config.train.seed == 0:
             raise RuntimeError("a fault\nof two lines")
         return real(loop)
 
-    monkeypatch.setattr(train, "_train", faulty)
+    monkeypatch.setattr(in_process, "_train", faulty)
     ask = ["train.seed=0,1,2", "train.lr=10", "train.max_bad_steps=1", "train.report=val_loss"]
     result = run("train", "-m", *SHORT, *ask)
     assert result.code == 1
@@ -59,7 +60,7 @@ def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.Mon
 
 def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole: the job that was at work has saved, and the others are not begun."""
-    real = train._train
+    real = in_process._train
 
     def stopped(loop: Any) -> float:
         if loop.trainer.config.train.seed == 1:
@@ -67,7 +68,7 @@ def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.Monkey
         return real(loop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_train", stopped)
+        patch.setattr(in_process, "_train", stopped)
         result = run("train", "-m", *SHORT, "train.seed=0,1,2")
     assert result.code == 128 + signal.SIGTERM
     assert result.err.splitlines()[-1] == "ddpm-train: stopped after step 1"
@@ -81,7 +82,7 @@ def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.Monkey
 def test_sweep_resume_runs_what_is_missing_or_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = ["train", "-m", *SHORT[:-1], "train.seed=0,1,2", "train.milestone_every=1", "train.report=val_loss"]
     assert run(*ask, "hydra.sweep.dir=whole").code == 0
-    real = train._train
+    real = in_process._train
 
     def cut_short() -> None:
         raise RuntimeError("cut short")
@@ -95,7 +96,7 @@ def test_sweep_resume_runs_what_is_missing_or_unfinished(run: Run, monkeypatch: 
         return real(loop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_train", stopped)
+        patch.setattr(in_process, "_train", stopped)
         assert run(*ask, "hydra.sweep.dir=sw").code == 1
     assert [row["status"] for row in rows()] == ["done", "failed", "failed"]
     assert Path("sw/1/checkpoints/step_00000001.pt").is_file()
@@ -176,7 +177,7 @@ def test_optuna_looks_for_the_least_validation_loss(run: Run) -> None:
 
 
 def test_optuna_goes_on_after_a_failing_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = train._train, []
+    real, calls = in_process._train, []
 
     def faulty(loop: Any) -> float:
         calls.append(1)
@@ -184,7 +185,7 @@ def test_optuna_goes_on_after_a_failing_trial(run: Run, monkeypatch: pytest.Monk
             raise RuntimeError("a fault")
         return real(loop)
 
-    monkeypatch.setattr(train, "_train", faulty)
+    monkeypatch.setattr(in_process, "_train", faulty)
     result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
     assert result.code == 1
     assert [row["status"] for row in rows()] == ["failed", "done", "done"]
@@ -268,3 +269,16 @@ def test_the_last_row_of_a_job_counts_and_half_a_row_does_not(tmp_path: Path) ->
     with (tmp_path / "jobs.csv").open("a") as stream:
         stream.write("5,do")
     assert jobs_of(tmp_path) == {4: Job(4, "done", 0.25, 1.0, "a=1 'b=[1,2]'", "")}
+
+
+def test_jobs_of_several_processes(run: Run) -> None:
+    """The issue's own line: each job has a folder, a row, and what one process would have learned."""
+    result = run("train", "-m", *SHORT, "schedule=linear,cosine", "devices=2", "device=cpu")
+    assert result.code == 0, result.err
+    assert [row["status"] for row in rows()] == ["done", "done"]
+    assert run("train", *SHORT[:-1], "schedule=cosine", "out=alone").code == 0
+    of_alone = float(Path("alone/metrics.csv").read_text().splitlines()[-1].split(",")[3])
+    linear, cosine = (float(row["value"]) for row in rows())
+    assert cosine == pytest.approx(of_alone, rel=1e-5)
+    assert linear != pytest.approx(cosine, rel=1e-3)
+    assert sorted(path.name for path in Path("sw/1").iterdir()) == sorted(path.name for path in Path("alone").iterdir())

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
-from torch import distributed as dist
+from torch import Tensor
 
+from ddpm_cli import world
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform
 from ddpm_cli.options import Unweighted, Vlb
+from tests.processes import in_two
 
 T = 50
 LOSSES = torch.linspace(3, 0.1, T) ** 3
@@ -110,21 +111,17 @@ def test_it_goes_on_from_its_state() -> None:
     assert torch.equal(again.probabilities(), sampler.probabilities())
 
 
-def process_of_two(rank: int, folder: str) -> None:
-    """Half of the losses each."""
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    sampler = SecondMoment(T, 3, 0.001, "cpu")
+def half_each() -> dict[str, torch.Tensor]:
+    sampler, rank = SecondMoment(T, 3, 0.001, "cpu"), world.rank()
     for _ in range(3):
         half = torch.arange(T).chunk(2)[rank]
         sampler.update(half, LOSSES[half])
     sampler.update(torch.tensor([7]), torch.tensor([100.0 + rank]))
-    torch.save(sampler.state(), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return sampler.state()
 
 
 def test_two_processes_learn_from_both_and_agree(tmp_path: Path) -> None:
-    multiprocessing.spawn(process_of_two, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = in_two(half_each, tmp_path)
     alone = filled()
     alone.update(torch.tensor([7, 7]), torch.tensor([100.0, 101.0]))
     for key, value in alone.state().items():

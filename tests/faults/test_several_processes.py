@@ -1,0 +1,153 @@
+"""Runs of several processes: asked to stop, killed, and gone on with, by as many or by others."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.faults.processes import PATIENCE, assert_same_run, partials, rows, running, steps_done, trained
+
+ENDLESS = ["train.steps=100000", "train.milestone_every=100000", "train.log_every=2", "train.warmup_steps=0"]
+TWO = "devices=2"
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that a launcher has started, less those that only look after it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_text()
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:  # gone meanwhile
+            continue
+        if parent == pid and "spawn_main" in words:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def close(ours: Path, theirs: Path) -> float:
+    """The largest difference between the weights of two runs."""
+    states = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"] for folder in (ours, theirs)]
+    assert states[0].keys() == states[1].keys()
+    return max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
+
+
+def test_asked_to_stop_and_gone_on_bit_for_bit(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
+    survived = tally("several processes asked to stop, and gone on bit for bit")
+    with running(*small, *ENDLESS, TWO, "out=run") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 4)
+        process.popen.send_signal(signal.SIGTERM)
+        code, lines = process.end()
+    assert code == 143, lines
+    assert "SIGTERM: stopped after step" in lines[-1]
+    assert not partials(Path("run"))
+    end = int(re.findall(r"stopped after step (\d+)", lines[-1])[0]) + 4
+    trained("resume=run", f"train.steps={end}")  # as many processes as before
+    trained(*small, *ENDLESS, TWO, "out=whole", f"train.steps={end}")
+    assert_same_run(Path("run"), Path("whole"))
+    trained("resume=run", f"train.steps={end + 4}", "devices=1")
+    trained(*small, *ENDLESS, "out=alone", f"train.steps={end + 4}")
+    assert rows(Path("run"))[-1]["step"] == str(end + 4)
+    assert close(Path("run"), Path("alone")) < 1e-4
+    survived()
+
+
+def test_workers_do_not_outlive_their_launcher(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
+    survived = tally("launchers killed, and no worker left")
+    with running(*small, *ENDLESS, TWO, "out=run") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 2)
+        process.popen.kill()
+        process.popen.communicate(timeout=PATIENCE)  # its workers hold the other end of stderr
+    end = steps_done(Path("run")) + 6
+    trained("resume=run", f"train.steps={end}", "devices=1")
+    survived()
+
+
+def test_two_launchers_one_of_whose_workers_is_killed(
+    small: list[str], tally: Callable[[str], Callable[[], None]]
+) -> None:
+    survived = tally("workers killed, and begun again by themselves")
+    common = [*small, "train.steps=400", "train.milestone_every=20", "train.log_every=2", "train.warmup_steps=0"]
+    machines = ["distributed.nnodes=2", f"distributed.rdzv_endpoint=127.0.0.1:{free_port()}"]
+    words = [*common, *machines, "distributed.max_restarts=1", "out=run"]
+    with running(*words) as first, running(*words) as second:
+        second.wait_for(lambda: steps_done(Path("run")) >= 30)
+        (victim,) = workers_of(second.popen.pid)
+        os.kill(victim, signal.SIGKILL)
+        ends = [process.end() for process in (first, second)]
+    assert [code for code, _ in ends] == [0, 0], ends
+    trained(*common, TWO, "out=whole")
+    assert rows(Path("run")) == rows(Path("whole"))
+    assert close(Path("run"), Path("whole")) == 0
+    survived()
+
+
+def test_a_worker_lost_without_restarts_is_told_in_a_line(small: list[str]) -> None:
+    with running(*small, *ENDLESS, TWO, "out=run") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 2)
+        time.sleep(0.1)
+        os.kill(workers_of(process.popen.pid)[1], signal.SIGKILL)
+        code, lines = process.end()
+    assert code == 1
+    assert "process 1 was lost: Signal 9" in lines[-1]
+    assert "resume=run" in lines[-1]
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
+    code = "import ddpm_cli.cli.train as m; m.main()"
+    return subprocess.run(
+        [*command, sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def test_under_torchrun(small: list[str]) -> None:
+    short = [*small, "train.steps=4", "train.log_every=1", "train.milestone_every=4"]
+    ended = torchrun(*short, "out=run")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("steps 0 to 4") == 1
+    trained(*short, TWO, "out=ours")
+    assert rows(Path("run")) == rows(Path("ours"))
+    assert close(Path("run"), Path("ours")) == 0
+    refused = torchrun(*short, "out=run")
+    assert refused.returncode != 0
+    assert refused.stderr.count("already holds a run") == 1
+
+
+def test_under_srun(small: list[str]) -> None:
+    """As its processes see it."""
+    short = [*small, "train.steps=4", "train.log_every=1", "train.milestone_every=4", "out=run"]
+    code = "import ddpm_cli.cli.train as m; m.main()"
+    step = {
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "OMP_NUM_THREADS": "1",
+    }
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *short],
+            env=os.environ | step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    told = [task.communicate(timeout=PATIENCE)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], told
+    assert "steps 0 to 4" in told[0]
+    assert told[1] == ""
+    assert steps_done(Path("run")) == 4

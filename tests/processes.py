@@ -1,0 +1,25 @@
+"""Two processes that meet, for tests of what they do together."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+
+
+def _one(rank: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    found = work(*args)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_two(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """What `work(*args)`, a function of a module, returns in each of two processes, by rank."""
+    multiprocessing.spawn(_one, (work, folder, args), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
