@@ -1,12 +1,14 @@
 # make demo: from nothing to pictures of clothes.  make test: all checks.  make faults, make fuzz: what the tool outlives,
-# of which make test has a selection.  All of them set up .venv themselves.
+# of which make test has a selection.  make bench: how fast, beside others, in some 15 minutes (ROUNDS=9 for more);
+# make bench-quality: minutes of training to a quality, in hours.  All of them set up .venv themselves.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := outputs/demo
+ROUNDS ?= 5
 DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && echo yes)
 
-.PHONY: demo test faults fuzz lint dist clean
+.PHONY: demo test faults fuzz bench bench-quality lint dist clean
 
 demo: .venv/installed data
 	rm -rf $(DEMO)
@@ -24,6 +26,12 @@ faults: .venv/installed-dev
 
 fuzz: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto tests/fuzz --full
+
+bench: .venv/installed-bench data
+	$(BIN)/python -m tests.benchmarks --rounds $(ROUNDS)
+
+bench-quality: .venv/installed-bench data
+	$(BIN)/python -m tests.benchmarks quality
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
@@ -63,6 +71,10 @@ endif
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ .venv/installed
+
+.venv/installed-bench: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install -q -e '.[bench,eval]'
 	@touch $@ .venv/installed
 
 clean:

@@ -1,0 +1,77 @@
+"""python -m tests.benchmarks [what]: how fast ddpm-cli is beside what a user would take instead."""
+
+import argparse
+import os
+import sys
+import tempfile
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+from tests.benchmarks import input as input_
+from tests.benchmarks import memory, quality, report, sampling, scale, startup, step
+from tests.benchmarks.data import prepare
+from tests.benchmarks.setup import Setup
+
+SECTIONS = {
+    "step": step.run,
+    "input": input_.run,
+    "sampling": sampling.run,
+    "startup": startup.run,
+    "memory": memory.run,
+    "scale": scale.run,
+}
+EXTRAS = ("denoising_diffusion_pytorch", "diffusers", "accelerate")
+COMPARE_ALL = {"step", "memory"}
+"""Sections that need `EXTRAS`."""
+
+
+def main() -> None:
+    """Run what is asked for; figures go to the screen, and as JSON and Markdown into a folder."""
+    args = _arguments()
+    names = list(SECTIONS) if args.what == "all" else [args.what]
+    missing = [name for name in EXTRAS if find_spec(name) is None]
+    if missing and COMPARE_ALL & set(names):
+        sys.exit(f"benchmarks: {', '.join(missing)} missing; pip install -e '.[bench]'")
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of processes that are started
+    with tempfile.TemporaryDirectory() as data:
+        what_they_are = prepare(Path(data))
+        setup = Setup(Path(data), args.threads, args.rounds, args.batch_size, args.ckpt, args.samples)
+        about = report.machine(args.threads)
+        print(report.headline(about, what_they_are))
+        stem = args.out / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        done: dict[str, report.Section] = {}
+        for name in names:
+            is_quality = name == "quality"
+            done[name] = quality.run(setup, args.out, args.recipes) if is_quality else SECTIONS[name](setup)
+            print(report.markdown(done[name]), flush=True)
+            report.save(stem, about, what_they_are, done)
+        print(f"{stem}.json, {stem}.md")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    add = parser.add_argument
+    add(
+        "what",
+        nargs="?",
+        default="all",
+        choices=[*SECTIONS, "all", "quality"],
+        help="all: but for quality, which is hours",
+    )
+    add("--rounds", type=int, default=5, help="in each of which every system works once")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every system")
+    add("--batch-size", type=int, default=128, help="images a step")
+    add("--out", type=Path, default=None, help="outputs/bench, and outputs/bench/quality for quality")
+    add("--ckpt", default=None, help="sampling: measure samples of this checkpoint too")
+    add("--samples", type=int, default=2000, help="of which a distance is measured")
+    add("--recipes", nargs="+", default=list(quality.RECIPES), choices=list(quality.RECIPES), help="of quality")
+    args = parser.parse_args()
+    if args.rounds < 1 or args.threads < 1 or args.batch_size < 1:
+        parser.error("--rounds, --threads and --batch-size are at least 1")
+    args.out = args.out or Path("outputs/bench/quality" if args.what == "quality" else "outputs/bench")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The distance of a checkpoint's samples to the test split, by the classifier's features, as ddpm-evaluate has it."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from ddpm_cli.data.sources import load_examples
+from ddpm_cli.evaluation.comparison import Judge
+from ddpm_cli.evaluation.samples import Drawn
+from ddpm_cli.training.build import load_trained
+from ddpm_cli.training.generate import generator_of
+from tests.benchmarks.systems.ours import CPU, composed
+
+SEED = 0
+BATCH_SIZE = 125
+
+
+@dataclass(frozen=True)
+class Distance:
+    """fd_classifier with its 95% interval, and how often the network was called for an image."""
+
+    value: float
+    low: float
+    high: float
+    calls: float
+
+
+def distance(ckpt: str, sampler: str | None, steps: int | None, n: int) -> Distance:
+    """Of n samples of the averaged weights, by the run's own sampler, or another by so many steps or all; in bf16
+    where the CPU has it.
+    """
+    trained = load_trained(ckpt, "ema", "cpu", "auto")
+    other = composed(f"sampler={sampler}", f"sampler.steps={steps or 'null'}").sampler if sampler else None
+    drawn = Drawn(generator_of(trained, other, None, None), n, SEED, BATCH_SIZE)
+    found = judge().compare(drawn, SEED)
+    low, high = found.intervals["fd_classifier"]
+    return Distance(found.metrics["fd_classifier"], low, high, drawn.nfe)
+
+
+@cache
+def judge() -> Judge:
+    """Of Fashion-MNIST's test split."""
+    dataset = composed("dataset=fashion_mnist").dataset
+    splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
+    return Judge(splits, "test", ["fid"], "classifier", CPU)

@@ -1,0 +1,205 @@
+"""4. Time to quality: minutes of training until samples are as near to the test split as those of the annotated recipe
+after 1, 2 and 6 epochs.
+"""
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ddpm_cli.files import write
+from ddpm_cli.training.checkpoint import load_checkpoint
+from tests.benchmarks.distance import distance
+from tests.benchmarks.quality_plot import save_quality_plot
+from tests.benchmarks.report import Section, plain
+from tests.benchmarks.setup import Setup
+from tests.benchmarks.startup import TRAIN
+from tests.benchmarks.step import reference_rate
+from tests.benchmarks.systems.ours import composed
+
+EXAMPLES = 60_000
+SOLVER = ("dpmpp_2m", 20)
+ANNOTATED = "annotated"
+EPOCHS = (1, 2, 6)
+"""Of the annotated recipe, whose distances are the marks to be reached."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What ddpm-train is told. own: whether its own sampler is tried at all milestones, not at `EPOCHS` alone, for that
+    of the annotated recipe takes 300 calls an image.
+    """
+
+    typed: tuple[str, ...]
+    own: bool = True
+
+
+RECIPES = {
+    ANNOTATED: Recipe(("experiment=annotated", "train.milestone_every=0.5epochs"), own=False),
+    "quickstart": Recipe(("experiment=quickstart", "train.milestone_every=75")),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of quality.csv. minutes: in steps, as measured. plain_minutes: what the plain reference takes for as many
+    images, at the images/s that it made in the same sitting; of the annotated recipe alone, whose network it trains.
+    distance: fd_classifier, with its 95% interval. calls: of the network, an image.
+    """
+
+    system: str
+    step: int
+    images: int
+    minutes: float
+    plain_minutes: float | None
+    distance: float
+    low: float
+    high: float
+    sampler: str
+    calls: float
+    samples: int
+
+
+def run(setup: Setup, out: Path, names: Iterable[str]) -> Section:
+    """Train what is not trained yet, measure what is not measured yet; quality.csv and quality.png in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    rate = _plain_rate(setup, out / "reference.json")
+    rows = read(out / "quality.csv")
+    for name in names:
+        train(RECIPES[name], out / name)
+        for step, path in milestones(out / name):
+            for sampler in _samplers(RECIPES[name], step):
+                if not any((row.system, row.step, row.sampler) == (name, step, sampler) for row in rows):
+                    rows.append(_measured(name, path, step, sampler, out / name, setup.n, rate))
+                    write(out / "quality.csv", text(rows).encode())
+    save_quality_plot(_curves(rows), _marks(rows), out / "quality.png")
+    return section(rows)
+
+
+def train(recipe: Recipe, folder: Path) -> None:
+    """A run to its end: from its last checkpoint, where there is one."""
+    last = folder / "checkpoints" / "last.pt"
+    if not last.is_file():
+        kept = ("checkpoint.keep_last=null", "train.samples=4", "train.log_every=10", "device=cpu")
+        subprocess.run([*TRAIN, *recipe.typed, *kept, f"out={folder}"], check=True)
+    elif load_checkpoint("resume", last)["step"] < composed(*recipe.typed).train.total_steps(EXAMPLES):
+        subprocess.run([*TRAIN, f"resume={folder}"], check=True)
+
+
+def milestones(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run after its first step, by step."""
+    found = {int(path.stem.removeprefix("step_")): path for path in folder.glob("checkpoints/step_*.pt")}
+    return sorted((step, path) for step, path in found.items() if step > 0)
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of quality.csv; none where there is no such file."""
+    if not file.is_file():
+        return []
+    with file.open(newline="") as stream:
+        return [_row(line) for line in csv.DictReader(stream)]
+
+
+def text(rows: Iterable[Row]) -> str:
+    """quality.csv: by system, step and sampler."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(Row.__dataclass_fields__))
+    writer.writeheader()
+    ordered = sorted(rows, key=lambda row: (row.system, row.step, row.sampler))
+    writer.writerows({key: _cell(value) for key, value in asdict(row).items()} for row in ordered)
+    return stream.getvalue()
+
+
+def best(rows: Iterable[Row]) -> list[Row]:
+    """Of each milestone the row of the better sampler, by system and step."""
+    found: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        known = found.get((row.system, row.step))
+        if known is None or row.distance < known.distance:
+            found[row.system, row.step] = row
+    return [found[key] for key in sorted(found)]
+
+
+def section(rows: list[Row]) -> Section:
+    """When each system is where the annotated recipe is after 1, 2 and 6 epochs."""
+    lines = []
+    for epochs, mark in _marks(rows).items():
+        for name in sorted({row.system for row in rows}):
+            there = next((row for row in best(rows) if row.system == name and row.distance <= mark.distance), None)
+            of_plain = mark.plain_minutes or mark.minutes
+            reached = (
+                ["not reached", ""] if there is None else [plain(there.minutes), f"{of_plain / there.minutes:.1f}"]
+            )
+            lines.append([str(epochs), plain(mark.distance), plain(of_plain), name, *reached])
+    columns = ["epochs", "their distance", "plain reference, minutes", "system", "its minutes", "times fewer"]
+    notes = [
+        "fd_classifier to the test split, of the averaged weights, by the better of the run's own sampler and 20 steps "
+        "of DPM-Solver++; minutes of training alone.",
+        "The minutes of the plain reference are images by its images/s: the training was done by ddpm-cli, whose own "
+        "minutes stand in quality.csv beside them.",
+        "Goal: the distance after 6 epochs in a hundredth of the minutes.",
+    ]
+    return Section("Time to quality", columns, lines, notes, {"rows": [asdict(row) for row in rows]})
+
+
+def _plain_rate(setup: Setup, file: Path) -> float:
+    """Images/s of the plain reference: measured once for an output folder."""
+    if not file.is_file():
+        found = {"images_per_second": reference_rate(setup), "batch_size": setup.batch_size, "threads": setup.threads}
+        write(file, f"{json.dumps(found)}\n".encode())
+    return float(json.loads(file.read_text())["images_per_second"])
+
+
+def _samplers(recipe: Recipe, step: int) -> list[str]:
+    """The names of those that are tried."""
+    config = composed(*recipe.typed)
+    at_marks = step in [_step_after(epochs, config.train.batch_size) for epochs in EPOCHS]
+    return ["own", SOLVER[0]] if recipe.own or at_marks else [SOLVER[0]]
+
+
+def _step_after(epochs: int, batch_size: int) -> int:
+    return -(-epochs * EXAMPLES // batch_size)  # rounded up, as milestones are
+
+
+def _measured(name: str, path: Path, step: int, sampler: str, folder: Path, samples: int, rate: float) -> Row:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        at = next(line for line in csv.DictReader(stream) if int(line["step"]) == step)
+    images, minutes = int(at["images"]), float(at["seconds"]) / 60
+    found = distance(str(path), *((None, None) if sampler == "own" else SOLVER), samples)
+    plain_minutes = images / rate / 60 if name == ANNOTATED else None
+    row = Row(
+        name, step, images, minutes, plain_minutes, found.value, found.low, found.high, sampler, found.calls, samples
+    )
+    print(f"{name}, step {step}, {minutes:.1f} minutes, {sampler}: {found.value:.3f}", flush=True)
+    return row
+
+
+def _marks(rows: list[Row]) -> dict[int, Row]:
+    """Where the annotated recipe is after each of `EPOCHS`, as far as it has come."""
+    steps = {_step_after(epochs, composed(*RECIPES[ANNOTATED].typed).train.batch_size): epochs for epochs in EPOCHS}
+    return {steps[row.step]: row for row in best(rows) if row.system == ANNOTATED and row.step in steps}
+
+
+def _curves(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Minutes, distance and interval of each system; of the annotated recipe in the plain reference's minutes too."""
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in best(rows):
+        curves.setdefault(f"{row.system}, ddpm-cli", []).append((row.minutes, row.distance, row.low, row.high))
+        if row.plain_minutes is not None:
+            point = (row.plain_minutes, row.distance, row.low, row.high)
+            curves.setdefault(f"{row.system}, plain reference", []).append(point)
+    return curves
+
+
+def _cell(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _row(line: dict[str, str]) -> Row:
+    plain_minutes = float(line["plain_minutes"]) if line["plain_minutes"] else None
+    numbers = {key: float(line[key]) for key in ("minutes", "distance", "low", "high", "calls")}
+    whole = {key: int(line[key]) for key in ("step", "images", "samples")}
+    return Row(system=line["system"], sampler=line["sampler"], plain_minutes=plain_minutes, **numbers, **whole)

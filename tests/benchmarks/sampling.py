@@ -1,0 +1,109 @@
+"""3. Sampling 64 images: our samplers against the text's loop over all timesteps."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from ddpm_cli.training.build import build_denoiser, network_of
+from ddpm_cli.training.devices import resolve_precision
+from ddpm_cli.training.generate import Generator
+from tests.benchmarks.measure import Spread, alternate, rate, spread, times_faster
+from tests.benchmarks.report import Section, of
+from tests.benchmarks.setup import Setup
+from tests.benchmarks.systems import has_bf16
+from tests.benchmarks.systems.ours import CPU, composed
+from tests.benchmarks.systems.reference import walk
+from tests.benchmarks.worker import Worker
+
+IMAGES = 64
+TIMED = 6
+"""Steps of a walk that are timed, evenly spread over it; that all cost the same is checked."""
+SAMPLERS = {"DPM-Solver++ 20": ("dpmpp_2m", 300, 20), "DDIM 50": ("ddim", 300, 50)} | {
+    f"DDPM T={timesteps}": ("ddpm", timesteps, timesteps) for timesteps in (300, 1000)
+}
+LOOPS = {f"the text's loop, T={timesteps}": timesteps for timesteps in (300, 1000)}
+
+
+def our_walk(sampler: str, timesteps: int, precision: str) -> Iterator[Any]:
+    """`TIMED` steps of a sampler with the network of experiment=annotated, untrained, as ddpm-sample takes them."""
+    typed = [f"schedule.timesteps={timesteps}", f"sampler={sampler}", f"sampler.steps={TIMED}"]
+    config = composed("experiment=annotated", *typed)
+    network = network_of(config, []).eval().requires_grad_(False)
+    denoiser = build_denoiser(config, network, CPU, resolve_precision(precision, CPU))
+    generator = Generator(denoiser, config.sampler, config.dataset.shape, CPU)
+    return generator.steps(0, [0] * IMAGES, range(IMAGES))
+
+
+def walks() -> dict[str, Any]:
+    """What makes a walk, and the number of its steps, by name; ours in fp32, ddpm-sample's default, and in bf16."""
+    found: dict[str, Any] = {
+        name: (partial(walk, timesteps, IMAGES, TIMED), timesteps) for name, timesteps in LOOPS.items()
+    }
+    for precision in ["fp32", "bf16"] if has_bf16() else ["fp32"]:
+        for name, (sampler, timesteps, steps) in SAMPLERS.items():
+            found[f"{name} {precision}"] = (partial(our_walk, sampler, timesteps, precision), steps)
+    return found
+
+
+def seconds_of_steps(_: object, begin: Any) -> list[float]:
+    """The seconds of each step of a walk."""
+    steps, found = begin(), []
+    with torch.inference_mode():
+        while True:
+            started = time.perf_counter()
+            if next(steps, None) is None:
+                return found
+            found.append(time.perf_counter() - started)
+
+
+def run(setup: Setup) -> Section:
+    """Images a second of each, and how many times more than the text's loops."""
+    every: dict[str, list[list[float]]] = {name: [] for name in walks()}
+    with Worker(object, setup.threads) as worker:
+
+        def whole(name: str, begin: Any, steps: int) -> float:
+            every[name].append(worker.call(seconds_of_steps, begin))
+            return steps * sum(every[name][-1]) / len(every[name][-1])
+
+        works = {name: partial(whole, name, *work) for name, work in walks().items()}
+        seconds = alternate(works, max(3, setup.rounds // 2), 1, "sampling")
+    columns = ["64 images by", "seconds", "images/s", *(f"times {name}" for name in LOOPS)]
+    rows = []
+    for name, found in seconds.items():
+        faster = [of(times_faster(found, seconds[loop])) for loop in LOOPS]
+        rows.append([name, of(spread(found)), of(rate(IMAGES, found)), *faster])
+    drift = {name: _drift(steps) for name, steps in every.items()}
+    worst = max(drift.values(), key=lambda found: abs(found.median - 1))
+    notes = [
+        f"{TIMED} steps, evenly spread over all, are timed and scaled to their number. The last one takes {of(worst)} "
+        "times as long as the first, where the two differ most.",
+        "The text's loop is in float32 and keeps all steps, for its film. fp32 is ddpm-sample's default, bf16 its "
+        "precision=auto.",
+    ]
+    raw = {"seconds": seconds, "steps": every, "timed": TIMED}
+    if setup.ckpt:
+        notes += (measured := _qualities(setup))["notes"]
+        raw["quality"] = measured["raw"]
+    return Section("Sampling", columns, rows, notes, raw)
+
+
+def _drift(rounds: list[list[float]]) -> Spread:
+    return spread([steps[-1] / steps[0] for steps in rounds[1:]])
+
+
+def _qualities(setup: Setup) -> dict[str, Any]:
+    """The distance of samples of the checkpoint at each count; DDPM's timesteps are its own."""
+    from tests.benchmarks.distance import distance
+
+    found = {
+        f"{sampler} {steps or 'T'}": distance(str(setup.ckpt), sampler, steps, setup.n)
+        for sampler, steps in (("dpmpp_2m", 20), ("ddim", 50), ("ddpm", None))
+    }
+    notes = [
+        f"{name}: fd_classifier {one.value:.3f} ({one.low:.3f} to {one.high:.3f}), {setup.n} samples of {setup.ckpt}."
+        for name, one in found.items()
+    ]
+    return {"notes": notes, "raw": {name: vars(one) for name, one in found.items()}}

@@ -1,0 +1,75 @@
+"""7. Scale: the same training by 1, 2 and 4 processes on this CPU, its threads divided among them."""
+
+import csv
+import os
+import subprocess
+import tempfile
+from dataclasses import fields
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from ddpm_cli.config import TrainConfig
+from tests.benchmarks.data import overrides
+from tests.benchmarks.measure import alternate, rate, spread, times_faster
+from tests.benchmarks.report import Section, of
+from tests.benchmarks.setup import Setup
+from tests.benchmarks.startup import TRAIN
+
+PROCESSES = (1, 2, 4)
+STEPS, WARM_UP = 10, 2
+SPEED = ["experiment=annotated"]
+CURVE = ["experiment=quickstart", "train.precision=fp32", "train.lr_decay=constant"]
+"""What is trained for the speed, and for the curve of losses."""
+CURVE_STEPS = 20
+
+
+def rows_of(data: Path, processes: int, threads: int, *typed: str) -> list[dict[str, str]]:
+    """metrics.csv of a run by so many processes, a row a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*TRAIN, *typed, *overrides(data), "device=cpu", f"out={folder}/run"]
+        words += ["train.epochs=null", "train.log_every=1", "train.milestone_every=1000000", "train.samples=1"]
+        words += [f"devices={processes}"] if processes > 1 else []
+        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
+        ended = subprocess.run(words, env=environment, capture_output=True, text=True)
+        if ended.returncode != 0:
+            raise RuntimeError(f"{' '.join(words)}: {ended.stderr}")
+        with Path(folder, "run", "metrics.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+
+def seconds_per_step(setup: Setup, processes: int) -> float:
+    """The median of a run's steps, but for the first ones."""
+    typed = [*SPEED, f"train.steps={WARM_UP + STEPS}", f"train.batch_size={setup.batch_size}"]
+    clock = [float(row["seconds"]) for row in rows_of(setup.data, processes, setup.threads, *typed)]
+    return spread([after - before for before, after in pairwise(clock[WARM_UP - 1 :])]).median
+
+
+def losses(setup: Setup, processes: int) -> list[float]:
+    """Of each step in float32, at the same batch whatever the number of processes."""
+    typed = [*CURVE, f"train.steps={CURVE_STEPS}"]
+    return [float(row["loss"]) for row in rows_of(setup.data, processes, setup.threads, *typed)]
+
+
+def run(setup: Setup) -> Section:
+    """Images a second, efficiency and the largest difference of the losses."""
+    able = any(field.name == "devices" for field in fields(TrainConfig))
+    counts = PROCESSES if able else PROCESSES[:1]
+    works = {str(count): partial(seconds_per_step, setup, count) for count in counts}
+    seconds = alternate(works, max(2, setup.rounds // 2), 0, "scale")
+    curves = {str(count): losses(setup, count) for count in counts}
+    rows, apart = [], {}
+    for count in works:
+        apart[count] = max(abs(a - b) for a, b in zip(curves[count], curves["1"], strict=True))
+        speed, efficiency = rate(setup.batch_size, seconds[count]), times_faster(seconds[count], seconds["1"])
+        threads = max(1, setup.threads // int(count))
+        rows.append([count, str(threads), of(speed), of(efficiency), f"{apart[count]:.1e}"])
+    notes = [
+        f"{' '.join(SPEED)} at a global batch of {setup.batch_size}, medians of {STEPS} steps, runs in turn; gloo. "
+        f"Losses: of {CURVE_STEPS} steps of {' '.join(CURVE)}.",
+        "Goals: 0.9 for 2 processes on 2 cores, and losses within 1e-5.",
+        *([] if able else ["This ddpm-train has no devices=N: one process was measured."]),
+    ]
+    columns = ["processes", "threads each", "images/s", "to one process", "losses differ by at most"]
+    raw = {"seconds_per_step": seconds, "losses": curves, "difference": apart}
+    return Section("Scale", columns, rows, notes, raw)

@@ -1,0 +1,88 @@
+"""What is compared: each trains a network for 28x28 gray images on the same data, in its own manner."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_cli.training.devices import resolve_precision
+
+REFERENCE, OURS = "reference", "ddpm-cli"
+
+
+class System(Protocol):
+    """What trains. `step` takes a batch from its own loader to the end of the update, its log's `.item()` included."""
+
+    network: nn.Module
+
+    def step(self) -> None: ...
+
+    def save(self, folder: Path) -> None:
+        """Write into an empty folder what it needs to go on."""
+
+
+def systems(data: Path, batch_size: int, extras: bool = True) -> dict[str, partial[System]]:
+    """What builds each system, by its name; all of them, or those that need no `extras`. In bf16 where the CPU has it.
+
+    They are to be called in a process each: accelerate knows one precision a process.
+    """
+    precisions = ["fp32", "bf16"] if has_bf16() else ["fp32"]
+    found: dict[str, partial[System]] = {REFERENCE: partial(_reference, data, batch_size)}
+    for precision in precisions:
+        found[_named(OURS, precision)] = partial(_ours, data, batch_size, precision)
+    if extras:
+        for name, build in (("denoising-diffusion-pytorch", _lucidrains), ("diffusers", _diffusers)):
+            for precision in precisions:
+                found[_named(name, precision)] = partial(build, data, batch_size, precision)
+    return found
+
+
+def has_bf16() -> bool:
+    """Whether ddpm-train's train.precision=auto is bf16 on this CPU."""
+    return resolve_precision("auto", torch.device("cpu")) == torch.bfloat16
+
+
+def flops(system: System) -> int:
+    """Floating-point operations of a step, forward and backward, by torch's counter.
+
+    Attention is done by matrix products here, for those the counter knows.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        system.step()
+    return int(counter.get_total_flops())
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _named(name: str, precision: str) -> str:
+    return f"{name} {precision}"
+
+
+def _reference(data: Path, batch_size: int) -> System:
+    from tests.benchmarks.systems.reference import Reference
+
+    return Reference(data, batch_size)
+
+
+def _ours(*args: Any) -> System:
+    from tests.benchmarks.systems.ours import Ours
+
+    return Ours(*args)
+
+
+def _lucidrains(*args: Any) -> System:
+    from tests.benchmarks.systems.lucidrains import Lucidrains
+
+    return Lucidrains(*args)
+
+
+def _diffusers(*args: Any) -> System:
+    from tests.benchmarks.systems.diffusers_example import DiffusersExample
+
+    return DiffusersExample(*args)
