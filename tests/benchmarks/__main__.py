@@ -8,6 +8,8 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from tests.benchmarks import input as input_
 from tests.benchmarks import memory, quality, report, sampling, scale, startup, step
 from tests.benchmarks.data import prepare
@@ -60,7 +62,7 @@ def _arguments() -> argparse.Namespace:
         help="all: but for quality, which is hours",
     )
     add("--rounds", type=int, default=5, help="in each of which every system works once")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every system")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of every system")
     add("--batch-size", type=int, default=128, help="images a step")
     add("--out", type=Path, default=None, help="outputs/bench, and outputs/bench/quality for quality")
     add("--ckpt", default=None, help="sampling: measure samples of this checkpoint too")

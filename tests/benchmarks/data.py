@@ -23,13 +23,18 @@ def prepare(data: Path) -> str:
     name = "Fashion-MNIST" if DEBIAN_FASHION_MNIST.is_dir() else "noise in the shape of Fashion-MNIST"
     raw = data / "FashionMNIST" / "raw"
     if not (raw / "t10k-labels-idx1-ubyte").is_file():
-        raw.mkdir(parents=True, exist_ok=True)
         for split, count in (("train", 60_000), ("t10k", 10_000)):
-            values, labels = _images(split == "train", count)
-            _write_idx(raw / f"{split}-images-idx3-ubyte", values)
-            _write_idx(raw / f"{split}-labels-idx1-ubyte", labels)
+            lay_out(data, split, *_images(split == "train", count))
     picture_folder(data)
     return name
+
+
+def lay_out(data: Path, split: str, values: Tensor, labels: Tensor) -> None:
+    """Write a split, `train` or `t10k`, for torchvision's FashionMNIST: values (N, 28, 28) and labels (N,), uint8."""
+    raw = data / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    _write_idx(raw / f"{split}-images-idx3-ubyte", values)
+    _write_idx(raw / f"{split}-labels-idx1-ubyte", labels)
 
 
 def overrides(data: Path) -> list[str]:

@@ -75,7 +75,8 @@ def run(setup: Setup, out: Path, names: Iterable[str]) -> Section:
                 if not any((row.system, row.step, row.sampler) == (name, step, sampler) for row in rows):
                     rows.append(_measured(name, path, step, sampler, out / name, setup.n, rate))
                     write(out / "quality.csv", text(rows).encode())
-    save_quality_plot(_curves(rows), _marks(rows), out / "quality.png")
+    marks = {epochs: row.distance for epochs, row in _marks(rows).items()}
+    save_quality_plot(_curves(rows), marks, out / "quality.png")
     return section(rows)
 
 
@@ -168,7 +169,8 @@ def _measured(name: str, path: Path, step: int, sampler: str, folder: Path, samp
     with (folder / "metrics.csv").open(newline="") as stream:
         at = next(line for line in csv.DictReader(stream) if int(line["step"]) == step)
     images, minutes = int(at["images"]), float(at["seconds"]) / 60
-    found = distance(str(path), *((None, None) if sampler == "own" else SOLVER), samples)
+    name_of, steps = (None, None) if sampler == "own" else SOLVER
+    found = distance(str(path), name_of, steps, samples)
     plain_minutes = images / rate / 60 if name == ANNOTATED else None
     row = Row(
         name, step, images, minutes, plain_minutes, found.value, found.low, found.high, sampler, found.calls, samples

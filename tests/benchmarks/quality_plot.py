@@ -8,24 +8,23 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ddpm_cli.files import write
-from tests.benchmarks import quality
 
 
 def save_quality_plot(
-    curves: Mapping[str, Sequence[tuple[float, float, float, float]]], marks: "Mapping[int, quality.Row]", path: Path
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]], marks: Mapping[int, float], path: Path
 ) -> None:
-    """A curve per system, of points (minutes, distance, and the interval around it); a line at each of the `marks`."""
+    """A curve per system, of points (minutes, distance, and the interval around it); a line at the distance after each
+    number of epochs in `marks`.
+    """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
         minutes, distances, lows, highs = np.array(points).T
         spans = np.maximum((distances - lows, highs - distances), 0)
         axes.errorbar(minutes, distances, yerr=spans, fmt="o-", markersize=4, capsize=3, label=name)
-    for epochs, mark in marks.items():
-        axes.axhline(mark.distance, color="gray", linestyle=":", linewidth=1)
-        axes.annotate(
-            f"{epochs} epochs", (1, mark.distance), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-        )
+    for epochs, distance in marks.items():
+        axes.axhline(distance, color="gray", linestyle=":", linewidth=1)
+        axes.annotate(f"{epochs} epochs", (1, distance), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     axes.set(xlabel="minutes of training", ylabel="fd_classifier", xscale="log", yscale="log")
     axes.grid(which="both", alpha=0.3)
     axes.legend()

@@ -10,10 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddpm_cli.files import write
 from tests.benchmarks.measure import Spread
+from tests.benchmarks.systems import has_bf16
 
 PACKAGES = ("ddpm-cli", "torch", "torchvision", "denoising-diffusion-pytorch", "diffusers", "accelerate")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -72,7 +71,7 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "threads": threads,
         "load_at_start": os.getloadavg()[0],
-        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "bf16": has_bf16(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
 

@@ -50,7 +50,8 @@ def walks() -> dict[str, Any]:
 
 def seconds_of_steps(_: object, begin: Any) -> list[float]:
     """The seconds of each step of a walk."""
-    steps, found = begin(), []
+    steps = begin()
+    found: list[float] = []
     with torch.inference_mode():
         while True:
             started = time.perf_counter()

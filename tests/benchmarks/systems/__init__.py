@@ -17,7 +17,8 @@ REFERENCE, OURS = "reference", "ddpm-cli"
 class System(Protocol):
     """What trains. `step` takes a batch from its own loader to the end of the update, its log's `.item()` included."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def step(self) -> None: ...
 

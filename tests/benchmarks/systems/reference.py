@@ -4,7 +4,7 @@ one, torch's own loader and Adam, the loss read at each step. The same network a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -176,7 +176,7 @@ class Diffusion:
         return signal * x0 + spread * noise
 
     @torch.no_grad()
-    def p_sample(self, network: nn.Module, x: Tensor, i: int) -> Tensor:
+    def p_sample(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, i: int) -> Tensor:
         """A step of Ho et al. 2020, Algorithm 2, from timestep i."""
         t = torch.full((len(x),), i, dtype=torch.long)
         share = _at(self.betas, t) / _at(self.sqrt_one_minus_alphas_cumprod, t)

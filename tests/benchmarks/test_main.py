@@ -1,0 +1,52 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import __main__ as benchmarks
+from tests.benchmarks.report import Section
+from tests.benchmarks.setup import Setup
+
+
+def fake(title: str) -> Callable[[Setup], Section]:
+    return lambda setup: Section(title, ["rounds"], [[str(setup.rounds)]], [], {})
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """`told("all", …)`: the command with sections that do nothing, from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(benchmarks, "SECTIONS", {name: fake(name) for name in benchmarks.SECTIONS})
+    monkeypatch.setattr(benchmarks, "prepare", lambda data: "noise")
+    monkeypatch.setattr(benchmarks, "EXTRAS", ())
+
+    def call(*words: str) -> None:
+        monkeypatch.setattr("sys.argv", ["benchmarks", *words])
+        benchmarks.main()
+
+    return call
+
+
+def test_all_are_run_and_kept(told: Callable[..., None]) -> None:
+    told("--rounds", "3")
+    (file,) = Path("outputs/bench").glob("*.json")
+    found = json.loads(file.read_text())
+    assert [found[name]["rows"] for name in ("step", "input", "sampling", "startup", "memory", "scale")] == [
+        [["3"]]
+    ] * 6
+    assert file.with_suffix(".md").read_text().count("## ") == 6
+
+
+def test_one_is_run_alone(told: Callable[..., None]) -> None:
+    told("input", "--out", "here")
+    (file,) = Path("here").glob("*.json")
+    assert json.loads(file.read_text()).keys() == {"machine", "data", "input"}
+
+
+def test_what_is_missing_is_one_line(told: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks, "EXTRAS", ("no_such_package",))
+    with pytest.raises(SystemExit, match=r"no_such_package missing; pip install -e '\.\[bench\]'"):
+        told("memory")
+    told("startup")
