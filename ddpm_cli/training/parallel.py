@@ -1,55 +1,78 @@
-"""A network trained by several processes: a copy in each (ddp), or a part of it in each (fsdp)."""
+"""A network trained by several processes: a copy in each (ddp), or a part of it in each (fsdp).
+
+What torch has for that takes most of a second to import, which one process alone does not wait for.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
+
+from ddpm_cli import world
 
 
-def sharded(network: nn.Module) -> nn.Module:
-    """The same network, of whose parameters each process holds a part from now on.
+def shared(network: nn.Module, average: nn.Module, strategy: str, device: torch.device) -> nn.Module:
+    """What to call in training for the network that several processes train: its gradients are the means over them.
 
-    Each block by itself, so that one at a time is whole while it computes (Zhao et al. 2023, arXiv:2304.11277).
+    fsdp: of the parameters of `network` and of `average` each process keeps a part from now on.
     """
+    if world.size() == 1:
+        return network
+    if strategy == "fsdp":
+        _shard(network)
+        _shard(average)
+        return network
+    from torch.nn.parallel import DistributedDataParallel
+
+    ids = None if device.type == "cpu" else [device]
+    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def _shard(network: nn.Module) -> None:
+    """Each block by itself, so that one at a time is whole while it computes (Zhao et al. 2023, arXiv:2304.11277)."""
+    from torch.distributed.fsdp import fully_shard
+
     for blocks in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
         for block in blocks:
             if not any(isinstance(module, nn.ModuleList) for module in block.modules()):
                 fully_shard(block)
     fully_shard(network)
-    return network
-
-
-def replicated(network: nn.Module, device: torch.device) -> nn.Module:
-    """A module that calls `network`, and whose gradients are the means over the processes."""
-    ids = None if device.type == "cpu" else [device]
-    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
 
 
 @contextmanager
 def synchronised(module: nn.Module, now: bool) -> Iterator[None]:
     """While in it, gradients are shared among the processes, or where it is not `now`, kept and added up."""
-    match module:
-        case DistributedDataParallel() if not now:
-            with module.no_sync():
-                yield
-        case FSDPModule():
-            module.set_requires_gradient_sync(now)
-            yield
-        case _:
+    if world.size() == 1:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(now)
+        yield
+    elif now:
+        yield
+    else:
+        with module.no_sync():  # type: ignore[operator]  # of DistributedDataParallel
             yield
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a part; every process must ask for it."""
+    if world.size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def parted(tensor: Tensor, like: Tensor) -> Tensor:
     """The inverse of `whole`, for what is parted as `like` is."""
+    if world.size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
@@ -57,6 +80,10 @@ def parted(tensor: Tensor, like: Tensor) -> Tensor:
 
 def everywhere(flag: Tensor, like: Tensor) -> Tensor:
     """The same `flag` in each process, fit to be used beside parted tensors if `like` is one."""
+    if world.size() == 1:
+        return flag
+    from torch.distributed.tensor import DTensor, Replicate
+
     if not isinstance(like, DTensor):
         return flag
     return DTensor.from_local(flag, like.device_mesh, [Replicate()] * like.device_mesh.ndim)

@@ -18,7 +18,7 @@ from ddpm_cli.training.devices import resolve_precision
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.generate import Generator
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate
-from ddpm_cli.training.parallel import everywhere, parted, replicated, sharded, synchronised, whole
+from ddpm_cli.training.parallel import everywhere, parted, shared, synchronised, whole
 from ddpm_cli.training.stored_config import to_stored
 
 SCALER_MOVES = ("scale", "_growth_tracker")
@@ -49,16 +49,11 @@ class Trainer:
         network = network_of(config, self.classes)
         self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = Ema(self.network)
-        self.parallel = self.network  # what is called in training
-        if world.size() > 1 and config.distributed.strategy == "fsdp":
-            self.parallel = sharded(self.network)
-            sharded(self.ema.network)
-        elif world.size() > 1:
-            self.parallel = replicated(self.network, device)
+        self.shared = shared(self.network, self.ema.network, config.distributed.strategy, device)
         self.optimizer = build_optimizer(config.train, self.network)
         self.dtype = resolve_precision(config.train.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.denoiser = build_denoiser(config, self.parallel, device, self.dtype)
+        self.denoiser = build_denoiser(config, self.shared, device, self.dtype)
         self.objective = Objective(
             self.denoiser, config.loss, config.weighting, isinstance(config.dataset, ImageDataset)
         )
@@ -72,7 +67,7 @@ class Trainer:
             config.guidance_scale,
         )
         if config.compile or (config.compile is None and device.type == "cuda"):
-            self.parallel.compile()  # in place, so that names in checkpoints stay clean
+            self.shared.compile()  # in place, so that names in checkpoints stay clean
 
     @property
     def steps(self) -> int:
@@ -92,7 +87,7 @@ class Trainer:
         seen: list[tuple[Tensor, Tensor]] = []
         loss = torch.zeros((), device=self.device)
         for i, part in enumerate(self._parts(), start=1):
-            with synchronised(self.parallel, now=i == train.accumulate):
+            with synchronised(self.shared, now=i == train.accumulate):
                 losses = self.objective(part.x0, part.t, part.eps, part.y, show_estimate)
                 mean = (part.weights * losses).mean() / train.accumulate
                 self.scaler.scale(mean).backward()
