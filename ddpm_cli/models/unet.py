@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli.models.layers import Embedding, WeightStandardizedConv2d, attention
+from ddpm_cli.models.norm import GroupNorm
 from ddpm_cli.options import UNet as UNetConfig
 
 
@@ -13,15 +14,10 @@ class Block(nn.Module):
     def __init__(self, dim: int, dim_out: int, groups: int) -> None:
         super().__init__()
         self.conv = WeightStandardizedConv2d(dim, dim_out, 3, padding=1)
-        self.norm = nn.GroupNorm(groups, dim_out)
-        self.act = nn.SiLU()
+        self.norm = GroupNorm(groups, dim_out, silu=True)
 
-    def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = self.norm(self.conv(x))
-        if scale_shift is not None:
-            scale, shift = scale_shift
-            x = x * (scale + 1) + shift
-        return self.act(x)
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.norm(self.conv(x), scale, shift)
 
 
 class ResnetBlock(nn.Module):
@@ -36,8 +32,8 @@ class ResnetBlock(nn.Module):
         self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        scale, shift = self.emb(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.block1(x, (scale, shift))
+        scale, shift = self.emb(emb).chunk(2, dim=1)
+        h = self.block1(x, scale, shift)
         return self.block2(self.dropout(h)) + self.residual(x)
 
 
