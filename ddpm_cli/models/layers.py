@@ -50,9 +50,9 @@ class WeightStandardizedConv2d(nn.Conv2d):
     """A convolution whose filters have zero mean and unit variance (Qiao et al. 2019, arXiv:1903.10520)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        var, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        return self._conv_forward(x, (weight - mean) * torch.rsqrt(var + 1e-5), self.bias)
+        filters = self.weight.permute(0, 2, 3, 1)  # as they lie in memory
+        filters = F.layer_norm(filters, filters.shape[1:], eps=1e-5)
+        return self._conv_forward(x, filters.permute(0, 3, 1, 2), self.bias)
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -101,10 +101,10 @@ class LinearAttention(nn.Module):
         out, norm = self.to_out
         q = F.linear(pixels, to_q).unflatten(2, (self.heads, -1)).softmax(dim=-1)
         k = F.linear(pixels, to_k).softmax(dim=1)
-        seen = (k.mT @ pixels).unflatten(1, (self.heads, -1))  # (B, heads, d, C)
+        seen = (pixels.mT @ k).unflatten(2, (self.heads, -1))  # (B, C, heads, d)
         to_v = to_v.unflatten(0, (self.heads, -1))
         to_out = out.weight.flatten(1).unflatten(1, (self.heads, -1)) * self.scale
-        context = torch.einsum("bhdc,hec,ohe->bhdo", seen, to_v, to_out)
+        context = torch.einsum("bchd,hec,ohe->bhdo", seen, to_v, to_out)
         attended = torch.baddbmm(out.bias, q.flatten(2), context.flatten(1, 2))  # (B, H W, C)
         return x + norm(attended.mT.unflatten(2, x.shape[2:]))
 

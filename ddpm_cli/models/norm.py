@@ -25,7 +25,7 @@ class GroupNorm(nn.GroupNorm):
             gain, offset = gain * (1 + scale), offset * (1 + scale)
         if shift is not None:
             offset = offset + shift
-        size = len(x), x.shape[1], 1, 1
+        size = (*x.shape[:2], 1, 1)
         gain, offset = gain[:, :, None, None].expand(size), offset[:, :, None, None].expand(size)
         return _Normalise.apply(x, gain, offset, self.num_groups, self.eps, self.silu)  # type: ignore[no-any-return]
 
@@ -36,6 +36,11 @@ def _group_mean(x: Tensor, groups: int) -> Tensor:
     return means.mean(dim=2, keepdim=True).expand_as(means).flatten(1)[:, :, None, None]
 
 
+def _row(channels: Tensor, like: Tensor) -> Tensor:
+    """(B, C, 1, 1) -> (B, C, 1, W), repeated in memory as a row of `like` lies there: long loops are fast ones."""
+    return torch.empty_like(like[:, :, :1]).copy_(channels)
+
+
 class _Normalise(torch.autograd.Function):
     """Keeps x alone for its gradient and computes the rest anew: autograd would keep five tensors of its size."""
 
@@ -43,9 +48,9 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
         h = x.to(gain.dtype, copy=True)
         mean = _group_mean(h, groups)
-        h.sub_(mean)
+        h.sub_(_row(mean, h))
         rstd = (_group_mean(h * h, groups) + eps).rsqrt()
-        h.mul_(rstd * gain).add_(offset)
+        h.mul_(_row(rstd * gain, h)).add_(_row(offset, h))
         ctx.save_for_backward(x, mean, rstd, gain, offset)
         ctx.groups, ctx.silu = groups, silu
         return (F.silu(h, inplace=True) if silu else h).to(x.dtype)
@@ -54,14 +59,15 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, gain, offset = ctx.saved_tensors
-        h = x.to(gain.dtype, copy=True).sub_(mean).mul_(rstd)
+        h = x.to(gain.dtype, copy=True)
+        h.sub_(_row(mean, h)).mul_(_row(rstd, h))
         grad = grad.to(gain.dtype)
         if ctx.silu:
-            grad = torch.ops.aten.silu_backward(grad, torch.addcmul(offset, h, gain))
+            grad = torch.ops.aten.silu_backward(grad, torch.addcmul(_row(offset, h), h, _row(gain, h)))
         grad_gain = (grad * h).sum(dim=(2, 3), keepdim=True)
         grad_offset = grad.sum(dim=(2, 3), keepdim=True)
         pixels = x.shape[2] * x.shape[3]
         along = _group_mean(grad_gain * gain, ctx.groups) / pixels
         level = _group_mean(grad_offset * gain, ctx.groups) / pixels
-        grad_x = torch.addcmul(-rstd * level, grad, rstd * gain).sub_(h.mul_(rstd * along))
-        return grad_x.to(x.dtype), grad_gain, grad_offset, None, None, None
+        h.mul_(_row(-rstd * along, h)).sub_(_row(rstd * level, h)).addcmul_(grad, _row(rstd * gain, h))
+        return h.to(x.dtype), grad_gain, grad_offset, None, None, None
