@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.models.layers import Embedding, WeightStandardizedConv2d, attention
-from ddpm_cli.models.norm import GroupNorm
+from ddpm_cli.models.layers import Embedding, GroupNorm, WeightStandardizedConv2d, attention
 from ddpm_cli.options import UNet as UNetConfig
 
 
@@ -14,10 +13,15 @@ class Block(nn.Module):
     def __init__(self, dim: int, dim_out: int, groups: int) -> None:
         super().__init__()
         self.conv = WeightStandardizedConv2d(dim, dim_out, 3, padding=1)
-        self.norm = GroupNorm(groups, dim_out, silu=True)
+        self.norm = GroupNorm(groups, dim_out)
+        self.act = nn.SiLU()
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        return self.norm(self.conv(x), scale, shift)
+    def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        x = self.norm(self.conv(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            x = torch.addcmul(shift, x, scale + 1)
+        return self.act(x)
 
 
 class ResnetBlock(nn.Module):
@@ -32,8 +36,8 @@ class ResnetBlock(nn.Module):
         self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        scale, shift = self.emb(emb).chunk(2, dim=1)
-        h = self.block1(x, scale, shift)
+        scale, shift = self.emb(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.block1(x, (scale, shift))
         return self.block2(self.dropout(h)) + self.residual(x)
 
 
