@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_cli.models.layers import Embedding, attend
+from ddpm_cli.models.layers import Embedding, GroupNorm, attend
 from ddpm_cli.options import DdpmUNet as DdpmUNetConfig
 
 
-def _norm(groups: int, dim: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, dim, eps=1e-6)
+def _norm(groups: int, dim: int) -> GroupNorm:
+    return GroupNorm(groups, dim, eps=1e-6)
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:

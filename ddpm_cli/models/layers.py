@@ -106,15 +106,15 @@ class LinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).mT  # (B, H W, C)
         to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)
-        out, norm = self.to_out
+        to_out, bias = self.to_out[0].parameters()
         q = F.linear(pixels, to_q).unflatten(2, (self.heads, -1)).softmax(dim=-1)
         k = F.linear(pixels, to_k).softmax(dim=1)
         seen = (pixels.mT @ k).unflatten(2, (self.heads, -1))  # (B, C, heads, d)
         to_v = to_v.unflatten(0, (self.heads, -1))
-        to_out = out.weight.flatten(1).unflatten(1, (self.heads, -1)) * self.scale
+        to_out = to_out.flatten(1).unflatten(1, (self.heads, -1)) * self.scale
         context = torch.einsum("bchd,hec,ohe->bhdo", seen, to_v, to_out)
-        attended = torch.baddbmm(out.bias, q.flatten(2), context.flatten(1, 2))  # (B, H W, C)
-        return x + norm(attended.mT.unflatten(2, x.shape[2:]))
+        attended = torch.baddbmm(bias, q.flatten(2), context.flatten(1, 2))  # (B, H W, C)
+        return x + self.to_out[1](attended.mT.unflatten(2, x.shape[2:]))
 
 
 def attention(kind: str, dim: int, heads: int, head_dim: int) -> nn.Module:

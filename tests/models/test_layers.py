@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from ddpm_cli.models.layers import Attention, LinearAttention, WeightStandardizedConv2d, sinusoidal_embedding
+from ddpm_cli.models.layers import Attention, GroupNorm, LinearAttention, WeightStandardizedConv2d, sinusoidal_embedding
 
 
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -41,6 +42,23 @@ def test_standardised_filters_have_mean_0_and_variance_1() -> None:
     assert torch.allclose(conv(x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_of_bfloat16_is_rounded_once(layout: torch.memory_format) -> None:
+    """At the end: its statistics are those of the numbers as they are, far from zero too."""
+    torch.manual_seed(0)
+    norm = GroupNorm(2, 6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(3, 6, 5, 4) + 20).bfloat16().contiguous(memory_format=layout)
+    groups = x.double().numpy().reshape(3, 2, 3, 5, 4)
+    mean, var = groups.mean((2, 3, 4), keepdims=True), groups.var((2, 3, 4), keepdims=True)
+    normed = torch.tensor(((groups - mean) / np.sqrt(var + 1e-5)).reshape(3, 6, 5, 4))
+    expected = normed * norm.weight[:, None, None].double() + norm.bias[:, None, None].double()
+    result = norm(x)
+    assert result.dtype == torch.bfloat16
+    assert torch.allclose(result.double(), expected, rtol=2**-8, atol=1e-4)
+
+
 def test_linear_attention_is_its_definition() -> None:
     torch.manual_seed(0)
     layer = LinearAttention(8, heads=2, head_dim=3)
@@ -56,6 +74,19 @@ def test_linear_attention_is_its_definition() -> None:
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
+def test_linear_attention_has_the_gradients_of_its_definition() -> None:
+    torch.manual_seed(0)
+    layer = LinearAttention(8, heads=2, head_dim=3).double()
+    x = torch.randn(3, 8, 2, 4, dtype=torch.double)
+    q, k, v = layer.to_qkv(layer.norm(x)).reshape(3, 3, 2, 3, 8).unbind(1)  # (B, heads, d, pixels)
+    weights = torch.einsum("bhdi,bhdj->bhij", q.softmax(dim=2) / math.sqrt(3), k.softmax(dim=3))
+    expected = x + layer.to_out(torch.einsum("bhij,bhdj->bhdi", weights, v).reshape(3, 6, 2, 4))
+    direction, parameters = torch.randn_like(x), [*layer.parameters()]
+    gradients = torch.autograd.grad((layer(x) * direction).sum(), parameters)
+    for ours, theirs in zip(gradients, torch.autograd.grad((expected * direction).sum(), parameters), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-10)
+
+
 def test_full_attention_is_its_definition() -> None:
     torch.manual_seed(0)
     layer = Attention(8, heads=2, head_dim=3)
@@ -65,3 +96,5 @@ def test_full_attention_is_its_definition() -> None:
     out = np.einsum("hij,hdj->hdi", weights, v)
     expected = x + layer.to_out(torch.tensor(out).float().reshape(1, 6, 2, 4))
     assert torch.allclose(layer(x), expected, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-5)  # by another way, where no gradient is wanted

@@ -90,6 +90,29 @@ def test_output_has_the_size_of_the_input(name: str, height: int, width: int) ->
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_an_image_comes_out_the_same_from_any_batch_and_memory_layout(name: str) -> None:
+    torch.manual_seed(0)
+    network = stirred(build_network(config_of(name).model, 3)).eval()
+    x, t = torch.randn(5, 3, 8, 8), torch.tensor([3, 40, 0, 9, 20])
+    together = network(x, t)
+    alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(5)])
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
+    beside = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
+    assert torch.allclose(together, beside, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bfloat16_is_close_to_float32(name: str) -> None:
+    torch.manual_seed(0)
+    network = stirred(build_network(config_of(name).model, 3)).eval()
+    x, t = torch.randn(8, 3, 8, 8), torch.randint(0, 50, (8,))
+    exact = network(x, t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = network(x, t)
+    assert (rounded - exact).square().mean().sqrt() < 0.02 * exact.std()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_learns_and_time_matters(name: str) -> None:
     torch.manual_seed(0)
     network = stirred(build_network(config_of(name).model, 1, classes=3))
