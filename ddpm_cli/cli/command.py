@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from ddpm_cli.cli.checks import check_groups, checked
 from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.messages import FORESEEN, on_one_line, one_line
-from ddpm_cli.cli.processes import ONE_MACHINE, Team, started_by, talks
+from ddpm_cli.cli.processes import ONE_MACHINE, Team, is_one_of_several, talks
 from ddpm_cli.cli.sweep import Plan, begin, finish, planned, quoted, run_job
 from ddpm_cli.config import CheckpointConfig, TrainConfig
 from ddpm_cli.errors import Failure, Stopped
@@ -87,8 +87,8 @@ def launch(
         if args.multirun and (args.cfg or args.info):
             refuse("-m: not beside --cfg or --info, which show what one job is told; leave it out")
         if args.multirun:
-            if starter := started_by(None):
-                refuse(f"-m: not under {starter}, whose processes do one job together; type devices=… instead")
+            if is_one_of_several():
+                refuse("-m: not under torchrun or srun, whose processes do one job together; type devices=… instead")
             plan = planned(name, schema, args.overrides, check)
             begin(plan)
             sys.argv.append(f"hydra.sweep.dir={quoted(plan.folder)}")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from multiprocessing import active_children
@@ -56,9 +56,9 @@ def together(work: Callable[..., Thing], args: tuple[Any, ...], team: Team) -> T
     """What `work(*args)` returns or raises in the main process of those that come by it: of `team`, of those that
     this one was started with, or this one alone.
     """
-    if found := started_by(team.distributed.rdzv_endpoint):
+    if is_one_of_several(team.distributed.rdzv_endpoint):
         if team.count > 1:
-            raise UserError(f"devices={team.count}: {found} has started the processes already; leave it out")
+            raise UserError(f"devices={team.count}: torchrun or srun has started the processes already; leave it out")
         with _joined(team.device):
             return work(*args)
     alone = team.count == 1 and team.distributed.nnodes == 1 and team.distributed.max_restarts == 0
@@ -67,32 +67,33 @@ def together(work: Callable[..., Thing], args: tuple[Any, ...], team: Team) -> T
 
 def talks() -> bool:
     """Whether this process is alone, or the main one of those that it was started with."""
-    return started_by(None) is None or os.environ["RANK"] == "0"
+    return not is_one_of_several() or os.environ["RANK"] == "0"
 
 
-def started_by(endpoint: str | None) -> str | None:
-    """torchrun or srun, if this process is one of several started by it. The words of the latter become torch's own.
+def is_one_of_several(endpoint: str | None = None) -> bool:
+    """Whether torchrun or srun has started this process beside others. SLURM's words for that become torch's.
 
-    endpoint: where they meet, host:port, if it is not where SLURM's first one is.
+    endpoint: where they meet, host:port, if not on the machine of SLURM's first one.
     """
     env = os.environ
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
-        return "torchrun"
+        return True
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "SLURM_PROCID" not in env:
-        return None
+        return False
     host, _, port = (endpoint or "").partition(":")
     job = int(env.get("SLURM_JOB_ID", "0"))
     env["MASTER_ADDR"] = host or _first_host(env.get("SLURM_STEP_NODELIST", "localhost"))
     env["MASTER_PORT"] = port or str(PORTS[job % len(PORTS)])
     env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"]
     env["LOCAL_RANK"] = env.get("SLURM_LOCALID", "0")
-    return "srun"
+    return True
 
 
 def _launched(work: Callable[..., Thing], args: tuple[Any, ...], team: Team) -> Thing:
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # of what killed processes leave
@@ -122,6 +123,11 @@ def _launched(work: Callable[..., Thing], args: tuple[Any, ...], team: Team) -> 
             rank, failure = error.get_first_failure()
             lost = f"process {rank} was lost: {failure.message.strip().splitlines()[-1]}"
             values = {}
+        except RendezvousError as error:
+            raise Failure(
+                f"distributed.rdzv_endpoint={own.rdzv_endpoint}: {own.nnodes} machines did not meet there; start the "
+                "same command on each, and see that this port of that machine can be reached"
+            ) from error
         if ended.exists():
             raise _read(ended)
         if not values and asked.exists():
@@ -201,8 +207,8 @@ def _passing_on(asked: Path) -> Iterator[None]:
             if sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
         for child in active_children():
-            if child.pid is not None:
-                os.kill(child.pid, number)
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(child.pid, number)  # type: ignore[arg-type]  # it was started
 
     before = {number: signal.getsignal(number) for number in HEARD}
     for number, handler in before.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm_cli.cli.processes import _first_host, started_by
+from ddpm_cli.cli.processes import _first_host, is_one_of_several
 from tests.conftest import TINY, Result, train_into
 
 Run = Callable[..., Result]
@@ -60,12 +60,12 @@ def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
 
 def test_who_started_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SLURM allocation without srun, and a step of one task, are no reason to wait for others."""
-    assert started_by(None) is None
+    assert not is_one_of_several()
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert started_by(None) is None
+    assert not is_one_of_several()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert started_by(None) is None
+    assert not is_one_of_several()
 
 
 def test_a_sweep_under_torchrun_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
