@@ -4,12 +4,10 @@ import csv
 import os
 import subprocess
 import tempfile
-from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from ddpm_cli.config import TrainConfig
 from tests.benchmarks.data import overrides
 from tests.benchmarks.measure import alternate, rate, spread, times_faster
 from tests.benchmarks.report import Section, of
@@ -29,8 +27,8 @@ def rows_of(data: Path, processes: int, threads: int, *typed: str) -> list[dict[
     with tempfile.TemporaryDirectory() as folder:
         words = [*TRAIN, *typed, *overrides(data), "device=cpu", f"out={folder}/run"]
         words += ["train.epochs=null", "train.log_every=1", "train.milestone_every=1000000", "train.samples=1"]
-        words += [f"devices={processes}"] if processes > 1 else []
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // processes))}
+        words += [f"devices={processes}"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}  # which ddpm-train divides
         ended = subprocess.run(words, env=environment, capture_output=True, text=True)
         if ended.returncode != 0:
             raise RuntimeError(f"{' '.join(words)}: {ended.stderr}")
@@ -53,11 +51,9 @@ def losses(setup: Setup, processes: int) -> list[float]:
 
 def run(setup: Setup) -> Section:
     """Images a second, efficiency and the largest difference of the losses."""
-    able = any(field.name == "devices" for field in fields(TrainConfig))
-    counts = PROCESSES if able else PROCESSES[:1]
-    works = {str(count): partial(seconds_per_step, setup, count) for count in counts}
+    works = {str(count): partial(seconds_per_step, setup, count) for count in PROCESSES}
     seconds = alternate(works, max(2, setup.rounds // 2), 0, "scale")
-    curves = {str(count): losses(setup, count) for count in counts}
+    curves = {str(count): losses(setup, count) for count in PROCESSES}
     rows, apart = [], {}
     for count in works:
         apart[count] = max(abs(a - b) for a, b in zip(curves[count], curves["1"], strict=True))
@@ -68,7 +64,6 @@ def run(setup: Setup) -> Section:
         f"{' '.join(SPEED)} at a global batch of {setup.batch_size}, medians of {STEPS} steps, runs in turn; gloo. "
         f"Losses: of {CURVE_STEPS} steps of {' '.join(CURVE)}.",
         "Goals: 0.9 for 2 processes on 2 cores, and losses within 1e-5.",
-        *([] if able else ["This ddpm-train has no devices=N: one process was measured."]),
     ]
     columns = ["processes", "threads each", "images/s", "to one process", "losses differ by at most"]
     raw = {"seconds_per_step": seconds, "losses": curves, "difference": apart}
