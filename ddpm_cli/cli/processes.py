@@ -96,6 +96,8 @@ def _launched(work: Callable[..., Thing], args: tuple[Any, ...], team: Team) -> 
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # A store for each time that they meet: in one that the launcher kept they would find, and wait for, those before.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # of what killed processes leave
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what matters is said here
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)

@@ -80,7 +80,7 @@ def test_two_launchers_one_of_whose_workers_is_killed(
     small: list[str], tally: Callable[[str], Callable[[], None]]
 ) -> None:
     survived = tally("workers killed, and begun again by themselves")
-    common = [*small, "train.steps=400", "train.milestone_every=20", "train.log_every=2", "train.warmup_steps=0"]
+    common = [*small, "train.steps=120", "train.milestone_every=20", "train.log_every=2", "train.warmup_steps=0"]
     machines = ["distributed.nnodes=2", f"distributed.rdzv_endpoint=127.0.0.1:{free_port()}"]
     words = [*common, *machines, "distributed.max_restarts=1", "out=run"]
     with running(*words) as first, running(*words) as second:
