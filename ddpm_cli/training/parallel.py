@@ -68,14 +68,15 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def parted(tensor: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `whole`, for what is parted as `like` is."""
-    if world.size() == 1:
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    """The inverse of `whole`: a copy of what is parted, and lies in memory, as `like` does; or of what is no part."""
+    if tensor.shape != like.shape:
+        return tensor.clone()
+    if world.size() > 1:
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+        if isinstance(like, DTensor):
+            return distribute_tensor(tensor.to(like.device).contiguous(), like.device_mesh, like.placements)
+    return torch.empty_like(like).copy_(tensor)
 
 
 def everywhere(flag: Tensor, like: Tensor) -> Tensor:

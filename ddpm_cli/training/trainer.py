@@ -149,8 +149,7 @@ class Trainer:
             network.load_state_dict({name: parted(x, now[name]) for name, x in weights.items()})
         parameters = list(self.network.parameters())
         moments = {
-            i: {name: parted(x.clone(), parameters[i]) for name, x in own.items()}
-            for i, own in state["optimizer"].items()
+            i: {name: parted(x, parameters[i]) for name, x in own.items()} for i, own in state["optimizer"].items()
         }
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, which may have changed since
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
