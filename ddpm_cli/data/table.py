@@ -31,7 +31,7 @@ class Examples:
 
 def to_float(values: Tensor) -> Tensor:
     """uint8 images in [-1, 1], points as they are: float32."""
-    return values.float().div_(127.5).sub_(1) if values.dtype == torch.uint8 else values
+    return values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values
 
 
 class Batch(NamedTuple):
@@ -68,12 +68,12 @@ class Table:
         """This process's share of the examples of `step`, 0 being the first, on the training device."""
         own = world.share(batch_size)
         indices = self.indices(step * batch_size + own.start, own.stop - own.start)
-        values = self._on_device(self.values[indices])
-        if self.flip:  # while they are bytes
+        x0 = to_float(self._on_device(self.values[indices]))
+        if self.flip:
             generator = rng.generator(self.seed, "flip", step, device=self.device)
             coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[own]
-            values = torch.where(coins < 0.5, values.flip(-1), values)
-        return Batch(to_float(values), None if self.labels is None else self._on_device(self.labels[indices]))
+            x0 = torch.where(coins < 0.5, x0.flip(-1), x0)
+        return Batch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
 
     def _on_device(self, part: Tensor) -> Tensor:
         """`part` on the training device; CUDA is not waited for, which takes pinned memory."""
