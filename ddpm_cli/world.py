@@ -32,6 +32,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def hides_bars() -> bool | None:
+    """tqdm's `disable`: None, which is where there is no terminal, but True in processes that do not talk."""
+    return None if is_main() else True
+
+
 def share(count: int) -> slice:
     """The part of `count` things in a row that is this process's: as many as another's, give or take one."""
     return slice(rank() * count // size(), (rank() + 1) * count // size())

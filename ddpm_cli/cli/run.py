@@ -53,9 +53,17 @@ def train(job: Job) -> float | None:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     # What the main process was told holds for all, or what one was told that has seen the run before it was lost.
     restarts, job = max(world.everyones((restarts, job)), key=lambda told: told[0])
-    if restarts > 0 and world.by_main(lambda: (job.folder / "checkpoints" / "last.pt").is_file()):
-        job = replace(job, resume=str(job.folder), changes=())
+    if restarts > 0:
+        job = world.by_main(lambda: _begun_again(job))
     return _start(job) if job.resume is None else _go_on(job, job.resume)
+
+
+def _begun_again(job: Job) -> Job:
+    """A job whose run has come some way: not from where it was told to go on any more, but from there."""
+    if job.resume is not None:
+        return replace(job, resume=str(checkpoint_to_resume(job.resume).parent.parent))
+    begun = (job.folder / "checkpoints" / "last.pt").is_file()
+    return replace(job, resume=str(job.folder), changes=()) if begun else job
 
 
 def to_resume(config: TrainConfig, resume: str, changes: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:

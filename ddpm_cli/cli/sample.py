@@ -108,7 +108,7 @@ def _work(task: "Task", batch_size: int, moments: set[int]) -> Batches:
     from ddpm_cli.training.generate import batches_that_fit
 
     n = len(task.labels)
-    with tqdm(total=n * task.steps, unit="step", disable=None if world.is_main() else True) as bar:
+    with tqdm(total=n * task.steps, unit="step", disable=world.hides_bars()) as bar:
 
         def frames_of(images: range) -> dict[int, "Tensor"]:
             frames = {}

@@ -54,7 +54,7 @@ def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> B
         y = examples.labels[part].to(device) if told and examples.labels is not None else None
         generators = [rng.generator(seed, "nll", i) for i in numbers]
         terms = torch.zeros(timesteps, len(numbers), dtype=torch.float64)
-        quiet = None if world.is_main() else True
+        quiet = world.hides_bars()
         for t in tqdm(range(timesteps), f"{numbers.stop}/{len(examples)}", unit="call", leave=False, disable=quiet):
             eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
             term = bound_term(denoiser, x0, t, eps.to(device), y, discrete)

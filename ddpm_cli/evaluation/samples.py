@@ -41,8 +41,7 @@ class Drawn:
     def __iter__(self) -> Iterator[Tensor]:
         """(B, C, H, W) uint8, on the CPU."""
         labels = in_turn(self.n, range(max(1, self.generator.classes)))
-        quiet = None if world.is_main() else True
-        with tqdm(total=self.n, desc="samples", unit="image", leave=False, disable=quiet) as bar:
+        with tqdm(total=self.n, desc="samples", unit="image", leave=False, disable=world.hides_bars()) as bar:
             for images, pixels in batches_that_fit(self.n, self.batch_size, lambda part: self._batch(labels, part)):
                 bar.update(len(images))
                 yield pixels

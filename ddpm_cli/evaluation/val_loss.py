@@ -24,7 +24,7 @@ def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> f
     n = len(chosen)
     timesteps = torch.arange(n) * process.timesteps // n
     values, labels = examples.values[chosen], None if examples.labels is None else examples.labels[chosen]
-    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=None if world.is_main() else True) as bar:
+    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=world.hides_bars()) as bar:
 
         def measure(numbers: range) -> Tensor:
             part = slice(numbers.start, numbers.stop)

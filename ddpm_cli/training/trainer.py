@@ -44,10 +44,8 @@ class Trainer:
         self.classes = table.classes if isinstance(config.conditioning, ClassLabels) else []
         self.device = device
         self.step = 0  # steps done
-        plain = device.type == "mps" or (
-            world.size() > 1 and config.distributed.strategy == "fsdp"
-        )  # which takes no other
-        layout = torch.contiguous_format if plain else torch.channels_last
+        in_parts = world.size() > 1 and config.distributed.strategy == "fsdp"  # which takes no other layout
+        layout = torch.contiguous_format if in_parts or device.type == "mps" else torch.channels_last
         rng.seed_everything(config.train.seed, "network")
         network = network_of(config, self.classes)
         self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]

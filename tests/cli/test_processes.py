@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ddpm_cli.cli.processes import _first_host, is_one_of_several
-from tests.conftest import TINY, Result, train_into
+from ddpm_cli.cli.run import Job, _begun_again
+from tests.conftest import TINY, Result, composed, train_into
 
 Run = Callable[..., Result]
 
@@ -75,3 +77,14 @@ def test_a_sweep_under_torchrun_is_refused(run: Run, monkeypatch: pytest.MonkeyP
     result = run("train", "-m", *TINY, "train.seed=0,1")
     assert result.code == 2
     assert "-m: not under torchrun" in result.err
+
+
+def test_a_job_begun_again_goes_on_from_its_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Not from the beginning, nor from the older one that it was told to go back to."""
+    config = composed(*TINY)
+    started = Job(config, trained, ["train.seed=0"], changes=("train.seed=0",))
+    assert _begun_again(started) == replace(started, resume=str(trained), changes=())
+    went_back = replace(started, folder=tmp_path, resume=str(trained / "checkpoints" / "step_00000000.pt"))
+    assert _begun_again(went_back) == replace(went_back, resume=str(trained))
+    barely = replace(started, folder=tmp_path)
+    assert _begun_again(barely) == barely
