@@ -6,19 +6,23 @@ import csv
 import io
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from ddpm_cli.files import write
 from ddpm_cli.training.checkpoint import load_checkpoint
 from tests.benchmarks.distance import distance
+from tests.benchmarks.measure import alternate, rate
 from tests.benchmarks.quality_plot import save_quality_plot
 from tests.benchmarks.report import Section, plain
 from tests.benchmarks.setup import Setup
 from tests.benchmarks.startup import TRAIN
-from tests.benchmarks.step import reference_rate
+from tests.benchmarks.step import WARM_UP, one_step
+from tests.benchmarks.systems import REFERENCE, recipe, systems
 from tests.benchmarks.systems.ours import composed
+from tests.benchmarks.worker import Workers
 
 EXAMPLES = 60_000
 SOLVER = ("dpmpp_2m", 20)
@@ -45,9 +49,9 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of quality.csv. minutes: in steps, as measured. plain_minutes: what the plain reference takes for as many
-    images, at the images/s that it made in the same sitting; of the annotated recipe alone, whose network it trains.
-    distance: fd_classifier, with its 95% interval. calls: of the network, an image.
+    """A line of quality.csv. minutes: of steps, by the images/s of `rates`; plain_minutes: those of the plain reference
+    for as many images, of the annotated recipe alone, whose network it trains. distance: fd_classifier, with its 95%
+    interval. calls: of the network, an image.
     """
 
     system: str
@@ -66,27 +70,46 @@ class Row:
 def run(setup: Setup, out: Path, names: Iterable[str]) -> Section:
     """Train what is not trained yet, measure what is not measured yet; quality.csv and quality.png in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    rate = _plain_rate(setup, out / "reference.json")
+    speeds = rates(setup, out / "rates.json")
     rows = read(out / "quality.csv")
     for name in names:
         train(RECIPES[name], out / name)
         for step, path in milestones(out / name):
             for sampler in _samplers(RECIPES[name], step):
                 if not any((row.system, row.step, row.sampler) == (name, step, sampler) for row in rows):
-                    rows.append(_measured(name, path, step, sampler, out / name, setup.n, rate))
+                    rows.append(_measured(name, path, step, sampler, setup.n, speeds))
                     write(out / "quality.csv", text(rows).encode())
     marks = {epochs: row.distance for epochs, row in _marks(rows).items()}
     save_quality_plot(_curves(rows), marks, out / "quality.png")
     return section(rows)
 
 
-def train(recipe: Recipe, folder: Path) -> None:
+def rates(setup: Setup, file: Path) -> dict[str, float]:
+    """Images/s of the plain reference and of every recipe, a step of each in turn: measured once for an output folder.
+
+    So the long runs, which are trained one after the other, are told apart by their work and not by what else the
+    machine did meanwhile.
+    """
+    if not file.is_file():
+        builds = {REFERENCE: systems(setup.data, setup.batch_size, extras=False)[REFERENCE]}
+        builds |= {name: recipe(setup.data, one.typed) for name, one in RECIPES.items()}
+        with Workers() as workers:
+            found = workers.started(builds, setup.threads)
+            steps = {name: partial(worker.seconds, one_step) for name, worker in found.items()}
+            seconds = alternate(steps, setup.rounds, WARM_UP, "rates")
+        sizes = {name: _batch_size(name, setup) for name in seconds}
+        speeds = {name: rate(sizes[name], taken).median for name, taken in seconds.items()}
+        write(file, f"{json.dumps({'images_per_second': speeds, 'threads': setup.threads})}\n".encode())
+    return dict(json.loads(file.read_text())["images_per_second"])
+
+
+def train(known: Recipe, folder: Path) -> None:
     """A run to its end: from its last checkpoint, where there is one."""
     last = folder / "checkpoints" / "last.pt"
     if not last.is_file():
         kept = ("checkpoint.keep_last=null", "train.samples=4", "train.log_every=10", "device=cpu")
-        subprocess.run([*TRAIN, *recipe.typed, *kept, f"out={folder}"], check=True)
-    elif load_checkpoint("resume", last)["step"] < composed(*recipe.typed).train.total_steps(EXAMPLES):
+        subprocess.run([*TRAIN, *known.typed, *kept, f"out={folder}"], check=True)
+    elif load_checkpoint("resume", last)["step"] < composed(*known.typed).train.total_steps(EXAMPLES):
         subprocess.run([*TRAIN, f"resume={folder}"], check=True)
 
 
@@ -139,44 +162,46 @@ def section(rows: list[Row]) -> Section:
     notes = [
         "fd_classifier to the test split, of the averaged weights, by the better of the run's own sampler and 20 steps "
         "of DPM-Solver++; minutes of training alone.",
-        "The minutes of the plain reference are images by its images/s: the training was done by ddpm-cli, whose own "
-        "minutes stand in quality.csv beside them.",
+        "Minutes are images by the images/s of the system, all of which took turns. The annotated recipe was "
+        "trained by ddpm-cli; the plain reference would take the minutes shown for as many images.",
         "Goal: the distance after 6 epochs in a hundredth of the minutes.",
     ]
     return Section("Time to quality", columns, lines, notes, {"rows": [asdict(row) for row in rows]})
 
 
-def _plain_rate(setup: Setup, file: Path) -> float:
-    """Images/s of the plain reference: measured once for an output folder."""
-    if not file.is_file():
-        found = {"images_per_second": reference_rate(setup), "batch_size": setup.batch_size, "threads": setup.threads}
-        write(file, f"{json.dumps(found)}\n".encode())
-    return float(json.loads(file.read_text())["images_per_second"])
+def _batch_size(name: str, setup: Setup) -> int:
+    return setup.batch_size if name == REFERENCE else composed(*RECIPES[name].typed).train.batch_size
 
 
-def _samplers(recipe: Recipe, step: int) -> list[str]:
+def _samplers(known: Recipe, step: int) -> list[str]:
     """The names of those that are tried."""
-    config = composed(*recipe.typed)
+    config = composed(*known.typed)
     at_marks = step in [_step_after(epochs, config.train.batch_size) for epochs in EPOCHS]
-    return ["own", SOLVER[0]] if recipe.own or at_marks else [SOLVER[0]]
+    return ["own", SOLVER[0]] if known.own or at_marks else [SOLVER[0]]
 
 
 def _step_after(epochs: int, batch_size: int) -> int:
     return -(-epochs * EXAMPLES // batch_size)  # rounded up, as milestones are
 
 
-def _measured(name: str, path: Path, step: int, sampler: str, folder: Path, samples: int, rate: float) -> Row:
-    with (folder / "metrics.csv").open(newline="") as stream:
-        at = next(line for line in csv.DictReader(stream) if int(line["step"]) == step)
-    images, minutes = int(at["images"]), float(at["seconds"]) / 60
-    name_of, steps = (None, None) if sampler == "own" else SOLVER
-    found = distance(str(path), name_of, steps, samples)
-    plain_minutes = images / rate / 60 if name == ANNOTATED else None
-    row = Row(
-        name, step, images, minutes, plain_minutes, found.value, found.low, found.high, sampler, found.calls, samples
-    )
+def _measured(name: str, path: Path, step: int, sampler: str, samples: int, speeds: Mapping[str, float]) -> Row:
+    images = step * composed(*RECIPES[name].typed).train.batch_size
+    minutes, plain_minutes = images / speeds[name] / 60, images / speeds[REFERENCE] / 60
+    found = distance(str(path), *((None, None) if sampler == "own" else SOLVER), samples)
     print(f"{name}, step {step}, {minutes:.1f} minutes, {sampler}: {found.value:.3f}", flush=True)
-    return row
+    return Row(
+        name,
+        step,
+        images,
+        minutes,
+        plain_minutes if name == ANNOTATED else None,
+        found.value,
+        found.low,
+        found.high,
+        sampler,
+        found.calls,
+        samples,
+    )
 
 
 def _marks(rows: list[Row]) -> dict[int, Row]:

@@ -73,14 +73,6 @@ def run(setup: Setup) -> Section:
     return Section("Training step", columns, rows, notes, raw)
 
 
-def reference_rate(setup: Setup) -> float:
-    """Images a second of the plain reference alone."""
-    name = REFERENCE
-    with Worker(systems(setup.data, setup.batch_size, extras=False)[name], setup.threads) as worker:
-        seconds = alternate({name: partial(worker.seconds, one_step)}, setup.rounds, WARM_UP, name)[name]
-    return rate(setup.batch_size, seconds).median
-
-
 def _steps(workers: dict[str, Worker]) -> dict[str, "partial[float]"]:
     return {name: partial(worker.seconds, one_step) for name, worker in workers.items()}
 

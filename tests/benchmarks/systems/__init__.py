@@ -1,5 +1,6 @@
 """What is compared: each trains a network for 28x28 gray images on the same data, in its own manner."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,12 +35,18 @@ def systems(data: Path, batch_size: int, extras: bool = True) -> dict[str, parti
     precisions = ["fp32", "bf16"] if has_bf16() else ["fp32"]
     found: dict[str, partial[System]] = {REFERENCE: partial(_reference, data, batch_size)}
     for precision in precisions:
-        found[_named(OURS, precision)] = partial(_ours, data, batch_size, precision)
+        typed = ("experiment=annotated", f"train.batch_size={batch_size}", f"train.precision={precision}")
+        found[_named(OURS, precision)] = recipe(data, typed)
     if extras:
         for name, build in (("denoising-diffusion-pytorch", _lucidrains), ("diffusers", _diffusers)):
             for precision in precisions:
                 found[_named(name, precision)] = partial(build, data, batch_size, precision)
     return found
+
+
+def recipe(data: Path, typed: Sequence[str]) -> partial[System]:
+    """What builds the run of `ddpm-train <typed>`."""
+    return partial(_ours, data, typed)
 
 
 def has_bf16() -> bool:

@@ -1,5 +1,6 @@
-"""ddpm-cli itself: experiment=annotated as ddpm-train builds it."""
+"""ddpm-cli itself: runs as ddpm-train builds them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,19 @@ def composed(*typed: str) -> Any:
         return OmegaConf.to_object(hydra.compose("train", list(typed)))
 
 
-def table_of(data: Path) -> Table:
-    config = composed("experiment=annotated", *overrides(data))
+def table_of(data: Path, typed: Sequence[str] = ("experiment=annotated",)) -> Table:
+    config = composed(*typed, *overrides(data))
     return Table(load_examples(config.dataset, train=True), config.dataset.flip, config.train.seed, CPU)
 
 
 class Ours:
-    """A run of ddpm-train, a step at a time; the loss is read at each, though ddpm-train does so once in ten."""
+    """The run of `ddpm-train <typed> device=cpu`, a step at a time; the loss is read at each, though ddpm-train does so
+    less often.
+    """
 
-    def __init__(self, data: Path, batch_size: int, precision: str) -> None:
-        typed = [f"train.batch_size={batch_size}", f"train.precision={precision}", "device=cpu"]
-        config = composed("experiment=annotated", *typed, *overrides(data))
-        self.trainer = Trainer(config, table_of(data), CPU)
+    def __init__(self, data: Path, typed: Sequence[str]) -> None:
+        config = composed(*typed, *overrides(data), "device=cpu")
+        self.trainer = Trainer(config, table_of(data, typed), CPU)
         self.network = self.trainer.network.train()
 
     def step(self) -> None:
