@@ -37,6 +37,7 @@ FEWEST = 10
 EXPORTS = ("safetensors", "diffusers", "onnx")
 IMPORTS = ("diffusers",)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OPTIMIZERS = ("adam", "adamw", "muon")
 LOGGERS = ("csv", "tensorboard", "wandb")
 STRATEGIES = ("ddp", "fsdp")
 
@@ -78,7 +79,7 @@ class Train:
         check(1 <= self.batch_size <= 10**6, "train.batch_size", self.batch_size, "in 1..1000000")
         ok = self.accumulate >= 1 and self.batch_size % self.accumulate == 0
         check(ok, "train.accumulate", self.accumulate, f"a divisor of train.batch_size={self.batch_size}")
-        check(self.optimizer in ("adam", "adamw"), "train.optimizer", self.optimizer, "adam or adamw")
+        check(self.optimizer in OPTIMIZERS, "train.optimizer", self.optimizer, one_of(OPTIMIZERS))
         check(0 < self.lr <= 10, "train.lr", self.lr, "in (0, 10]")
         ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         check(ok, "train.betas", self.betas, "two numbers in [0, 1)")
@@ -218,11 +219,17 @@ class TrainConfig:
         self.sampler.check_against(self.schedule, self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
         check_devices(self.devices)
-        if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":
-            raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
+        if self.distributed.strategy == "fsdp":
+            self._check_parted()
         ok = all(name in LOGGERS for name in self._logger_words())
         check(ok, "logger", self.logger, f"{one_of(LOGGERS)}, or a list of some, as in [tensorboard,wandb]")
         self._check_objective()
+
+    def _check_parted(self) -> None:
+        if self.train.precision == "fp16":
+            raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
+        if self.train.optimizer == "muon":
+            raise UserError("train.optimizer=muon: needs whole matrices, not with distributed.strategy=fsdp; use adamw")
 
     @property
     def loggers(self) -> list[str]:

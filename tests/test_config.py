@@ -127,6 +127,12 @@ def test_out_of_range_is_one_line_that_names_the_key(override: str) -> None:
     assert key in message or (override.startswith("model.multipliers") and "model." in message)
 
 
+@pytest.mark.parametrize("knob", ["train.precision=fp16", "train.optimizer=muon"])
+def test_what_a_parted_network_cannot_be_trained_with(knob: str) -> None:
+    with pytest.raises(UserError, match=rf"^{knob}: .*not with distributed.strategy=fsdp; use"):
+        composed(knob, "distributed.strategy=fsdp")
+
+
 def test_sizes_that_would_do_are_named() -> None:
     with pytest.raises(UserError, match=r"image_size=30: must divide by 4 for this model: 28 or 32 would do"):
         composed("dataset.image_size=30")

@@ -221,7 +221,13 @@ def _resumed_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ..
         if last not in ours:
             raise UserError(f"{override}: this run has no {key}; leave it out")
         ours[last] = reduce(getitem, groups, now)[last]
-    return train_config(merged)
+    resumed = train_config(merged)
+    before, after = own.train.optimizer, resumed.train.optimizer
+    if "muon" in (before, after) and before != after:
+        raise UserError(
+            f"train.optimizer={after}: this run has the momenta of {before}, which are others; leave it out"
+        )
+    return resumed
 
 
 def _check_data(loop: "Loop", state: dict[str, Any], resume: str, may_change: bool) -> None:

@@ -3,9 +3,10 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm_cli.config import Train
+from ddpm_cli.training.muon import Muon, matrices_of
 
 
 def learning_rate(step: int, train: Train, steps: int) -> float:
@@ -18,8 +19,20 @@ def learning_rate(step: int, train: Train, steps: int) -> float:
     return train.lr * (1 + math.cos(math.pi * progress)) / 2
 
 
-def build_optimizer(train: Train, network: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters."""
-    cls = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+def build_optimizer(train: Train, network: nn.Module, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """Adam, AdamW or Muon over all parameters; `dtype`: that the network computes in."""
     beta1, beta2 = train.betas
+    if train.optimizer == "muon":
+        return Muon(network, train.lr, (beta1, beta2), train.weight_decay, dtype)
+    cls = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     return cls(network.parameters(), train.lr, (beta1, beta2), weight_decay=train.weight_decay, fused=True)
+
+
+def moments_like(train: Train, network: nn.Module) -> dict[int, dict[str, Tensor]]:
+    """What the optimizer's state looks like once it has made a step: of each parameter, by its number."""
+    matrices = {id(weight) for weight in matrices_of(network)} if train.optimizer == "muon" else set()
+    count = torch.zeros((), device="meta")
+    return {
+        i: {"step": count, "momentum": x} if id(x) in matrices else {"step": count, "exp_avg": x, "exp_avg_sq": x}
+        for i, x in enumerate(network.parameters())
+    }

@@ -9,6 +9,7 @@ from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
 from ddpm_cli.training.build import check_classes, network_of
 from ddpm_cli.training.checkpoint import check_like
 from ddpm_cli.training.losses import Losses
+from ddpm_cli.training.optimizer import moments_like
 
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
@@ -17,17 +18,12 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
     check_classes(key, path, config, state["classes"])
     with torch.device("meta"):
         network = network_of(config, state["classes"])
-        count = torch.zeros(())
     weights = dict(network.state_dict())
-    moments = {
-        i: {"step": count, "exp_avg": parameter, "exp_avg_sq": parameter}
-        for i, parameter in enumerate(network.parameters())
-    }
     timesteps = build_timestep_sampler(config.timestep_sampler, config.schedule.timesteps, "meta")
     like = {
         "model": weights,
         "ema": weights,
-        "optimizer": moments if state["step"] > 0 else {},
+        "optimizer": moments_like(config.train, network) if state["step"] > 0 else {},
         "scaler": {"scale": 1.0, "_growth_tracker": 0} if state["scaler"] else {},
         "timestep_sampler": timesteps.state(),
         "losses": Losses(1).state(),

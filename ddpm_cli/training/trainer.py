@@ -51,8 +51,8 @@ class Trainer:
         self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = Ema(self.network)
         self.shared = shared(self.network, self.ema.network, config.distributed.strategy, device)
-        self.optimizer = build_optimizer(config.train, self.network)
         self.dtype = resolve_precision(config.train.precision, device)
+        self.optimizer = build_optimizer(config.train, self.network, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.denoiser = build_denoiser(config, self.shared, device, self.dtype)
         self.objective = Objective(

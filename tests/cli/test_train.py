@@ -104,6 +104,11 @@ def test_resume_takes_the_runs_own_config(run: Run, tmp_path: Path) -> None:
     refused = run("train", "resume=here", "schedule=cosine")
     assert refused.code == 2
     assert "schedule=cosine: not with resume=" in refused.err
+    refused = run("train", "resume=here", "train.optimizer=muon")
+    assert refused.code == 2
+    assert refused.err == (
+        "ddpm-train: train.optimizer=muon: this run has the momenta of adam, which are others; leave it out\n"
+    )
 
 
 def test_a_finished_run_resumed_changes_nothing(run: Run) -> None:

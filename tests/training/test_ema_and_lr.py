@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ddpm_cli.training.ema import Ema, ema_decay
+from ddpm_cli.training.muon import Muon
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate
 from tests.conftest import composed
 
@@ -39,10 +40,10 @@ def test_warm_up_then_constant_or_cosine() -> None:
     assert learning_rate(99, cosine, 100) == pytest.approx(0.05 * (1 + math.cos(math.pi * 89 / 90)))
 
 
-@pytest.mark.parametrize(("name", "cls"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(("name", "cls"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("muon", Muon)])
 def test_the_optimizer_is_the_one_named(name: str, cls: type) -> None:
     train = composed(f"train.optimizer={name}", "train.weight_decay=0.3", "train.betas=[0.8,0.9]").train
-    optimizer = build_optimizer(train, nn.Linear(1, 1))
+    optimizer = build_optimizer(train, nn.Linear(1, 1), torch.float32)
     assert type(optimizer) is cls
     assert optimizer.defaults["betas"] == (0.8, 0.9)
     assert optimizer.defaults["weight_decay"] == 0.3

@@ -40,19 +40,20 @@ def _both(knobs: list[str], state: dict[str, Any]) -> Any:
     return begun, held, resumed, answer
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_does(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "optimizer"), [("ddp", "adam"), ("ddp", "muon"), ("fsdp", "adam")])
+def test_two_processes_train_as_one_does(strategy: str, optimizer: str, tmp_path: Path) -> None:
     """The losses, the norms, the weights, the moments, the history; and from there on, begun by the other kind."""
     assert world.size() == 1
-    begun, state, _ = _trained(KNOBS, None)
-    resumed, end, answer = _trained(KNOBS, state)
-    knobs = [*KNOBS, f"distributed.strategy={strategy}"]
+    alone = [*KNOBS, f"train.optimizer={optimizer}", "train.precision=fp32"]
+    begun, state, _ = _trained(alone, None)
+    resumed, end, answer = _trained(alone, state)
+    knobs = [*alone, f"distributed.strategy={strategy}"]
     for found in in_two(_both, tmp_path, knobs, state):
         assert torch.allclose(torch.tensor(found[0]), torch.tensor(begun), rtol=1e-5, atol=1e-6)
         assert torch.allclose(torch.tensor(found[2]), torch.tensor(resumed), rtol=1e-4, atol=1e-6)
         assert torch.allclose(found[3], answer, atol=1e-4)
         _assert_close(found[1], state)
-    resumed_by_one, *_ = _trained(KNOBS, torch.load(tmp_path / "0.pt")[1])
+    resumed_by_one, *_ = _trained(alone, torch.load(tmp_path / "0.pt")[1])
     assert torch.allclose(torch.tensor(resumed_by_one), torch.tensor(resumed), rtol=1e-4, atol=1e-6)
     assert end["step"] == BEFORE + AFTER
 

@@ -1,0 +1,90 @@
+"""Muon against the singular value decomposition, and against torch's own on matrices where torch has it."""
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm_cli.training.muon import Muon, matrices_of, orthogonal
+
+BETAS = (0.9, 0.999)
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(8, 4), nn.Embedding(5, 4))
+
+
+def _with_gradients(network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 20), (3, 20, 6), (1, 5, 5)])
+def test_singular_values_are_near_1_and_singular_vectors_stay(shape: tuple[int, ...]) -> None:
+    u = torch.linalg.qr(torch.randn(shape[0], shape[1], min(shape[1:]), generator=torch.Generator().manual_seed(0)))[0]
+    v = torch.linalg.qr(torch.randn(shape[0], shape[2], min(shape[1:]), generator=torch.Generator().manual_seed(1)))[0]
+    values = torch.linspace(1, 9, min(shape[1:]))
+    made = u.mT @ orthogonal(u * values @ v.mT) @ v
+    diagonal = made.diagonal(dim1=1, dim2=2)
+    assert ((diagonal > 0.65) & (diagonal < 1.25)).all()
+    assert torch.allclose(made, torch.diag_embed(diagonal), atol=1e-4)
+
+
+def test_of_nothing_comes_nothing() -> None:
+    assert not orthogonal(torch.zeros(2, 3, 4)).any()
+
+
+def test_convolutions_and_linear_layers_are_matrices() -> None:
+    network = _network()
+    assert [tuple(weight.shape) for weight in matrices_of(network)] == [(8, 3, 3, 3), (4, 8)]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
+def test_matrices_move_as_those_of_torch_and_all_else_as_by_adamw() -> None:
+    ours, theirs = _network(), _network()
+    optimizer = Muon(ours, 0.01, BETAS, 0.1, torch.bfloat16)
+    matrices = {id(weight) for weight in matrices_of(theirs)}
+    flat = [nn.Parameter(weight.detach().flatten(1)) for weight in matrices_of(theirs)]
+    muon = torch.optim.Muon(flat, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([p for p in theirs.parameters() if id(p) not in matrices], 0.01, BETAS, weight_decay=0.1)
+    for step in range(4):
+        _with_gradients(ours, step)
+        _with_gradients(theirs, step)
+        for weight, matrix in zip(matrices_of(theirs), flat, strict=True):
+            assert weight.grad is not None
+            matrix.grad = weight.grad.flatten(1)
+        optimizer.step()
+        muon.step()
+        adamw.step()
+    for weight, matrix in zip(matrices_of(ours), flat, strict=True):
+        assert torch.allclose(weight.flatten(1), matrix, atol=2e-4)  # products of bf16, in another order
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert a.ndim > 1 or torch.allclose(a, b)
+    assert torch.allclose(ours[4].weight, theirs[4].weight)
+
+
+def test_the_update_is_as_large_as_that_of_adamw() -> None:
+    """0.2 of the learning rate, root mean square, whatever the shape."""
+    network = _network()
+    before = [weight.detach().clone() for weight in matrices_of(network)]
+    _with_gradients(network, 0)
+    Muon(network, 0.01, BETAS, 0.0, torch.float32).step()
+    for old, new in zip(before, matrices_of(network), strict=True):
+        assert (new - old).square().mean().sqrt().item() == pytest.approx(0.002, rel=0.25)
+
+
+def test_nothing_moves_where_a_gradient_is_not_finite() -> None:
+    network = _network()
+    optimizer = Muon(network, 0.01, BETAS, 0.1, torch.float32)
+    _with_gradients(network, 0)
+    optimizer.step()
+    before = [p.detach().clone() for p in network.parameters()]
+    momenta = [optimizer.state[weight]["momentum"].clone() for weight in optimizer.matrices]
+    _with_gradients(network, 1)
+    network[0].weight.grad[0, 0, 0, 0] = torch.nan
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+    for weight, momentum in zip(optimizer.matrices, momenta, strict=True):
+        assert torch.equal(optimizer.state[weight]["momentum"], momentum)
