@@ -145,11 +145,12 @@ def test_datasets_know_their_shape() -> None:
     assert composed("dataset=cifar10").dataset.shape == (3, 32, 32)
     assert composed("dataset.image_size=[32,64]").dataset.shape == (1, 32, 64)
     flips = {name: composed(f"dataset={name}").dataset.flip for name in ("fashion_mnist", "cifar10", "mnist", "digits")}
-    assert flips == {"fashion_mnist": True, "cifar10": True, "mnist": False, "digits": False}
+    assert flips == {"fashion_mnist": False, "cifar10": True, "mnist": False, "digits": False}
 
 
 def test_annotated_is_what_the_text_trains() -> None:
     config = composed("experiment=annotated")
+    assert config.dataset.flip
     assert (config.schedule.timesteps, config.schedule.beta_start, config.schedule.beta_end) == (
         300,
         1e-4,
