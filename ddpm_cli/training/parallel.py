@@ -33,11 +33,18 @@ def _shard(network: nn.Module) -> None:
     """Each block by itself, so that one at a time is whole while it computes (Zhao et al. 2023, arXiv:2304.11277)."""
     from torch.distributed.fsdp import fully_shard
 
-    for blocks in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
-        for block in blocks:
-            if not any(isinstance(module, nn.ModuleList) for module in block.modules()):
-                fully_shard(block)
+    for block in list(_blocks(network)):
+        fully_shard(block)
     fully_shard(network)
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The largest modules with parameters and no lists of modules in them."""
+    for child in network.children():
+        if any(isinstance(module, nn.ModuleList) for module in child.modules()):
+            yield from _blocks(child)
+        elif any(True for _ in child.parameters()):
+            yield child
 
 
 @contextmanager
