@@ -219,17 +219,11 @@ class TrainConfig:
         self.sampler.check_against(self.schedule, self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
         check_devices(self.devices)
-        if self.distributed.strategy == "fsdp":
-            self._check_parted()
+        if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":
+            raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
         ok = all(name in LOGGERS for name in self._logger_words())
         check(ok, "logger", self.logger, f"{one_of(LOGGERS)}, or a list of some, as in [tensorboard,wandb]")
         self._check_objective()
-
-    def _check_parted(self) -> None:
-        if self.train.precision == "fp16":
-            raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
-        if self.train.optimizer == "muon":
-            raise UserError("train.optimizer=muon: needs whole matrices, not with distributed.strategy=fsdp; use adamw")
 
     @property
     def loggers(self) -> list[str]:

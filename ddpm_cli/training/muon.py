@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ddpm_cli.training.parallel import parted, whole
+
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Of the polynomial a s + b s**3 + c s**5 that brings singular values s in (0, 1] near 1, applied `TIMES`."""
@@ -17,8 +19,8 @@ class Muon(torch.optim.AdamW):
 
     Jordan et al. 2024, kellerjordan.github.io/posts/muon, with Nesterov's momentum; a filter is a row. The update is
     0.2 sqrt(max(rows, columns)) times the orthogonal matrix, which makes it as large as AdamW's is (Liu et al. 2025,
-    arXiv:2502.16982, eq. 4), and is computed in `dtype`. torch.optim.Muon takes matrices alone, no filters, and knows
-    of no `found_inf`.
+    arXiv:2502.16982, eq. 4), and is computed in `dtype`; of parted weights, by every process for all. torch.optim.Muon
+    takes matrices alone, no filters, and knows of no `found_inf`.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Muon(torch.optim.AdamW):
             length = 0.2 * math.sqrt(max(directions.shape[1:]))
             for weight, direction in zip(alike, directions, strict=True):
                 decayed = weight * (1 - group["lr"] * group["weight_decay"])
-                new = decayed.sub_(direction.reshape(weight.shape), alpha=group["lr"] * length)
+                new = decayed.sub_(parted(direction.reshape(weight.shape), weight), alpha=group["lr"] * length)
                 self._unless_skipped(weight, new)
                 weight.grad = None  # so that AdamW leaves it alone
         super().step()
@@ -51,9 +53,9 @@ class Muon(torch.optim.AdamW):
             if not state:  # AdamW reads `step` in all that is loaded
                 state |= {"step": torch.zeros((), device=weight.device), "momentum": torch.zeros_like(weight)}
             momentum = state["momentum"].lerp(weight.grad, 1 - MOMENTUM)
-            moved.append(weight.grad.lerp(momentum, MOMENTUM).flatten(1))
+            moved.append(whole(weight.grad.lerp(momentum, MOMENTUM)).flatten(1))
             self._unless_skipped(state["momentum"], momentum)
-            self._unless_skipped(state["step"], state["step"] + 1)
+            state["step"] += 1
         return torch.stack(moved)
 
     def _unless_skipped(self, old: Tensor, new: Tensor) -> None:

@@ -40,7 +40,9 @@ def _both(knobs: list[str], state: dict[str, Any]) -> Any:
     return begun, held, resumed, answer
 
 
-@pytest.mark.parametrize(("strategy", "optimizer"), [("ddp", "adam"), ("ddp", "muon"), ("fsdp", "adam")])
+@pytest.mark.parametrize(
+    ("strategy", "optimizer"), [("ddp", "adam"), ("ddp", "muon"), ("fsdp", "adam"), ("fsdp", "muon")]
+)
 def test_two_processes_train_as_one_does(strategy: str, optimizer: str, tmp_path: Path) -> None:
     """The losses, the norms, the weights, the moments, the history; and from there on, begun by the other kind."""
     assert world.size() == 1
