@@ -36,7 +36,7 @@ def test_minutes_are_compared_with_those_of_the_plain_reference() -> None:
 
 
 def test_a_run_has_milestones_where_the_marks_are() -> None:
-    train_config = composed(*RECIPES["annotated"].typed).train
+    train_config = composed(*RECIPES["annotated"]).train
     at = [step for step in range(1, AFTER_6 + 1) if train_config.is_milestone(step, 60_000)]
     assert {AFTER_1, 938, AFTER_6} <= set(at)
     assert train_config.total_steps(60_000) == AFTER_6
