@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "pictures": {"imaging", "plots"},
     "plots": {"files", "imaging"},
     "imaging": {"files"},
-    "config": {"errors", "options"},
+    "config": {"config", "errors", "options"},
     "options": {"options", "errors"},
     "errors": set(),
     "files": {"errors"},

@@ -1,7 +1,4 @@
-"""What each command is told, as typed dataclasses with cross-checks.
-
-As in options/, the values stand in configs/*.yaml and there is no torch.
-"""
+"""What ddpm-train is told."""
 
 import math
 import re
@@ -10,12 +7,10 @@ from typing import Any
 
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.options import (
-    MAX_SIZE,
     ClassLabels,
     Conditioning,
     Dataset,
     Hybrid,
-    ImageDataset,
     Loss,
     Model,
     Sampler,
@@ -28,14 +23,9 @@ from ddpm_cli.options import (
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
-TASKS = ("generate", "interpolate", "inpaint")
-METRICS = ("fid", "kid", "is", "prc", "nll")
 REPORTS = ("val_loss", "nll", "fd_classifier", "fid")
-FEATURES = ("auto", "inception", "classifier")
 FEWEST = 10
 """Samples that a distance can be computed of."""
-EXPORTS = ("safetensors", "diffusers", "onnx")
-IMPORTS = ("diffusers",)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("adam", "adamw", "muon")
 LOGGERS = ("csv", "tensorboard", "wandb")
@@ -269,173 +259,3 @@ def check_guidance(guidance_scale: float, conditioning: Conditioning) -> None:
             f"guidance_scale={guidance_scale}: this network never went without a class; train one with "
             "conditioning.dropout=0.1"
         )
-
-
-@dataclass(kw_only=True)
-class CheckpointConfig:
-    """What the commands that use a checkpoint are told alike; the rest comes from the checkpoint."""
-
-    ckpt: str
-    batch_size: int
-    seed: int
-    root: str | None  # of the data, where they have moved since training
-    sampler: Sampler | None  # None: the one that drew the run's milestones, as in the next two
-    variance: str | None
-    guidance_scale: float | None
-    weights: str
-    device: str
-    devices: Any  # how many, each with a process of its own, or auto
-    precision: str
-    out: str
-
-    def __post_init__(self) -> None:
-        check(1 <= self.batch_size <= 10**6, "batch_size", self.batch_size, "in 1..1000000")
-        check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
-        if self.variance is not None:
-            check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
-        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
-        check_devices(self.devices)
-        check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
-
-
-@dataclass(kw_only=True)
-class SampleConfig(CheckpointConfig):
-    """All that `ddpm-sample` is told."""
-
-    n: int | None  # None: as many as the task likes
-    classes: Any  # typed class=…: a number, a name, a list of these, or None for all in turn
-    task: str
-    a: Any  # of task=interpolate, as the next two are: a file, or the number of an image of the test split
-    b: Any
-    t: int | None
-    image: Any  # of task=inpaint, as the next two are
-    mask: str | None
-    resamplings: int | None  # None: 10
-    gif: bool
-    npz: bool
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.n is None or 1 <= self.n <= 10**7, "n", self.n, "in 1..10000000")
-        check(self.task in TASKS, "task", self.task, one_of(TASKS))
-        self._check_task()
-
-    def _check_task(self) -> None:
-        for key, task in {
-            "a": "interpolate",
-            "b": "interpolate",
-            "t": "interpolate",
-            "image": "inpaint",
-            "mask": "inpaint",
-            "resamplings": "inpaint",
-        }.items():
-            value = getattr(self, key)
-            if self.task == task and value is None and key not in ("t", "resamplings"):
-                number = "" if key == "mask" else ", or the number of an image of the test split"
-                raise UserError(f"{key}=null: task={task} needs it; name a file{number}")
-            if self.task != task and value is not None:
-                raise UserError(f"{key}={value}: only with task={task}; leave it out, or choose the task")
-        check(self.t is None or self.t >= 0, "t", self.t, "a timestep from 0 up, or null for half of all")
-        ok = self.resamplings is None or 1 <= self.resamplings <= 1000
-        check(ok, "resamplings", self.resamplings, "in 1..1000, or null for 10")
-        if self.task == "generate" and self.root is not None:
-            raise UserError(f"root={self.root}: task=generate reads no data; leave it out, or choose another task")
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig(CheckpointConfig):
-    """All that `ddpm-evaluate` is told."""
-
-    samples: str | None  # instead of ckpt: a folder of images, or an npz file
-    dataset: Dataset | None  # that samples are held against; a checkpoint knows its own
-    metrics: list[str]
-    features: str  # of the network that looks; auto: inception at colours, classifier at gray
-    n: int | None  # None: 64 for nll; of samples 2000 for the classifier, 10000 for Inception
-    split: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        ok = len(self.metrics) > 0 and all(metric in METRICS for metric in self.metrics)
-        check(ok, "metrics", self.metrics, f"a list of {one_of(METRICS)}, as in [fid,kid]")
-        check(self.features in FEATURES, "features", self.features, one_of(FEATURES))
-        least = FEWEST if self.distances else 1
-        check(self.n is None or self.n >= least, "n", self.n, f"at least {least} for these metrics, or null")
-        check(self.split in ("test", "train"), "split", self.split, "test or train")
-        one = (self.ckpt == "") != (self.samples is None)
-        check(one, "ckpt", self.ckpt, "a run folder or a checkpoint, or samples=… given instead: one of the two")
-        self._check_samples()
-
-    @property
-    def distances(self) -> list[str]:
-        """Those of the metrics that take samples."""
-        return [metric for metric in dict.fromkeys(self.metrics) if metric != "nll"]
-
-    def _check_samples(self) -> None:
-        if self.samples is None:
-            if self.dataset is not None:
-                raise UserError(f"dataset={self.dataset.name}: a checkpoint knows its own; leave it out, or use root=…")
-            return
-        if "nll" in self.metrics:
-            raise UserError("metrics=[nll]: takes a network, which samples have none of; give ckpt=… instead")
-        for key in ("sampler", "variance", "guidance_scale"):
-            if getattr(self, key) is not None:
-                raise UserError(f"{key}: says how samples are drawn, and these are given; leave it out")
-        check(self.dataset is not None, "dataset", None, "given with samples=…, as in dataset=fashion_mnist")
-        check(isinstance(self.dataset, ImageDataset), "dataset", getattr(self.dataset, "name", None), "one of images")
-
-
-@dataclass(kw_only=True)
-class ExportConfig:
-    """All that `ddpm-export` is told."""
-
-    ckpt: str
-    format: str
-    weights: str
-    out: str
-
-    def __post_init__(self) -> None:
-        check(self.format in EXPORTS, "format", self.format, one_of(EXPORTS))
-        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
-
-
-@dataclass(kw_only=True)
-class ImportConfig:
-    """All that `ddpm-import` is told."""
-
-    path: str
-    format: str
-    dataset: Dataset  # that the network learned
-    out: str
-
-    def __post_init__(self) -> None:
-        check(self.format in IMPORTS, "format", self.format, one_of(IMPORTS))
-
-
-@dataclass(kw_only=True)
-class ForwardConfig:
-    """All that `ddpm-forward` is told."""
-
-    image: str | None
-    dataset: Dataset | None
-    index: int
-    image_size: int
-    chain: bool  # also noise it step by step
-    t: list[int]
-    show: list[str]
-    timesteps: int
-    schedules: dict[str, Schedule]
-    seed: int
-    out: str
-
-    def __post_init__(self) -> None:
-        one = (self.image is None) != (self.dataset is None)
-        check(one, "image", self.image, "a file, or null where dataset=… is given: give one of the two")
-        check(self.index >= 0, "index", self.index, "0 or more")
-        check(1 <= self.image_size <= MAX_SIZE, "image_size", self.image_size, f"in 1..{MAX_SIZE}")
-        ok = len(self.show) > 0 and all(name in self.schedules for name in self.show)
-        check(ok, "show", self.show, f"some of {one_of(self.schedules)}")
-        last, shortest = min((schedule.timesteps - 1, name) for name, schedule in self.schedules.items())
-        ok = len(self.t) > 0 and all(0 <= t <= last for t in self.t)
-        end = f"schedules.{shortest}.timesteps={last + 1}"
-        check(ok, "t", self.t, f"timesteps in 0..{last}, for {end}; timesteps=… moves the end of all")
-        check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
