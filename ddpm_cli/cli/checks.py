@@ -15,9 +15,10 @@ from ddpm_cli.options import GROUPS, option_name
 
 def check_groups(schema: type, overrides: list[str]) -> None:
     """Raise `UserError` for a group set to null that may not be, or to no name, and for a value in one that is null."""
-    _check_texts(overrides)
+    hints = get_type_hints(schema)
+    _check_texts(overrides, {group for group, hint in hints.items() if hint in GROUPS})
     typed = dict(override.split("=", 1) for override in overrides if "=" in override)
-    for group, hint in get_type_hints(schema).items():
+    for group, hint in hints.items():
         kinds = get_args(hint) or (hint,)
         options = [option for base in kinds for option in GROUPS.get(base, [])]
         if not options or get_origin(hint) is dict:  # no group, or several of its options side by side
@@ -32,14 +33,16 @@ def check_groups(schema: type, overrides: list[str]) -> None:
             raise UserError(f"{lonely[0]}: choose a {group} too, as in {example}")
 
 
-def _check_texts(overrides: list[str]) -> None:
-    """Raise `UserError` for what Hydra fails at: no key, and a group that is set to what cannot be a name."""
+def _check_texts(overrides: list[str], never_null: set[str]) -> None:
+    """Raise `UserError` for what Hydra fails at: no key, and a group that is set to null or what cannot be a name."""
     for override in OverridesParser.create().parse_overrides(overrides):
         if not override.key_or_group:
             raise UserError(f"{override.input_line}: has no key; write key=value")
         if override.key_or_group in NAMED and not override.is_sweep_override():
             value = override.value()
-            if not isinstance(value, str | None) or "${" in (value or ""):
+            if value is None and override.key_or_group not in never_null:
+                raise UserError(f"{override.input_line}: leave it out, it is null by itself")
+            if not isinstance(value, str) or "${" in value:
                 raise UserError(f"{override.input_line}: must be {one_of(options_of(override.key_or_group))}")
 
 
