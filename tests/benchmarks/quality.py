@@ -165,7 +165,7 @@ def _batch_size(name: str, setup: Setup) -> int:
 
 
 def _samplers(name: str, step: int) -> list[str]:
-    """Its own and the solver; of the annotated recipe, whose own takes 300 calls an image, the own at the marks alone."""
+    """Its own and the solver; of the annotated recipe, whose own takes 300 calls an image, that at the marks alone."""
     at_marks = [_step_after(epochs, composed(*RECIPES[name]).train.batch_size) for epochs in EPOCHS]
     return [SOLVER[0]] if name == ANNOTATED and step not in at_marks else ["own", SOLVER[0]]
 
