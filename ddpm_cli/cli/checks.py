@@ -2,14 +2,14 @@
 
 from dataclasses import asdict
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.help import NAMED, options_of
 from ddpm_cli.config import CheckpointConfig
-from ddpm_cli.errors import UserError, check, one_of
+from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.options import GROUPS, option_name
 
 
@@ -17,16 +17,11 @@ def check_groups(schema: type, overrides: list[str]) -> None:
     """Raise `UserError` for a group set to null that may not be, or to no name, and for a value in one that is null."""
     hints = get_type_hints(schema)
     _check_texts(overrides, {group for group, hint in hints.items() if hint in GROUPS})
-    typed = dict(override.split("=", 1) for override in overrides if "=" in override)
+    typed = {override.split("=")[0] for override in overrides}
     for group, hint in hints.items():
-        kinds = get_args(hint) or (hint,)
-        options = [option for base in kinds for option in GROUPS.get(base, [])]
-        if not options or get_origin(hint) is dict:  # no group, or several of its options side by side
-            continue
+        options = [option for base in get_args(hint) for option in GROUPS.get(base, [])]
         lonely = [override for override in overrides if override.startswith(f"{group}.")]
-        if NoneType not in kinds:
-            check(typed.get(group) not in ("null", ""), group, typed.get(group), one_of(options_of(group)))
-        elif lonely and group not in typed:
+        if options and NoneType in get_args(hint) and lonely and group not in typed:
             key = lonely[0].split("=")[0].removeprefix(f"{group}.")
             with_key = [option for option in options if key in get_type_hints(option)] or options
             example = f"{group}={option_name(with_key[0])} {lonely[0]}"
@@ -34,7 +29,7 @@ def check_groups(schema: type, overrides: list[str]) -> None:
 
 
 def _check_texts(overrides: list[str], never_null: set[str]) -> None:
-    """Raise `UserError` for what Hydra fails at: no key, and a group that is set to null or what cannot be a name."""
+    """Raise `UserError` for what Hydra fails at: no key, and a group that is set to null, or to what is no name."""
     for override in OverridesParser.create().parse_overrides(overrides):
         if not override.key_or_group:
             raise UserError(f"{override.input_line}: has no key; write key=value")
@@ -42,7 +37,7 @@ def _check_texts(overrides: list[str], never_null: set[str]) -> None:
             value = override.value()
             if value is None and override.key_or_group not in never_null:
                 raise UserError(f"{override.input_line}: leave it out, it is null by itself")
-            if not isinstance(value, str) or "${" in value:
+            if not isinstance(value, str) or not value or "${" in value:
                 raise UserError(f"{override.input_line}: must be {one_of(options_of(override.key_or_group))}")
 
 

@@ -19,8 +19,8 @@ class Muon(torch.optim.AdamW):
 
     Jordan et al. 2024, kellerjordan.github.io/posts/muon, with Nesterov's momentum; a filter is a row. The update is
     0.2 sqrt(max(rows, columns)) times the orthogonal matrix, which makes it as large as AdamW's is (Liu et al. 2025,
-    arXiv:2502.16982, eq. 4), and is computed in `dtype`; of parted weights, by every process for all. torch.optim.Muon
-    takes matrices alone, no filters, and knows of no `found_inf`.
+    arXiv:2502.16982, eq. 4). It is computed in `dtype`, but not in fp16; of parted weights, by every process for all.
+    torch.optim.Muon takes matrices alone, no filters, and knows of no `found_inf`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Muon(torch.optim.AdamW):
     ) -> None:
         super().__init__(network.parameters(), lr, betas, weight_decay=weight_decay, fused=True)
         self.matrices = matrices_of(network)
-        self.dtype = dtype
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # in fp16 small momenta would be 0
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -88,7 +88,7 @@ def rates(setup: Setup, file: Path) -> dict[str, float]:
             found = workers.started(builds, setup.threads)
             steps = {name: partial(worker.seconds, one_step) for name, worker in found.items()}
             seconds = alternate(steps, setup.rounds, WARM_UP, "rates")
-        sizes = {name: _batch_size(name, setup) for name in seconds}
+        sizes = {REFERENCE: setup.batch_size} | {name: _batch_size(name) for name in RECIPES}
         speeds = {name: rate(sizes[name], taken).median for name, taken in seconds.items()}
         write(file, f"{json.dumps({'images_per_second': speeds, 'threads': setup.threads})}\n".encode())
     return dict(json.loads(file.read_text())["images_per_second"])
@@ -160,13 +160,13 @@ def section(rows: list[Row]) -> Section:
     return Section("Time to quality", columns, lines, notes, {"rows": [asdict(row) for row in rows]})
 
 
-def _batch_size(name: str, setup: Setup) -> int:
-    return setup.batch_size if name == REFERENCE else composed(*RECIPES[name]).train.batch_size
+def _batch_size(name: str) -> int:
+    return int(composed(*RECIPES[name]).train.batch_size)
 
 
 def _samplers(name: str, step: int) -> list[str]:
     """Its own and the solver; of the annotated recipe, whose own takes 300 calls an image, that at the marks alone."""
-    at_marks = [_step_after(epochs, composed(*RECIPES[name]).train.batch_size) for epochs in EPOCHS]
+    at_marks = [_step_after(epochs, _batch_size(name)) for epochs in EPOCHS]
     return [SOLVER[0]] if name == ANNOTATED and step not in at_marks else ["own", SOLVER[0]]
 
 
@@ -175,7 +175,7 @@ def _step_after(epochs: int, batch_size: int) -> int:
 
 
 def _measured(name: str, path: Path, step: int, sampler: str, samples: int, speeds: Mapping[str, float]) -> Row:
-    images = step * composed(*RECIPES[name]).train.batch_size
+    images = step * _batch_size(name)
     minutes, plain_minutes = images / speeds[name] / 60, images / speeds[REFERENCE] / 60
     found = distance(str(path), *((None, None) if sampler == "own" else SOLVER), samples)
     print(f"{name}, step {step}, {minutes:.1f} minutes, {sampler}: {found.value:.3f}", flush=True)
@@ -196,7 +196,7 @@ def _measured(name: str, path: Path, step: int, sampler: str, samples: int, spee
 
 def _marks(rows: list[Row]) -> dict[int, Row]:
     """Where the annotated recipe is after each of `EPOCHS`, as far as it has come."""
-    steps = {_step_after(epochs, composed(*RECIPES[ANNOTATED]).train.batch_size): epochs for epochs in EPOCHS}
+    steps = {_step_after(epochs, _batch_size(ANNOTATED)): epochs for epochs in EPOCHS}
     return {steps[row.step]: row for row in best(rows) if row.system == ANNOTATED and row.step in steps}
 
 

@@ -74,6 +74,20 @@ def test_the_update_is_as_large_as_that_of_adamw() -> None:
         assert (new - old).square().mean().sqrt().item() == pytest.approx(0.002, rel=0.25)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_size_of_the_gradients_does_not_matter(dtype: torch.dtype) -> None:
+    """Of momenta of 1e-7 fp16 has a bit or two."""
+    large, small = _network(), _network()
+    for network, size in ((large, 1.0), (small, 1e-6)):
+        _with_gradients(network, 0)
+        for weight in matrices_of(network):
+            assert weight.grad is not None
+            weight.grad *= size
+        Muon(network, 0.01, BETAS, 0.0, dtype).step()
+    for a, b in zip(matrices_of(large), matrices_of(small), strict=True):
+        assert torch.allclose(a, b, atol=2e-4)
+
+
 def test_nothing_moves_where_a_gradient_is_not_finite() -> None:
     network = _network()
     optimizer = Muon(network, 0.01, BETAS, 0.1, torch.float32)

@@ -74,7 +74,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adam"), ("bf16", "muon")])
+@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adam"), ("bf16", "adam"), ("bf16", "muon")])
 def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, precision: str, optimizer: str) -> None:
     knobs = [f"train.precision={precision}", f"train.optimizer={optimizer}"]
     config = composed(*TINY, *EVERYTHING, "train.steps=7", *knobs)
