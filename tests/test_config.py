@@ -88,10 +88,10 @@ OUT_OF_RANGE = [
     "train.samples=0",
     "prediction=noise",
     "schedule.timesteps=0",
-    "schedule.beta_start=0",
-    "schedule.beta_end=1",
-    "schedule.beta_end=0.00001",
-    "schedule.timesteps=20",
+    "schedule=linear schedule.beta_start=0",
+    "schedule=linear schedule.beta_end=1",
+    "schedule=linear schedule.beta_end=0.00001",
+    "schedule=linear schedule.timesteps=20",
     "model.width=0",
     "model.width=30",
     "model.multipliers=[]",
@@ -106,7 +106,7 @@ OUT_OF_RANGE = [
     "model.patch_size=0",
     "sampler.steps=0",
     "sampler.steps=1001",
-    "sampler.eta=2",
+    "sampler=ddim sampler.eta=2",
     "dataset.channels=2",
     "dataset.image_size=0",
     "dataset.image_size=[28,28,28]",
@@ -118,9 +118,9 @@ OUT_OF_RANGE = [
 @pytest.mark.parametrize("override", OUT_OF_RANGE)
 def test_out_of_range_is_one_line_that_names_the_key(override: str) -> None:
     with pytest.raises(UserError) as caught:
-        composed(override)
+        composed(*override.split())
     message = str(caught.value)
-    key = "train.steps" if override == "train.epochs=3" else override.split("=")[0]
+    key = "train.steps" if override == "train.epochs=3" else override.split()[-1].split("=")[0]
     key = "model.groups" if override == "model.width=30" else key
     key = "model.attention" if override.startswith("model.multipliers=[0") else key
     assert "\n" not in message

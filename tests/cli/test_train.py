@@ -101,13 +101,13 @@ def test_resume_takes_the_runs_own_config(run: Run, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     assert "steps 1 to 2" in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
-    refused = run("train", "resume=here", "schedule=cosine")
+    refused = run("train", "resume=here", "schedule=linear")
     assert refused.code == 2
-    assert "schedule=cosine: not with resume=" in refused.err
-    refused = run("train", "resume=here", "train.optimizer=muon")
+    assert "schedule=linear: not with resume=" in refused.err
+    refused = run("train", "resume=here", "train.optimizer=adam")
     assert refused.code == 2
     assert refused.err == (
-        "ddpm-train: train.optimizer=muon: this run has the momenta of adam, which are others; leave it out\n"
+        "ddpm-train: train.optimizer=adam: this run has the momenta of muon, which are others; leave it out\n"
     )
 
 
@@ -238,7 +238,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "variance=learned_range loss=hybrid",
         "variance=learned_range loss=vlb",
         "variance=fixed_large loss=vlb",
-        "prediction=v schedule.zero_terminal_snr=true",
+        "schedule.zero_terminal_snr=true",
+        "prediction=eps",
+        "schedule=linear",
+        "train.optimizer=adam",
         "model.time_scale=0.25",
     ],
 )

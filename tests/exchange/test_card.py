@@ -81,7 +81,7 @@ def test_the_settings_are_those_of_the_run() -> None:
     [
         ("safetensors", (), (), ["ddpm-sample ckpt=model.safetensors n=64\n", 'load("model.safetensors").sample']),
         ("diffusers", (), (), ["num_inference_steps=50"]),
-        ("onnx", (), (), ["np.random.randn(16, 1, 8, 8)", '{"x": x, "t": t})', "estimate of eps"]),
+        ("onnx", (), (), ["np.random.randn(16, 1, 8, 8)", '{"x": x, "t": t})', "estimate of v"]),
         (
             "onnx",
             ("conditioning=class", "model.self_condition=true", "variance=learned_range", "loss=hybrid"),

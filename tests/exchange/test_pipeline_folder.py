@@ -31,17 +31,24 @@ SMALL = [
     "model.blocks=1",
     "sampler=ddpm",
     "schedule.timesteps=60",
+    "prediction=eps",
 ]
 KINDS = {
-    "linear": [],
+    "linear": ["schedule=linear"],
     "cosine": ["schedule=cosine"],
     "cosine of its own": ["schedule=cosine", "schedule.s=0.02", "prediction=v"],
     "sigmoid, large variance": ["schedule=sigmoid", "variance=fixed_large"],
     "quadratic, not clipped": ["schedule=quadratic", "prediction=v", "sampler.thresholding=none"],
-    "x0": ["prediction=x0"],
+    "x0": ["schedule=linear", "prediction=x0"],
     "constant": ["schedule=constant"],
-    "zero terminal snr": ["schedule.zero_terminal_snr=true", "prediction=v"],
-    "learned variance": ["variance=learned_range", "loss=hybrid", "model.scale_shift=true", "model.heads=2"],
+    "zero terminal snr": ["schedule=linear", "schedule.zero_terminal_snr=true", "prediction=v"],
+    "learned variance": [
+        "schedule=linear",
+        "variance=learned_range",
+        "loss=hybrid",
+        "model.scale_shift=true",
+        "model.heads=2",
+    ],
 }
 
 

@@ -13,7 +13,16 @@ from tests.processes import in_two
 from tests.training.test_trainer import EVERYTHING, trainer_of
 
 # Dropout's masks are a process's own; the rest of what is random is the same for any number of them.
-KNOBS = [*TINY, *EVERYTHING, "model.dropout=0", "train.steps=6", "train.lr=1e-2", "train.grad_clip=0.5"]
+# eps: of v's gradients the rounding, which Adam makes whole steps of where they are near 0, grows past the tolerance.
+KNOBS = [
+    *TINY,
+    *EVERYTHING,
+    "prediction=eps",
+    "model.dropout=0",
+    "train.steps=6",
+    "train.lr=1e-2",
+    "train.grad_clip=0.5",
+]
 BEFORE, AFTER = 3, 3
 
 
