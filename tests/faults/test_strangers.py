@@ -103,9 +103,10 @@ def copies(state: State) -> State:
 
 
 def moments(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], State]:
-    return lambda state: {
-        "optimizer": {i: own | {"exp_avg_sq": change(own["exp_avg_sq"])} for i, own in state["optimizer"].items()}
-    }
+    def changed(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: x if name == "step" else change(x) for name, x in own.items()}
+
+    return lambda state: {"optimizer": {i: changed(own) for i, own in state["optimizer"].items()}}
 
 
 def canary() -> Path:
