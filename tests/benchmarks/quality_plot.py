@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from ddpm_cli.files import write
 
@@ -24,9 +25,13 @@ def save_quality_plot(
         axes.errorbar(minutes, distances, yerr=spans, fmt="o-", markersize=4, capsize=3, label=name)
     for epochs, distance in marks.items():
         axes.axhline(distance, color="gray", linestyle=":", linewidth=1)
-        axes.annotate(f"{epochs} epochs", (1, distance), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        at = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "bottom", "fontsize": 8}
+        axes.annotate(f"annotated, {epochs} epoch{'s' * (epochs > 1)}", (0.4, distance), **at)
     axes.set(xlabel="minutes of training", ylabel="fd_classifier", xscale="log", yscale="log")
     axes.grid(which="both", alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
