@@ -73,7 +73,7 @@ class Table:
         if self.flip:
             generator = rng.generator(self.seed, "flip", step, device=self.device)
             coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[own]
-            x0.lerp_(x0.flip(-1), (coins < 0.5).float())  # exact at 0 and 1, in half the time of torch.where
+            x0.lerp_(x0.flip(-1), (coins < 0.5).float())  # exact at 0 and 1; torch.where is slower
         return Batch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
 
     def _on_device(self, part: Tensor) -> Tensor:
