@@ -51,8 +51,9 @@ def test_about_half_of_the_images_are_mirrored_and_only_where_asked() -> None:
 def test_a_mirrored_image_has_the_very_values_of_the_image() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256)
     plain = Table(Examples(pixels), False, 0, CPU).batch(0, 1).x0[0]
-    mirrored = plain[..., torch.arange(255, -1, -1)]
-    found = [torch.equal(x0, mirrored) for x0 in Table(Examples(pixels), True, 0, CPU).batch(0, 20).x0]
-    either = [torch.equal(x0, plain) for x0 in Table(Examples(pixels), True, 0, CPU).batch(0, 20).x0]
-    assert any(found)
-    assert all(a != b for a, b in zip(found, either, strict=True))
+    reversed_ = plain[..., torch.arange(255, -1, -1)]
+    batch = Table(Examples(pixels), True, 0, CPU).batch(0, 20).x0
+    mirrored = [torch.equal(x0, reversed_) for x0 in batch]
+    left_alone = [torch.equal(x0, plain) for x0 in batch]
+    assert any(mirrored)
+    assert all(a != b for a, b in zip(mirrored, left_alone, strict=True))
