@@ -195,7 +195,7 @@ class TrainConfig:
     device: str
     devices: Any  # how many, each with a process of its own, or auto
     distributed: Distributed
-    compile: bool | None  # None: on CUDA only
+    compile: bool | None  # None: on CUDA, in long runs
     logger: Any  # a word, or a list of some; csv is always among them
     resume: str | None
     resume_data_changed: bool  # go on although the data are others

@@ -1,12 +1,22 @@
 """The device and the precision that the config's words stand for."""
 
+import logging
+import os
 import re
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_cli.diffusion.denoiser import Network
 from ddpm_cli.errors import UserError, check
+
+log = logging.getLogger(__name__)
+
+STEPS_WORTH_COMPILING = 10_000
+"""Compiling takes one to two minutes; on an H200 it saves 10 ms a step of the default network (batch 128)."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -59,6 +69,38 @@ def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -
             return network(x, t, y)
 
     return call
+
+
+def should_compile(choice: bool | None, device: torch.device, steps: int) -> bool:
+    """Whether to compile the network: as `choice` says, or for None on CUDA if a run of `steps` is worth it.
+
+    On CUDA torch.compile needs Triton, a C compiler and Python's headers. Without them, the network is not compiled,
+    which is logged; with `choice=True` raise `UserError`.
+    """
+    if choice is False or (choice is None and (device.type != "cuda" or steps < STEPS_WORTH_COMPILING)):
+        return False
+    missing = _missing_for_compile(device) if device.type == "cuda" else None
+    if missing is None:
+        return True
+    if choice:
+        raise UserError(f"compile=true: torch.compile needs {missing} here; install it, or use compile=false")
+    log.warning("the network is not compiled: torch.compile needs %s here; training is slower without", missing)
+    return False
+
+
+def _missing_for_compile(device: torch.device) -> str | None:
+    """What torch.compile lacks for `device`, a CUDA one; None if nothing."""
+    from torch.utils._triton import has_triton_package
+
+    if torch.cuda.get_device_capability(device)[0] < 7:
+        return "a GPU of compute capability 7.0 or newer"
+    if not has_triton_package():
+        return "the package triton"
+    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        return "a C compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "the header files of Python (python3-dev)"
+    return None
 
 
 def _has_bf16(device: torch.device) -> bool:

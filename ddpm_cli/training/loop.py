@@ -218,7 +218,7 @@ class Loop:
             "images": images,
             "epoch": images / len(trainer.table),
             "loss": loss,
-            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "lr": trainer.lr,
             "grad_norm": grad_norm,
             "skipped": self.losses.skipped,
             "images_per_second": speed,

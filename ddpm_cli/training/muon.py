@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.training.parallel import parted, whole
+from ddpm_cli.training.parallel import local, shard_rows, whole_rows
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -15,52 +15,91 @@ TIMES = 5
 
 
 class Muon(torch.optim.AdamW):
-    """The weights of convolutions and linear layers move by Muon, all else by AdamW, at the same learning rate.
+    """Muon for the weights of convolutions and linear layers, AdamW for all other parameters, at one learning rate.
 
-    Jordan et al. 2024, kellerjordan.github.io/posts/muon, with Nesterov's momentum; a filter is a row. The update is
-    0.2 sqrt(max(rows, columns)) times the orthogonal matrix, which makes it as large as AdamW's is (Liu et al. 2025,
-    arXiv:2502.16982, eq. 4). It is computed in `dtype`, but not in fp16; of parted weights, by every process for all.
-    torch.optim.Muon takes matrices alone, no filters, and knows of no `found_inf`.
+    Jordan et al. 2024, kellerjordan.github.io/posts/muon, with Nesterov momentum; each filter of a convolution is a
+    row. The update is 0.2 sqrt(max(rows, columns)) times the orthogonal matrix, which makes it as large as AdamW's
+    (Liu et al. 2025, arXiv:2502.16982, eq. 4). torch.optim.Muon takes no filters and ignores `found_inf`.
+
+    Matrices of one shape are updated together, in a number of kernels that does not depend on how many there are.
+    With sharded parameters every process orthogonalises all matrices.
+
+    Args:
+        lr: a number, or a tensor if the step is to be captured as a CUDA graph (`capturable`).
+        dtype: of the orthogonalisation; float32 replaces float16, in which small momenta would be 0.
     """
 
     def __init__(
-        self, network: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float, dtype: torch.dtype
+        self,
+        network: nn.Module,
+        lr: float | Tensor,
+        betas: tuple[float, float],
+        weight_decay: float,
+        dtype: torch.dtype,
+        capturable: bool = False,
     ) -> None:
-        super().__init__(network.parameters(), lr, betas, weight_decay=weight_decay, fused=True)
+        parameters = network.parameters()
+        super().__init__(parameters, lr, betas, weight_decay=weight_decay, fused=True, capturable=capturable)
         self.matrices = matrices_of(network)
-        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # in fp16 small momenta would be 0
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype
+        self._skip: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update, of nothing where `found_inf` says so, as of the fused optimizers."""
+        """Update all parameters once, or none if `found_inf` is set, as for torch's fused optimizers."""
         group = self.param_groups[0]
-        for alike in _by_shape(self.matrices):
-            directions = orthogonal(self._momenta(alike).to(self.dtype)).to(alike[0].dtype)
-            length = 0.2 * math.sqrt(max(directions.shape[1:]))
-            for weight, direction in zip(alike, directions, strict=True):
-                decayed = weight * (1 - group["lr"] * group["weight_decay"])
-                new = decayed.sub_(parted(direction.reshape(weight.shape), weight), alpha=group["lr"] * length)
-                self._unless_skipped(weight, new)
-                weight.grad = None  # so that AdamW leaves it alone
+        found_inf = getattr(self, "found_inf", None)
+        self._skip = None if found_inf is None else local(found_inf) > 0
+        for weights in _by_shape(self.matrices):
+            direction = self._direction(weights)
+            length = group["lr"] * (0.2 * math.sqrt(max(direction.shape[1:])))
+            update = shard_rows(direction.to(weights[0].dtype) * length, weights[0])
+            old = torch.stack([rows(weight) for weight in weights])
+            new = old * (1 - group["lr"] * group["weight_decay"]) - update
+            self._store(weights, self._unless_skipped(old, new))
+        torch._foreach_add_([self.state[weight]["step"] for weight in self.matrices], 1)
+        for weight in self.matrices:
+            weight.grad = None  # so that AdamW leaves it alone
         super().step()
 
-    def _momenta(self, weights: list[Tensor]) -> Tensor:
-        """Where weights of a shape are to go, as matrices: (weights, rows, columns)."""
-        moved = []
-        for weight in weights:
-            assert weight.grad is not None
-            state = self.state[weight]
-            if not state:  # AdamW reads `step` in all that is loaded
-                state |= {"step": torch.zeros((), device=weight.device), "momentum": torch.zeros_like(weight)}
-            momentum = state["momentum"].lerp(weight.grad, 1 - MOMENTUM)
-            moved.append(whole(weight.grad.lerp(momentum, MOMENTUM)).flatten(1))
-            self._unless_skipped(state["momentum"], momentum)
-            state["step"] += 1
-        return torch.stack(moved)
+    def _direction(self, weights: list[Tensor]) -> Tensor:
+        """Update the momenta of weights of one shape; return their orthogonal directions (weights, rows, columns)."""
+        states = [self._state(weight) for weight in weights]
+        gradient = torch.stack([rows(weight.grad) for weight in weights if weight.grad is not None])
+        old = torch.stack([rows(state["momentum"]) for state in states])
+        momentum = old.lerp(gradient, 1 - MOMENTUM)
+        ahead = gradient.lerp(momentum, MOMENTUM)
+        self._store([state["momentum"] for state in states], self._unless_skipped(old, momentum))
+        return orthogonal(whole_rows(ahead, weights[0]).to(self.dtype))
 
-    def _unless_skipped(self, old: Tensor, new: Tensor) -> None:
-        skip = getattr(self, "found_inf", None)
-        old.copy_(new if skip is None else torch.where(skip > 0, old, new))
+    def _state(self, weight: Tensor) -> dict[str, Tensor]:
+        state = self.state[weight]
+        if not state:  # AdamW reads `step` in all states that are loaded
+            state |= {"step": torch.zeros((), device=weight.device), "momentum": torch.zeros_like(weight)}
+        return state
+
+    def _unless_skipped(self, old: Tensor, new: Tensor) -> Tensor:
+        return new if self._skip is None else torch.where(self._skip, old, new)
+
+    @staticmethod
+    def _store(tensors: list[Tensor], values: Tensor) -> None:
+        """Copy `values` (tensors, rows, columns) into the tensors whose `rows` they are."""
+        parts = [from_rows(value, local(tensor)) for value, tensor in zip(values.unbind(), tensors, strict=True)]
+        torch._foreach_copy_([local(tensor) for tensor in tensors], parts)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """This process's rows of a matrix, or of filters (O, I, h, w) as (O, h w I): a view if they are channels_last."""
+    tensor = local(tensor)
+    return tensor.permute(0, 2, 3, 1).flatten(1) if tensor.ndim == 4 else tensor
+
+
+def from_rows(values: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `rows`, in the shape of `like`."""
+    if like.ndim != 4:
+        return values
+    _, channels, height, width = like.shape
+    return values.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
 
 
 def matrices_of(network: nn.Module) -> list[Tensor]:

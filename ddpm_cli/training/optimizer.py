@@ -22,10 +22,24 @@ def learning_rate(step: int, train: Train, steps: int) -> float:
 def build_optimizer(train: Train, network: nn.Module, dtype: torch.dtype) -> torch.optim.Optimizer:
     """Adam, AdamW or Muon over all parameters; `dtype`: that the network computes in."""
     beta1, beta2 = train.betas
+    device = next(network.parameters()).device
+    capturable = device.type == "cuda"  # as a CUDA graph, which reads the learning rate from a tensor
+    lr = torch.tensor(train.lr, device=device) if capturable else train.lr
     if train.optimizer == "muon":
-        return Muon(network, train.lr, (beta1, beta2), train.weight_decay, dtype)
+        return Muon(network, lr, (beta1, beta2), train.weight_decay, dtype, capturable)
     cls = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return cls(network.parameters(), train.lr, (beta1, beta2), weight_decay=train.weight_decay, fused=True)
+    return cls(
+        network.parameters(), lr, (beta1, beta2), weight_decay=train.weight_decay, fused=True, capturable=capturable
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups, in place if it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def moments_like(train: Train, network: nn.Module) -> dict[int, dict[str, Tensor]]:

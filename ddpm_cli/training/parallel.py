@@ -95,3 +95,40 @@ def everywhere(flag: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return flag
     return DTensor.from_local(flag, like.device_mesh, [Replicate()] * like.device_mesh.ndim)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of it unless it is sharded."""
+    if world.size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_rows(stacked: Tensor, like: Tensor) -> Tensor:
+    """All rows of matrices (N, own rows, C), if parameters such as `like` are sharded by rows: (N, rows, C)."""
+    if world.size() == 1:
+        return stacked
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor):
+        return stacked
+    counts = [len(rows) for rows in torch.arange(like.shape[0]).chunk(world.size())]
+    counts += [0] * (world.size() - len(counts))
+    padded = stacked.new_zeros(len(stacked), max(counts), stacked.shape[2])
+    padded[:, : stacked.shape[1]] = stacked
+    gathered = world.gathered(padded).unflatten(0, (world.size(), -1))  # (processes, N, rows at most, C)
+    return torch.cat([part[:, :count] for part, count in zip(gathered, counts, strict=True)], dim=1)
+
+
+def shard_rows(stacked: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `whole_rows`."""
+    if world.size() == 1:
+        return stacked
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor):
+        return stacked
+    first = sum(len(rows) for rows in torch.arange(like.shape[0]).chunk(world.size())[: world.rank()])
+    return stacked[:, first : first + len(like.to_local())]

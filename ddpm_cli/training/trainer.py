@@ -14,19 +14,20 @@ from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
 from ddpm_cli.options import ClassLabels, ImageDataset
 from ddpm_cli.training.build import build_denoiser, network_of
-from ddpm_cli.training.devices import resolve_precision
+from ddpm_cli.training.devices import resolve_precision, should_compile
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.generate import Generator
-from ddpm_cli.training.optimizer import build_optimizer, learning_rate
+from ddpm_cli.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from ddpm_cli.training.parallel import everywhere, parted, shared, synchronised, whole
+from ddpm_cli.training.step_graph import StepGraph
 from ddpm_cli.training.stored_config import to_stored
 
 SCALER_MOVES = ("scale", "_growth_tracker")
 """What changes in the state of a gradient scaler; the rest is as torch sets it."""
 
 
-class Part(NamedTuple):
-    """What a part of a step is trained on: each (B, ...); y may be None."""
+class Batch(NamedTuple):
+    """This process's share of a step's examples, timesteps, noise and loss weights, each (B, ...); y may be None."""
 
     x0: Tensor
     t: Tensor
@@ -44,6 +45,7 @@ class Trainer:
         self.classes = table.classes if isinstance(config.conditioning, ClassLabels) else []
         self.device = device
         self.step = 0  # steps done
+        self.lr = 0.0  # of the last one
         in_parts = world.size() > 1 and config.distributed.strategy == "fsdp"  # which takes no other layout
         layout = torch.contiguous_format if in_parts or device.type == "mps" else torch.channels_last
         rng.seed_everything(config.train.seed, "network")
@@ -67,8 +69,10 @@ class Trainer:
             len(self.classes),
             config.guidance_scale,
         )
-        if config.compile or (config.compile is None and device.type == "cuda"):
+        if should_compile(config.compile, device, self.steps):
             self.shared.compile()  # in place, so that names in checkpoints stay clean
+        # Collectives are not captured, so several processes launch their kernels one by one.
+        self._graph = StepGraph(self._optimize) if device.type == "cuda" and world.size() == 1 else None
 
     @property
     def steps(self) -> int:
@@ -76,32 +80,59 @@ class Trainer:
         return self.config.train.total_steps(len(self.table))
 
     def train_step(self) -> tuple[Tensor, Tensor]:
-        """One update of the parameters and of their average: (loss, gradient norm), still on the device.
+        """Update the parameters and their average once: return (loss, gradient norm), still on the device.
 
         Where one of the two is not finite, nothing is updated, and the loss is NaN.
         """
         train = self.config.train
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, train, self.steps)
+        self.lr = learning_rate(self.step, train, self.steps)
+        set_learning_rate(self.optimizer, self.lr)
         rng.seed_everything(train.seed, "dropout", self.step, world.rank())
-        show_estimate = self._shows_estimate()
-        before = [tensor.clone() for tensor in self._moved_by_losses()]
-        seen: list[tuple[Tensor, Tensor]] = []
-        loss = torch.zeros((), device=self.device)
-        for i, part in enumerate(self._parts(), start=1):
-            with synchronised(self.shared, now=i == train.accumulate):
-                losses = self.objective(part.x0, part.t, part.eps, part.y, show_estimate)
-                mean = (part.weights * losses).mean() / train.accumulate
-                self.scaler.scale(mean).backward()
-            loss += mean.detach()
-            seen.append((part.t, losses.detach()))
-        loss = world.mean(loss)
-        self.timestep_sampler.update(*(torch.cat(column) for column in zip(*seen, strict=True)))
-        grad_norm, finite = self._update(loss)
-        for now, then in zip(self._moved_by_losses(), before, strict=True):
-            now.copy_(torch.where(finite, now, then))
+        batch, show_estimate = self._batch(), self._shows_estimate()
+        if self._graph is None:
+            loss, grad_norm, finite, losses = self._optimize(show_estimate, *batch)
+        else:
+            loss, grad_norm, finite, losses = self._graph(show_estimate, batch)
+        self._update_timestep_sampler(batch.t, losses, finite)
         self.ema.update(self.network, ema_decay(self.step + 1, train.ema_decay, train.ema_warmup, train.ema_start))
         self.step += 1
-        return torch.where(finite, loss, math.nan), grad_norm
+        return loss, grad_norm
+
+    def _optimize(
+        self, show_estimate: bool, x0: Tensor, t: Tensor, eps: Tensor, weights: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Forward, backward and the optimizer's step for a batch.
+
+        Returns:
+            The loss (NaN where the step was skipped), the gradient norm, whether both were finite, and the
+            unweighted loss of each example (B,). It never waits for the device and changes tensors in place, so that
+            it can be captured as a CUDA graph.
+        """
+        accumulate = self.config.train.accumulate
+        buffers = list(self.network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        seen: list[Tensor] = []
+        loss = torch.zeros((), device=self.device)
+        columns = [column.chunk(accumulate) for column in (x0, t, eps, weights)]
+        labels = [None] * accumulate if y is None else y.chunk(accumulate)
+        for i, (x0, t, eps, weights, y) in enumerate(zip(*columns, labels, strict=True), start=1):
+            with synchronised(self.shared, now=i == accumulate):
+                losses = self.objective(x0, t, eps, y, show_estimate)
+                mean = (weights * losses).mean() / accumulate
+                self.scaler.scale(mean).backward()
+            loss += mean.detach()
+            seen.append(losses.detach())
+        loss = world.mean(loss)
+        grad_norm, finite = self._update(loss)
+        restore_unless(finite, buffers, before)
+        return torch.where(finite, loss, math.nan), grad_norm, finite, torch.cat(seen)
+
+    def _update_timestep_sampler(self, t: Tensor, losses: Tensor, finite: Tensor) -> None:
+        """Let the timestep sampler learn from a step that was not skipped."""
+        state = list(self.timestep_sampler.state().values())
+        before = [tensor.clone() for tensor in state]
+        self.timestep_sampler.update(t, losses)
+        restore_unless(finite, state, before)
 
     def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Move the parameters by the gradients there are, if all is finite: the gradients' norm, and whether it is.
@@ -121,10 +152,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm, finite
 
-    def _moved_by_losses(self) -> list[Tensor]:
-        """What a step changes beside the parameters, before it is known whether its loss is finite."""
-        return [*self.network.buffers(), *self.timestep_sampler.state().values()]
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the trainer, the same for any number of processes; all of them must ask."""
         moments = self.optimizer.state_dict()["state"]
@@ -140,7 +167,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+        """Go back to where `state` was taken. Called before the first step."""
         self.step = state["step"]
         for network, weights in ((self.network, state["model"]), (self.ema.network, state["ema"])):
             now = network.state_dict()
@@ -155,8 +182,8 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in fp16 so far
             self.scaler.load_state_dict(self.scaler.state_dict() | state["scaler"])
 
-    def _parts(self) -> list[Part]:
-        """This process's share of the step's examples, timesteps and noise, in `accumulate` parts.
+    def _batch(self) -> Batch:
+        """This process's share of the step's examples, timesteps and noise.
 
         Timesteps and noise are drawn for all, so that what an example meets does not depend on how many share the work.
         """
@@ -165,11 +192,7 @@ class Trainer:
         generator = rng.generator(train.seed, "noise", self.step, device=self.device)
         t, weights = self.timestep_sampler.sample(train.batch_size, generator)
         eps = torch.randn((train.batch_size, *x0.shape[1:]), generator=generator, device=self.device)
-        size = len(x0) // train.accumulate
-        columns = [column.split(size) for column in (x0, t[own], eps[own], weights[own])]
-        told = self._told(y)
-        labels = [None] * train.accumulate if told is None else told.split(size)
-        return [Part(*part) for part in zip(*columns, labels, strict=True)]
+        return Batch(x0, t[own], eps[own], weights[own], self._told(y))
 
     def _told(self, y: Tensor | None) -> Tensor | None:
         """The classes that the network is told, a share of them hidden; None where it is not told any."""
@@ -186,3 +209,9 @@ class Trainer:
         """Whether this step is self-conditioned: a coin tossed on the host, so that nothing waits for it."""
         coin = rng.seed_of(self.config.train.seed, "self_condition", self.step) % 2 == 0
         return self.config.model.self_condition and coin
+
+
+def restore_unless(keep: Tensor, now: list[Tensor], before: list[Tensor]) -> None:
+    """Set the tensors `now` back to `before` in place unless `keep`, a boolean on the device."""
+    for tensor, earlier in zip(now, before, strict=True):
+        tensor.copy_(torch.where(keep, tensor, earlier))

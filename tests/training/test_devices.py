@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.utils._triton
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,7 +19,8 @@ from ddpm_cli.diffusion.timestep_samplers import SecondMoment
 from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
 from ddpm_cli.options import L2, Ddim, Ddpm, DpmPp2M, Heun, Hybrid, Loss, MinSnr, Sampler, Unweighted, Vlb
-from ddpm_cli.training.devices import resolve_device, resolve_precision
+from ddpm_cli.training import devices
+from ddpm_cli.training.devices import resolve_device, resolve_precision, should_compile
 from tests.conftest import TINY, a_sampler, composed
 
 CPU = torch.device("cpu")
@@ -132,3 +135,47 @@ def test_precision() -> None:
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     has_bf16 = bool(flags.get("avx512_bf16"))
     assert resolve_precision("auto", CPU) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "steps", "compiles"),
+    [
+        (None, "cpu", 10**6, False),
+        (None, "cuda", 750, False),  # over before the kernels would be compiled
+        (None, "cuda", 20_000, True),
+        (True, "cuda", 1, True),
+        (True, "cpu", 1, True),
+        (False, "cuda", 10**6, False),
+    ],
+)
+def test_when_the_network_is_compiled(
+    choice: bool | None, device: str, steps: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_missing_for_compile", lambda device: None)
+    assert should_compile(choice, torch.device(device), steps) == compiles
+
+
+def test_a_machine_that_cannot_compile_trains_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Each thing that torch.compile needs on CUDA is named where it is missing."""
+    capability, headers = [(8, 0)], tmp_path
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.utils._triton, "has_triton_package", lambda: True)
+    monkeypatch.setattr(devices.sysconfig, "get_path", lambda name: str(headers))
+    monkeypatch.setattr(devices.shutil, "which", lambda name: "/usr/bin/cc")
+    cuda = torch.device("cuda")
+    with pytest.raises(UserError, match=r"compile=true: torch.compile needs the header files of Python .* here"):
+        should_compile(True, cuda, 1)
+    (headers / "Python.h").touch()
+    assert should_compile(None, cuda, 10**5)
+    for name, replacement, missing in (
+        ("which", lambda name: None, "a C compiler"),
+        ("has_triton_package", lambda: False, "the package triton"),
+    ):
+        monkeypatch.setattr(devices.shutil if name == "which" else torch.utils._triton, name, replacement)
+        assert not should_compile(None, cuda, 10**5)
+        assert missing in caplog.messages[-1]
+    capability[0] = (6, 1)
+    assert not should_compile(None, cuda, 10**5)
+    assert "compute capability 7.0" in caplog.messages[-1]

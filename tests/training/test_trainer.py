@@ -220,8 +220,7 @@ def test_the_class_is_hidden_from_a_share_of_the_examples() -> None:
     trainer = trainer_of(composed(*TINY, "conditioning=class", "conditioning.dropout=0.25", "train.batch_size=8"))
     told, known = [], []
     for trainer.step in range(200):
-        (part,) = trainer._parts()
-        told.append(part.y)
+        told.append(trainer._batch().y)
         known.append(trainer.table.batch(trainer.step, 8).y)
     told, known = torch.cat(told), torch.cat(known)
     hidden = told == 10  # digits have classes 0 to 9
@@ -232,7 +231,7 @@ def test_the_class_is_hidden_from_a_share_of_the_examples() -> None:
 def test_without_conditioning_the_network_is_told_nothing() -> None:
     trainer = trainer_of(composed(*TINY))
     assert trainer.classes == []
-    assert all(part.y is None for part in trainer._parts())
+    assert trainer._batch().y is None
 
 
 def test_the_average_is_a_copy_before_it_starts() -> None:
@@ -255,7 +254,7 @@ def test_only_the_variance_learns_from_the_bound_of_the_hybrid_loss() -> None:
     """However large the weight of the bound, the mean gets the gradient that L2 gives it."""
     hybrid = composed(*TINY, "variance=learned_range", "loss=hybrid", "loss.vlb_weight=1000")
     trainer = trainer_of(hybrid)
-    (part,) = trainer._parts()
+    part = trainer._batch()
     trainer.objective(part.x0, part.t, part.eps).mean().backward()
     head = trainer.network.head[0].weight.grad  # (2 channels, ...): the mean's, the variance's
     plain = trainer_of(composed(*TINY, "variance=learned_range", "loss=hybrid", "loss.vlb_weight=1e-9"))

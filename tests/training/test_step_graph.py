@@ -1,0 +1,86 @@
+"""What a training step must fulfil to be captured as a CUDA graph, shown without one; and the graph itself on CUDA."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddpm_cli.training.step_graph import WARM_UP_CALLS, StepGraph
+from ddpm_cli.training.trainer import Trainer
+from tests.conftest import TINY, composed
+from tests.training.test_trainer import EVERYTHING, trainer_of
+
+NO_KERNEL = {
+    "alias", "as_strided", "chunk", "detach", "empty", "empty_like", "expand", "permute", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_record_function_enter_new",
+    "_record_function_exit", "_reshape_alias", "_unsafe_view",
+}  # fmt: skip
+"""Operations that launch nothing on a GPU: views, allocations and profiler marks."""
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that would launch a kernel on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in NO_KERNEL:
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _state_tensors(trainer: Trainer) -> list[Tensor]:
+    networks = [*trainer.network.state_dict().values(), *trainer.ema.network.state_dict().values()]
+    moments = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
+    return [*networks, *moments, *trainer.timestep_sampler.state().values()]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
+def test_a_step_changes_its_state_in_place(optimizer: str) -> None:
+    """A replayed graph writes to the memory that was captured, so no state may move after the first step."""
+    trainer = trainer_of(composed(*TINY, *EVERYTHING, f"train.optimizer={optimizer}"))
+    trainer.train_step()
+    before = _state_tensors(trainer)
+    values, places = [tensor.clone() for tensor in before], [tensor.data_ptr() for tensor in before]
+    for _ in range(2):
+        trainer.train_step()
+    after = _state_tensors(trainer)
+    assert [tensor.data_ptr() for tensor in after] == places
+    assert not all(torch.equal(old, new) for old, new in zip(values, after, strict=True))
+    assert all(parameter.grad is None for parameter in trainer.network.parameters())
+
+
+@pytest.mark.parametrize(("optimizer", "most"), [("adam", 60), ("muon", 900)])
+def test_launches_of_optimizer_and_average(optimizer: str, most: int) -> None:
+    """Of the default network, eagerly; muon: 30 for each of its 23 shapes of matrices, and some for all."""
+    trainer = trainer_of(composed("dataset=digits", f"train.optimizer={optimizer}", "train.batch_size=2", "device=cpu"))
+    trainer.train_step()
+    for parameter in trainer.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with Launches() as seen:
+        trainer.optimizer.step()
+        trainer.ema.update(trainer.network, 0.9)
+    assert 0 < seen.names.total() <= most, seen.names
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_replayed_function_continues_the_eager_one() -> None:
+    total = torch.zeros(3, device="cuda")
+
+    def add(twice: bool, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        total.add_(x * (2 if twice else 1))
+        return (total + 1,)
+
+    graph, count = StepGraph(add), WARM_UP_CALLS + 4
+    for i in range(count):
+        (out,) = graph(False, (torch.full((3,), float(i), device="cuda"), None))
+        assert torch.equal(out, torch.full_like(out, i * (i + 1) / 2 + 1))
+    for _ in range(count):
+        (out,) = graph(True, (torch.ones(3, device="cuda"), None))
+    assert torch.equal(out, torch.full_like(out, count * (count - 1) / 2 + 2 * count + 1))
