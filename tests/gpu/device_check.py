@@ -914,11 +914,21 @@ def channels_last_group_norm():
 
 
 STEPS = [  # network and batch, compiled, what is otherwise
-    ("small_muon", False, ""), ("quickstart", False, ""), ("cifar_adam", False, ""), ("small_muon", True, ""),
-    ("cifar_adam", True, ""), ("small_muon", False, "norm"), ("cifar_512", True, ""), ("cifar_adam", False, "norm"),
-    ("small_adam", False, ""), ("cifar_adam", True, "norm"), ("cifar_512", True, "norm"), ("small_muon", True, "norm"), ("cifar_muon", False, ""),
+    ("small_muon", False, ""),
+    ("quickstart", False, ""),
+    ("cifar_adam", False, ""),
+    ("small_muon", True, ""),
+    ("cifar_adam", True, ""),
+    ("small_muon", False, "norm"),
+    ("cifar_512", True, ""),
+    ("cifar_adam", False, "norm"),
+    ("small_adam", False, ""),
+    ("cifar_adam", True, "norm"),
+    ("cifar_512", True, "norm"),
+    ("small_muon", True, "norm"),
+    ("cifar_muon", False, ""),
     ("cifar_adam", False, "benchmark"),
-]  # fmt: skip
+]
 
 
 def time_steps():
