@@ -8,13 +8,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ddpm_cli.config import PRECISIONS, TrainConfig
+from ddpm_cli.checkpoints.loading import Trained, load_trained
+from ddpm_cli.config import GROUPS, PRECISIONS, Sampler, TrainConfig, option_name
 from ddpm_cli.errors import check, one_of
-from ddpm_cli.options import GROUPS, Sampler, option_name
-from ddpm_cli.pictures import picture
-from ddpm_cli.training.build import Trained, load_trained
-from ddpm_cli.training.generate import batches_that_fit, generator_of, in_turn
-from ddpm_cli.training.tasks import wanted_classes
+from ddpm_cli.images.samples import picture
+from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, cycle_labels, generator_of
+from ddpm_cli.sampling.tasks import wanted_classes
 
 IN_PICTURE = 256
 """Images that a grid shows at most."""
@@ -79,13 +78,13 @@ class Model:
             chosen = replace(chosen, steps=steps, sections=None)
         generator = generator_of(self.trained, chosen, None, guidance_scale)
         wanted = wanted_classes(classes, self.classes, everything=range(len(self.classes)))
-        labels = in_turn(n, wanted or [0])
+        labels = cycle_labels(n, wanted or [0])
 
         def drawn(images: range) -> Tensor:
             *_, last = generator.steps(seed, labels, images)
             return last.x.cpu()
 
-        return torch.cat([x for _, x in batches_that_fit(n, batch_size, drawn)]).as_subclass(Samples)
+        return torch.cat([x for _, x in batches_with_oom_retry(n, batch_size, drawn)]).as_subclass(Samples)
 
     def __repr__(self) -> str:
         config = self.config

@@ -16,11 +16,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
+from ddpm_cli.checkpoints.checksum import seal
 from ddpm_cli.cli import evaluate, export, forward, import_, report, sample, train
-from ddpm_cli.cli.command import register_schemas
-from ddpm_cli.config import EvaluateConfig, ExportConfig, ForwardConfig, ImportConfig, SampleConfig, TrainConfig
-from ddpm_cli.options import Ddim, Ddpm, Sampler
-from ddpm_cli.training.seal import seal
+from ddpm_cli.cli.app import register_schemas
+from ddpm_cli.config import (
+    Ddim,
+    Ddpm,
+    EvaluateConfig,
+    ExportConfig,
+    ForwardConfig,
+    ImportConfig,
+    SampleConfig,
+    Sampler,
+    TrainConfig,
+)
 
 torch.set_num_threads(1)
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_cli.config import TrainConfig
+from ddpm_cli.config import ImageDataset, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.options import ImageDataset
-from ddpm_cli.training.generate import Generator
+from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer
@@ -202,7 +201,7 @@ def test_points_come_back_from_two_heaps(tmp_path: Path) -> None:
     )
     trainer = trainer_of(config, count=512)
     trained(trainer, tmp_path)
-    generator = Generator(trainer.generator.denoiser, config.sampler, (2,), CPU)
+    generator = SampleGenerator(trainer.generator.denoiser, config.sampler, (2,), CPU)
     *_, last = generator.steps(0, [0] * 500, range(500))
     near = torch.cdist(last.x, torch.tensor([[0.0, 0.0], [1.0, 1.0]])).min(dim=1)
     assert (near.values < 0.4).float().mean() > 0.8

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddpm_cli import load
 from ddpm_cli.errors import UserError
-from ddpm_cli.imaging import to_uint8
+from ddpm_cli.images.png_gif import to_uint8
 from ddpm_cli.notebook import Samples, _stock_sampler
 from tests.conftest import TINY, TINY_POINTS, Result, composed, train_into
 

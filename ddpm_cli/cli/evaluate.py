@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from ddpm_cli.cli.checks import check_checkpoint
-from ddpm_cli.cli.command import launch, team_of
-from ddpm_cli.cli.folders import new_folder
-from ddpm_cli.cli.processes import together
-from ddpm_cli.config import FEWEST, EvaluateConfig
+from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.cli.app import launch, worker_group
+from ddpm_cli.cli.overrides import check_checkpoint
+from ddpm_cli.config import FEWEST, Dataset, EvaluateConfig, ImageDataset
+from ddpm_cli.distributed.launch import together
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.errors import check as check_value
-from ddpm_cli.options import Dataset, ImageDataset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddpm_cli.checkpoints.loading import Trained
     from ddpm_cli.evaluation.comparison import Comparison, Judge
     from ddpm_cli.evaluation.samples import Drawn
-    from ddpm_cli.training.build import Trained
 
 log = logging.getLogger(__name__)
 
@@ -77,23 +76,23 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     evaluations.jsonl.
     """
     command = shlex.join(["ddpm-evaluate", *HydraConfig.get().overrides.task])
-    together(evaluate, (config, folder, command), team_of(config))
+    together(evaluate, (config, folder, command), worker_group(config))
 
 
 def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
     """What each of the processes does that share the calls of the network; the main one judges and writes."""
-    from ddpm_cli import world
+    from ddpm_cli.checkpoints.loading import load_trained
     from ddpm_cli.data.sources import moved
+    from ddpm_cli.distributed import collectives
     from ddpm_cli.evaluation.record import append, run_of, to_json
     from ddpm_cli.files import write
-    from ddpm_cli.training.build import load_trained
 
     started = time.perf_counter()
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision) if config.ckpt else None
     dataset = trained.config.dataset if trained else config.dataset
     assert dataset is not None  # the config was checked
     dataset = moved(dataset, config.root)
-    if not world.is_main():
+    if not collectives.is_rank_zero():
         _help(config, trained, dataset)
         return
     found = _found(config, trained, dataset, folder)
@@ -151,7 +150,7 @@ def _batches(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset
     """The samples: to be drawn, or given."""
     from ddpm_cli.data.sources import cache_folder
     from ddpm_cli.evaluation.samples import DRAWN, Drawn, given
-    from ddpm_cli.training.generate import generator_of
+    from ddpm_cli.sampling.sample_generator import generator_of
 
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"metrics={config.distances}: compare images, and dataset={dataset.name} has points; use [nll]")
@@ -165,8 +164,8 @@ def _batches(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset
 
 def _judge(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset) -> "Judge":
     from ddpm_cli.data.sources import load_examples
+    from ddpm_cli.distributed.devices import resolve_device
     from ddpm_cli.evaluation.comparison import Judge
-    from ddpm_cli.training.devices import resolve_device
 
     splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
     device = trained.device if trained else resolve_device(config.device)
@@ -185,7 +184,7 @@ def _compared(
 ) -> dict[str, Any]:
     """The distances, and what else there is to say of the samples; neighbours.png and samples.png."""
     from ddpm_cli.evaluation.samples import Drawn
-    from ddpm_cli.imaging import grid, save_png
+    from ddpm_cli.images.png_gif import grid, save_png
 
     comparison = judge.compare(batches, config.seed)
     save_png(grid(comparison.first), folder / "samples.png")
@@ -218,7 +217,7 @@ def _sampling(drawn: "Drawn") -> dict[str, Any]:
 def _neighbours(samples: "Tensor", train: "Tensor", test: "Tensor", folder: Path) -> dict[str, float]:
     """How far samples, and as many test images, are from the nearest training image: medians, in 0..255."""
     from ddpm_cli.evaluation.neighbours import nearest, neighbours_picture
-    from ddpm_cli.imaging import save_png
+    from ddpm_cli.images.png_gif import save_png
 
     distances, places = nearest(samples, train, COLUMNS)
     save_png(neighbours_picture(samples[:ROWS], train, places[:ROWS]), folder / "neighbours.png")
@@ -257,7 +256,7 @@ def _bound(config: EvaluateConfig, trained: "Trained", examples: Any, folder: Pa
     """The bound in bits per dimension, and its parts; nll.csv and nll.png."""
     from ddpm_cli.evaluation.nll import bound
     from ddpm_cli.files import write
-    from ddpm_cli.plots import save_bound_plot
+    from ddpm_cli.images.plots import save_bound_plot
 
     found = bound(trained, examples, config.batch_size, config.seed)
     lines = ["t,bits_per_dim", *(f"{t},{x:.8g}" for t, x in enumerate(found.terms)), ""]

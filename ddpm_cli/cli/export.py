@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from ddpm_cli.cli.command import launch
-from ddpm_cli.cli.folders import new_folder
+from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.cli.app import launch
 from ddpm_cli.config import ExportConfig
 
 log = logging.getLogger(__name__)
@@ -25,17 +25,17 @@ def main() -> None:
 
 def check_export(config: ExportConfig) -> None:
     """Raise `UserError` where there is no checkpoint."""
-    from ddpm_cli.training.run_checkpoints import find_checkpoint
+    from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
 
     find_checkpoint("ckpt", config.ckpt)
 
 
 def run(config: ExportConfig, folder: Path) -> None:
     """Write the network, README.md and samples.png into `folder`, which must be new or empty."""
-    from ddpm_cli.exchange.export import check_packages, export
-    from ddpm_cli.exchange.unet2d import check_expressible
-    from ddpm_cli.training.build import load_weights
-    from ddpm_cli.training.run_checkpoints import find_checkpoint
+    from ddpm_cli.checkpoints.loading import load_weights
+    from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
+    from ddpm_cli.export.export import check_packages, export
+    from ddpm_cli.export.unet2d import check_expressible
 
     check_packages(config.format)
     path = find_checkpoint("ckpt", config.ckpt)

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_cli.cli.command import launch
-from ddpm_cli.cli.folders import new_folder
+from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.cli.app import launch
 from ddpm_cli.config import ForwardConfig
 from ddpm_cli.errors import UserError
 
@@ -54,7 +54,7 @@ def run(config: ForwardConfig, folder: Path) -> None:
     from ddpm_cli import rng
     from ddpm_cli.diffusion.process import Process
     from ddpm_cli.diffusion.schedules import betas_of
-    from ddpm_cli.plots import save_labelled_rows, save_schedule_plot
+    from ddpm_cli.images.plots import save_labelled_rows, save_schedule_plot
 
     processes = {name: Process(betas_of(config.schedules[name])) for name in config.show}
     x0 = _example(config)
@@ -88,7 +88,7 @@ def _example(config: ForwardConfig) -> "Tensor":
     from ddpm_cli.data.table import to_float
 
     if config.dataset is None:
-        from ddpm_cli.data.given import read_file
+        from ddpm_cli.data.user_images import read_file
 
         return to_float(read_file("image", str(config.image), config.image_size, config.image_size, 3))
 

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-from ddpm_cli.options import GROUPS
+from ddpm_cli.config import GROUPS
 
 NAMED = [*(base.group for base in GROUPS), "experiment", "sweep"]
 """The groups; the last two set values anywhere."""

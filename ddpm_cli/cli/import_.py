@@ -6,8 +6,8 @@ from pathlib import Path
 from hydra import compose
 from omegaconf import OmegaConf
 
-from ddpm_cli.cli.command import launch, register_schemas
-from ddpm_cli.cli.folders import new_folder
+from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.cli.app import launch, register_schemas
 from ddpm_cli.config import ImportConfig, TrainConfig
 from ddpm_cli.errors import UserError
 
@@ -38,9 +38,9 @@ def check_import(config: ImportConfig) -> None:
 
 def run(config: ImportConfig, folder: Path) -> None:
     """Write model.safetensors into `folder`, which must be new or empty."""
-    from ddpm_cli.exchange.pipeline_folder import read_pipeline, weights_of
-    from ddpm_cli.training.run_checkpoints import WEIGHTS
-    from ddpm_cli.training.weights_file import write_weights
+    from ddpm_cli.checkpoints.run_checkpoints import WEIGHTS
+    from ddpm_cli.checkpoints.safetensors_file import write_weights
+    from ddpm_cli.export.pipeline_folder import read_pipeline, weights_of
 
     pipeline = read_pipeline("path", Path(config.path).expanduser())
     weights = weights_of("path", pipeline, _defaults(), config.dataset)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm_cli.cli.messages import on_one_line
+from ddpm_cli.cli.error_messages import on_one_line
 from ddpm_cli.errors import Failure, UserError
 
 log = logging.getLogger(__name__)

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ddpm_cli.cli.checks import check_checkpoint
-from ddpm_cli.cli.command import launch, team_of
-from ddpm_cli.cli.folders import new_folder
-from ddpm_cli.cli.processes import together
+from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.cli.app import launch, worker_group
+from ddpm_cli.cli.overrides import check_checkpoint
 from ddpm_cli.config import SampleConfig
+from ddpm_cli.distributed.launch import together
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddpm_cli.training.tasks import Task
+    from ddpm_cli.sampling.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -45,26 +45,26 @@ def main() -> None:
 
 def run(config: SampleConfig, folder: Path) -> None:
     """Write grid.png, images/ and what else `config` asks for into `folder`, which must be new or empty."""
-    together(draw, (config, folder), team_of(config))
+    together(draw, (config, folder), worker_group(config))
 
 
 def draw(config: SampleConfig, folder: Path) -> None:
     """What each of the processes does that share the work; the main one writes."""
-    from ddpm_cli import world
-    from ddpm_cli.training.build import load_trained
-    from ddpm_cli.training.film import evenly
-    from ddpm_cli.training.generate import generator_of
-    from ddpm_cli.training.tasks import plan
+    from ddpm_cli.checkpoints.loading import load_trained
+    from ddpm_cli.distributed import collectives
+    from ddpm_cli.sampling.film import evenly
+    from ddpm_cli.sampling.sample_generator import generator_of
+    from ddpm_cli.sampling.tasks import plan
 
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
     generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
     task = plan(config, generator, trained)
-    world.by_main(lambda: new_folder(folder))
+    collectives.on_rank_zero(lambda: new_folder(folder))
     points = len(generator.shape) == 1
     moments = {*evenly(task.steps)} if config.gif else set()
     moments |= {*evenly(task.steps, MOMENTS)} if points else {task.steps}
     batches = _work(task, config.batch_size, moments)
-    if world.is_main():
+    if collectives.is_rank_zero():
         _save(batches, task, points, config, folder)
     else:
         deque(batches, maxlen=0)
@@ -74,8 +74,8 @@ def _save(batches: Batches, task: "Task", points: bool, config: SampleConfig, fo
     """Write what comes, and pictures of it."""
     import torch
 
-    from ddpm_cli.imaging import save_gif, save_png, to_uint8
-    from ddpm_cli.training.film import evenly
+    from ddpm_cli.images.png_gif import save_gif, save_png, to_uint8
+    from ddpm_cli.sampling.film import evenly
 
     kept: list[Tensor] = []
     films: list[dict[int, Tensor]] = []
@@ -104,26 +104,26 @@ def _work(task: "Task", batch_size: int, moments: set[int]) -> Batches:
     """Which examples, and what they are after each step (1 is the first) of `moments`: (B, C, ...) on the CPU."""
     from tqdm import tqdm
 
-    from ddpm_cli import world
-    from ddpm_cli.training.generate import batches_that_fit
+    from ddpm_cli.distributed import collectives
+    from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
 
     n = len(task.labels)
-    with tqdm(total=n * task.steps, unit="step", disable=world.hides_bars()) as bar:
+    with tqdm(total=n * task.steps, unit="step", disable=collectives.progress_bar_disabled()) as bar:
 
         def frames_of(images: range) -> dict[int, "Tensor"]:
             frames = {}
             bar.n = images.start * task.steps  # again from here where a batch was too large
             for i, step in enumerate(task.start(images), start=1):
-                bar.update(len(images) * world.size())
+                bar.update(len(images) * collectives.world_size())
                 if i in moments:
                     frames[i] = step.x.cpu()
             return frames
 
-        yield from batches_that_fit(n, batch_size, frames_of)
+        yield from batches_with_oom_retry(n, batch_size, frames_of)
 
 
 def _save_images(samples: "Tensor", images: range, folder: Path) -> None:
-    from ddpm_cli.imaging import save_png, to_image, to_uint8
+    from ddpm_cli.images.png_gif import save_png, to_image, to_uint8
 
     folder.mkdir(exist_ok=True)
     for i, pixels in zip(images, to_uint8(samples), strict=True):
@@ -135,8 +135,8 @@ def _save_points(points: "Tensor", film: dict[int, "Tensor"], folder: Path) -> N
     import numpy as np
 
     from ddpm_cli.files import write
-    from ddpm_cli.plots import save_labelled_rows
-    from ddpm_cli.training.film import evenly
+    from ddpm_cli.images.plots import save_labelled_rows
+    from ddpm_cli.sampling.film import evenly
 
     table = io.BytesIO()
     np.savetxt(table, points.numpy(), fmt="%.6g", delimiter=",", header="x,y", comments="")

@@ -19,8 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from ddpm_cli.cli.checks import check_groups, checked
-from ddpm_cli.cli.messages import FORESEEN, on_one_line, one_line
+from ddpm_cli.cli.error_messages import FORESEEN, on_one_line, one_line
+from ddpm_cli.cli.overrides import check_groups, checked
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.files import write
 

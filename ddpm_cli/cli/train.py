@@ -9,14 +9,13 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from ddpm_cli.cli.command import launch, team_of
-from ddpm_cli.cli.folders import NOTES
-from ddpm_cli.cli.processes import Lost, together
-from ddpm_cli.cli.run import Job, check_parts, checkpoint_to_resume, how_to_go_on, to_resume, train
+from ddpm_cli.checkpoints.run_folder import NOTES
+from ddpm_cli.cli.app import launch, worker_group
 from ddpm_cli.cli.sweep import jobs_of, typed_overrides
-from ddpm_cli.config import TrainConfig
+from ddpm_cli.config import ImageDataset, ImageFolder, TrainConfig
+from ddpm_cli.distributed.launch import Lost, together
 from ddpm_cli.errors import Failure, UserError
-from ddpm_cli.options import ImageDataset, ImageFolder
+from ddpm_cli.training.start import Job, check_parts, checkpoint_to_resume, how_to_go_on, to_resume, train
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +40,8 @@ def main() -> None:
 def check(config: TrainConfig) -> None:
     """Raise `UserError` for what can be known before any data is read, and needs torch to be known."""
     from ddpm_cli.diffusion.schedules import betas_of
-    from ddpm_cli.training.devices import processes_of
-    from ddpm_cli.training.loggers import check_loggers
+    from ddpm_cli.distributed.devices import processes_of
+    from ddpm_cli.tracking.loggers import check_loggers
 
     count = processes_of(config.devices, config.device)
     betas_of(config.schedule)
@@ -67,7 +66,7 @@ def _begun(job: Job) -> float | None:
     """A job, in as many processes as its config says, or that of the run that it goes on with."""
     config = job.config if job.resume is None else to_resume(job.config, job.resume, job.changes)[1]["config"]
     try:
-        return together(train, (job,), team_of(config))
+        return together(train, (job,), worker_group(config))
     except Lost as error:
         folder = job.folder if job.resume is None else checkpoint_to_resume(job.resume).parent.parent
         raise Failure(f"{error}; {how_to_go_on(folder)}") from error
@@ -104,7 +103,7 @@ def _check_report(config: TrainConfig) -> None:
     if find_spec("torch_fidelity") is None:
         raise UserError(f"train.report={report}: needs torch-fidelity; pip install 'ddpm-cli[eval]'")
     if report == "fid":
+        from ddpm_cli.distributed.devices import resolve_device
         from ddpm_cli.evaluation.fidelity import extractors
-        from ddpm_cli.training.devices import resolve_device
 
         extractors(["fid"], None, resolve_device("cpu"))  # fetched now, rather than missed at the end

@@ -1,6 +1,7 @@
-"""What each command is told, as typed dataclasses with cross-checks.
+"""Configuration of the commands as typed dataclasses.
 
-As in options/, the values stand in configs/*.yaml and there is no torch.
+The values are in configs/*.yaml. Hydra and OmegaConf check names and types while composing; `__post_init__` checks
+ranges and combinations. Both happen before any data is read. There is no torch here, so that `--help` is quick.
 """
 
 from ddpm_cli.config.commands import (
@@ -11,19 +12,86 @@ from ddpm_cli.config.commands import (
     ImportConfig,
     SampleConfig,
 )
+from ddpm_cli.config.dataset import Cifar10, Dataset, Digits, FashionMnist, ImageDataset, ImageFolder, Mnist, SwissRoll
+from ddpm_cli.config.model import ConvUNet, DdpmUNet, Mlp, Model, UNet
+from ddpm_cli.config.objective import (
+    L1,
+    L2,
+    P2,
+    ClassLabels,
+    Conditioning,
+    Huber,
+    Hybrid,
+    Loss,
+    LossSecondMoment,
+    MinSnr,
+    TimestepSampler,
+    Unconditional,
+    UniformTimesteps,
+    Unweighted,
+    Vlb,
+    Weighting,
+)
+from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, option_name
+from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Heun, Sampler
+from ddpm_cli.config.schedule import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
 from ddpm_cli.config.train import FEWEST, PRECISIONS, Distributed, Train, TrainConfig, check_guidance
 
 __all__ = [
     "FEWEST",
+    "GROUPS",
+    "L1",
+    "L2",
+    "MAX_SIZE",
+    "P2",
     "PRECISIONS",
     "CheckpointConfig",
+    "Cifar10",
+    "ClassLabels",
+    "Conditioning",
+    "Constant",
+    "ConvUNet",
+    "Cosine",
+    "Dataset",
+    "Ddim",
+    "Ddpm",
+    "DdpmUNet",
+    "Digits",
     "Distributed",
+    "DpmPp2M",
     "EvaluateConfig",
     "ExportConfig",
+    "FashionMnist",
     "ForwardConfig",
+    "Heun",
+    "Huber",
+    "Hybrid",
+    "ImageDataset",
+    "ImageFolder",
     "ImportConfig",
+    "Linear",
+    "Loss",
+    "LossSecondMoment",
+    "MinSnr",
+    "Mlp",
+    "Mnist",
+    "Model",
+    "Option",
+    "Quadratic",
     "SampleConfig",
+    "Sampler",
+    "Schedule",
+    "Sigmoid",
+    "SwissRoll",
+    "TimestepSampler",
     "Train",
     "TrainConfig",
+    "UNet",
+    "Unconditional",
+    "UniformTimesteps",
+    "Unweighted",
+    "Vlb",
+    "Weighting",
     "check_guidance",
+    "option_name",
 ]

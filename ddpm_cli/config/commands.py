@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ddpm_cli.config.dataset import Dataset, ImageDataset
+from ddpm_cli.config.registry import MAX_SIZE
+from ddpm_cli.config.sampler import Sampler
+from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.config.train import FEWEST, PRECISIONS, VARIANCES, check_devices
 from ddpm_cli.errors import UserError, check, one_of
-from ddpm_cli.options import MAX_SIZE, Dataset, ImageDataset, Sampler, Schedule
 
 TASKS = ("generate", "interpolate", "inpaint")
 METRICS = ("fid", "kid", "is", "prc", "nll")

@@ -5,21 +5,21 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_cli.errors import UserError, check, one_of
-from ddpm_cli.options import (
+from ddpm_cli.config.dataset import Dataset
+from ddpm_cli.config.model import Model
+from ddpm_cli.config.objective import (
     ClassLabels,
     Conditioning,
-    Dataset,
     Hybrid,
     Loss,
-    Model,
-    Sampler,
-    Schedule,
     TimestepSampler,
     Unweighted,
     Vlb,
     Weighting,
 )
+from ddpm_cli.config.sampler import Sampler
+from ddpm_cli.config.schedule import Schedule
+from ddpm_cli.errors import UserError, check, one_of
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")

@@ -15,10 +15,10 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ddpm_cli.config import ImageFolder
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import NoRoom, amount, atomic
-from ddpm_cli.options import ImageFolder
 
 log = logging.getLogger(__name__)
 

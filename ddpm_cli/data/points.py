@@ -5,8 +5,8 @@ import math
 import torch
 
 from ddpm_cli import rng
+from ddpm_cli.config import SwissRoll
 from ddpm_cli.data.table import Examples
-from ddpm_cli.options import SwissRoll
 
 
 def swiss_roll(dataset: SwissRoll, train: bool) -> Examples:

@@ -12,20 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm_cli.config import Cifar10, Dataset, Digits, FashionMnist, ImageDataset, ImageFolder, Mnist, SwissRoll
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.points import swiss_roll
 from ddpm_cli.data.table import Examples, to_tensor
 from ddpm_cli.errors import UserError
-from ddpm_cli.options import (
-    Cifar10,
-    Dataset,
-    Digits,
-    FashionMnist,
-    ImageDataset,
-    ImageFolder,
-    Mnist,
-    SwissRoll,
-)
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 AnyDataset = TypeVar("AnyDataset", bound=Dataset)

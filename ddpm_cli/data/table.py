@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_cli import rng, world
+from ddpm_cli import rng
+from ddpm_cli.distributed import collectives
 
 DEVICE_LIMIT = 2 * 2**30
 """Bytes up to which a table lives on the training device."""
@@ -66,7 +67,7 @@ class Table:
 
     def batch(self, step: int, batch_size: int) -> Batch:
         """This process's share of the examples of `step`, 0 being the first, on the training device."""
-        own = world.share(batch_size)
+        own = collectives.shard_slice(batch_size)
         indices = self.indices(step * batch_size + own.start, own.stop - own.start)
         # On a CPU index_select copies an image at once where values[indices] goes number by number: 15 times faster.
         x0 = to_float(self._on_device(self.values.index_select(0, indices)))

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Noise
 from ddpm_cli.diffusion.samplers import Step, ancestral_step
 from ddpm_cli.diffusion.sampling import Guidance, estimator, sample
 from ddpm_cli.diffusion.timesteps import pairs_of
-from ddpm_cli.options import Sampler
 
 
 def interpolate(

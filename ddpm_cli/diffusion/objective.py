@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm_cli.config import L1, L2, Huber, Hybrid, Loss, Vlb, Weighting
 from ddpm_cli.diffusion.denoiser import Denoiser, Output
 from ddpm_cli.diffusion.likelihood import reverse_term
 from ddpm_cli.diffusion.weighting import weights_of
-from ddpm_cli.options import L1, L2, Huber, Hybrid, Loss, Vlb, Weighting
 
 
 def distance(loss: Loss, output: Tensor, target: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.guidance import guided_output
 from ddpm_cli.diffusion.process import Noise
 from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step, ddim, ddpm, dpmpp_2m, heun
 from ddpm_cli.diffusion.timesteps import pairs_of
-from ddpm_cli.options import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 
 DYNAMIC_PERCENTILE = 0.995
 

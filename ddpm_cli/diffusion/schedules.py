@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
 from ddpm_cli.errors import UserError
-from ddpm_cli.options import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
 
 LEAST_SIGNAL = 1e-30
 """Of alphas_cumprod, which x0 is found by dividing by the root of."""

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ddpm_cli import world
-from ddpm_cli.options import LossSecondMoment, TimestepSampler, UniformTimesteps
+from ddpm_cli.config import LossSecondMoment, TimestepSampler, UniformTimesteps
+from ddpm_cli.distributed import collectives
 
 
 class Uniform:
@@ -60,7 +60,7 @@ class SecondMoment(Uniform):
         return t, 1 / (self.timesteps * p[t])
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        t, losses = world.gathered(t), world.gathered(losses.float())
+        t, losses = collectives.all_gather(t), collectives.all_gather(losses.float())
         t, order = t.sort(stable=True)  # so that those of a timestep stand together, in their order
         first = torch.searchsorted(t, t)
         earlier = torch.arange(len(t), device=t.device) - first

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ddpm_cli.config import Sampler
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.options import Sampler
 
 LEAST_LOGSNR = -10.2
 """Twice the -5.1 to which Lu et al.'s code cuts lambda: x_t is noise but for 0.6% of its amplitude."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ddpm_cli.options import P2, MinSnr, Unweighted, Weighting
+from ddpm_cli.config import P2, MinSnr, Unweighted, Weighting
 
 
 def weights_of(weighting: Weighting, prediction: str, snr: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from ddpm_cli import rng
 from ddpm_cli.data.table import Examples, Table, to_float
+from ddpm_cli.distributed.devices import resolve_precision
 from ddpm_cli.files import atomic
-from ddpm_cli.training.devices import resolve_precision
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_cli.imaging import grid
+from ddpm_cli.images.png_gif import grid
 
 AT_ONCE = 8192
 

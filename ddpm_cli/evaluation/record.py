@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddpm_cli.training.loggers import log_evaluation
+from ddpm_cli.tracking.loggers import log_evaluation
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_cli import world
+from ddpm_cli.config import ImageDataset, ImageFolder
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import to_tensor
 from ddpm_cli.diffusion.denoiser import Network
+from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import UserError
-from ddpm_cli.imaging import to_uint8
-from ddpm_cli.options import ImageDataset, ImageFolder
-from ddpm_cli.training.generate import Generator, batches_that_fit, in_turn
+from ddpm_cli.images.png_gif import to_uint8
+from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry, cycle_labels
 
 DRAWN = {"classifier": 2000, "inception": 10_000}
 """Samples that are drawn, unless it is said how many, for each kind of features."""
@@ -31,7 +31,7 @@ class Drawn:
     nfe: how often the network was called for an image, once some have been drawn.
     """
 
-    def __init__(self, generator: Generator, n: int, seed: int, batch_size: int) -> None:
+    def __init__(self, generator: SampleGenerator, n: int, seed: int, batch_size: int) -> None:
         self._shown = 0
         counted = replace(generator.denoiser, network=self._counting(generator.denoiser.network))
         self.generator = replace(generator, denoiser=counted)
@@ -40,9 +40,13 @@ class Drawn:
 
     def __iter__(self) -> Iterator[Tensor]:
         """(B, C, H, W) uint8, on the CPU."""
-        labels = in_turn(self.n, range(max(1, self.generator.classes)))
-        with tqdm(total=self.n, desc="samples", unit="image", leave=False, disable=world.hides_bars()) as bar:
-            for images, pixels in batches_that_fit(self.n, self.batch_size, lambda part: self._batch(labels, part)):
+        labels = cycle_labels(self.n, range(max(1, self.generator.classes)))
+        with tqdm(
+            total=self.n, desc="samples", unit="image", leave=False, disable=collectives.progress_bar_disabled()
+        ) as bar:
+            for images, pixels in batches_with_oom_retry(
+                self.n, self.batch_size, lambda part: self._batch(labels, part)
+            ):
                 bar.update(len(images))
                 yield pixels
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_cli.files import write
-from ddpm_cli.plots import save_tradeoff_plot
+from ddpm_cli.images.plots import save_tradeoff_plot
 
 log = logging.getLogger(__name__)
 

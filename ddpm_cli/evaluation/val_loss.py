@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_cli import rng, world
+from ddpm_cli import rng
+from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.data.table import Examples, to_float
-from ddpm_cli.training.build import Trained
-from ddpm_cli.training.generate import batches_that_fit
+from ddpm_cli.distributed import collectives
+from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> f
     n = len(chosen)
     timesteps = torch.arange(n) * process.timesteps // n
     values, labels = examples.values[chosen], None if examples.labels is None else examples.labels[chosen]
-    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=world.hides_bars()) as bar:
+    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=collectives.progress_bar_disabled()) as bar:
 
         def measure(numbers: range) -> Tensor:
             part = slice(numbers.start, numbers.stop)
@@ -38,5 +39,5 @@ def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> f
             bar.update(len(numbers))
             return (found - eps).square().flatten(1).mean(1).cpu().double()
 
-        errors = torch.cat([found for _, found in batches_that_fit(n, batch_size, measure)])
+        errors = torch.cat([found for _, found in batches_with_oom_retry(n, batch_size, measure)])
     return errors.mean().item()

@@ -2,15 +2,15 @@
 
 from torch import nn
 
+from ddpm_cli.config import ConvUNet as ConvUNetConfig
+from ddpm_cli.config import DdpmUNet as DdpmUNetConfig
+from ddpm_cli.config import Mlp as MlpConfig
+from ddpm_cli.config import Model
+from ddpm_cli.config import UNet as UNetConfig
 from ddpm_cli.models.conv_unet import ConvUNet
 from ddpm_cli.models.ddpm_unet import DdpmUNet
 from ddpm_cli.models.mlp import Mlp
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.options import ConvUNet as ConvUNetConfig
-from ddpm_cli.options import DdpmUNet as DdpmUNetConfig
-from ddpm_cli.options import Mlp as MlpConfig
-from ddpm_cli.options import Model
-from ddpm_cli.options import UNet as UNetConfig
 
 
 def build_network(model: Model, channels: int, classes: int = 0, outputs: int = 1) -> nn.Module:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ddpm_cli.config import ConvUNet as ConvUNetConfig
 from ddpm_cli.models.layers import class_vectors, sinusoidal_embedding
-from ddpm_cli.options import ConvUNet as ConvUNetConfig
 
 
 class ConvBlock(nn.Module):

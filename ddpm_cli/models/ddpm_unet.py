@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_cli.config import DdpmUNet as DdpmUNetConfig
 from ddpm_cli.models.layers import Embedding, GroupNorm, attend
-from ddpm_cli.options import DdpmUNet as DdpmUNetConfig
 
 
 def _norm(groups: int, dim: int) -> GroupNorm:

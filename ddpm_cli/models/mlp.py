@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from ddpm_cli.config import Mlp as MlpConfig
 from ddpm_cli.models.layers import Embedding
-from ddpm_cli.options import Mlp as MlpConfig
 
 
 class Block(nn.Module):

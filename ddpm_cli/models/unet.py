@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ddpm_cli.config import UNet as UNetConfig
 from ddpm_cli.models.layers import Embedding, GroupNorm, WeightStandardizedConv2d, attention
-from ddpm_cli.options import UNet as UNetConfig
 
 
 class Block(nn.Module):

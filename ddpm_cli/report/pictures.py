@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
-from ddpm_cli.reading import content_of
+from ddpm_cli.untrusted_files import content_of
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from ddpm_cli.errors import UserError
-from ddpm_cli.reading import text_of
-from ddpm_cli.report.finding import run_folders
+from ddpm_cli.report.find_runs import run_folders
+from ddpm_cli.untrusted_files import text_of
 
 log = logging.getLogger(__name__)
 

@@ -12,19 +12,19 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ddpm_cli import world
+from ddpm_cli.checkpoints.run_checkpoints import prune, save_checkpoint
 from ddpm_cli.diffusion.timesteps import pairs_of
+from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Stopped
 from ddpm_cli.files import NoRoom
-from ddpm_cli.imaging import save_gif, save_png
-from ddpm_cli.pictures import picture
-from ddpm_cli.training.film import evenly, frames, shown
-from ddpm_cli.training.generate import batches_that_fit, in_turn
-from ddpm_cli.training.loggers import open_loggers
-from ddpm_cli.training.losses import Losses
-from ddpm_cli.training.metrics import Metrics
-from ddpm_cli.training.progress import Progress
-from ddpm_cli.training.run_checkpoints import prune, save_checkpoint
+from ddpm_cli.images.png_gif import save_gif, save_png
+from ddpm_cli.images.samples import picture
+from ddpm_cli.sampling.film import evenly, frames, shown
+from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, cycle_labels
+from ddpm_cli.tracking.loggers import open_loggers
+from ddpm_cli.tracking.metrics_csv import Metrics
+from ddpm_cli.tracking.progress import Progress
+from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer
 
@@ -41,7 +41,7 @@ class Loop:
         self.trainer = trainer
         self.folder = folder
         self.fingerprint = fingerprint
-        self.losses = Losses(trainer.config.train.max_bad_steps)
+        self.losses = LossMonitor(trainer.config.train.max_bad_steps)
         self.seconds = 0.0  # spent in steps, in sittings before
 
     def state(self) -> dict[str, Any]:
@@ -63,24 +63,28 @@ class Loop:
     def run(self, signals: Signals) -> float:
         """Train to the last step; returns the last loss logged.
 
-        Raises `Stopped` where `signals` ask for it, `NoRoom` for a full disk, `Diverged` where no loss is finite.
+        Raises `Stopped` if `signals` ask, `NoRoom` for a full disk, `TrainingDiverged` if no loss is finite.
         """
         trainer, train = self.trainer, self.trainer.config.train
         on_cpu = trainer.device.type == "cpu"
         self.signals = signals
-        self._hear()
+        self._poll_signals()
         if trainer.step == 0:  # so that there always is one to go on from, and a disk too small is known now
             state = self.state()
-            world.by_main(lambda: save_checkpoint(self.folder, state))
+            collectives.on_rank_zero(lambda: save_checkpoint(self.folder, state))
         self.saved_step = trainer.step
         self.progress = Progress(trainer.step, trainer.steps, train.batch_size, self.seconds, on_cpu)
         with ExitStack() as stack:
             stack.enter_context(closing(self.progress.bar))
-            if world.is_main():
+            if collectives.is_rank_zero():
                 self.metrics = Metrics(self.folder, trainer.step)
                 self.loggers = open_loggers(trainer.config, self.folder, trainer.step)
                 stack.enter_context(closing(self.loggers))
-            if trainer.step > 0 and self._is_milestone() and world.by_main(lambda: not self._grid().exists()):
+            if (
+                trainer.step > 0
+                and self._is_milestone()
+                and collectives.on_rank_zero(lambda: not self._grid().exists())
+            ):
                 self._draw()  # the run was killed between a checkpoint and its picture
             return self._steps()
 
@@ -91,38 +95,38 @@ class Loop:
             loss, grad_norm = trainer.train_step()
             self.losses.add(loss)
             self.progress.after_step(trainer.step, loss)
-            self._hear()
+            self._poll_signals()
             milestone = self._is_milestone()
             if milestone or trainer.step % trainer.config.train.log_every == 0:  # here the host waits for the device
                 mean_loss = self.losses.mean()
                 row = self._row(mean_loss, grad_norm.item())
-                self._tolerating_a_full_disk(self._note, row)
+                self._allow_full_disk(self._note, row)
             if milestone or self.save or self.stop:
-                self._tolerating_a_full_disk(self._save)
-            self._heed_stop()
+                self._allow_full_disk(self._save)
+            self._raise_if_stopped()
             if milestone:
-                self._tolerating_a_full_disk(self._draw)
+                self._allow_full_disk(self._draw)
         return mean_loss
 
     def _note(self, row: dict[str, float]) -> None:
-        world.by_main(lambda: self.metrics.append(row))
-        if world.is_main():
+        collectives.on_rank_zero(lambda: self.metrics.append(row))
+        if collectives.is_rank_zero():
             self.loggers.row(row)
 
     def _is_milestone(self) -> bool:
         step = self.trainer.step
         return step == self.trainer.steps or self.trainer.config.train.is_milestone(step, len(self.trainer.table))
 
-    def _hear(self) -> None:
+    def _poll_signals(self) -> None:
         """Note what this process, or another one, was asked for meanwhile: `stop`, a signal's number or 0, and `save`,
         in all of them alike.
         """
-        asked = world.largest(2 * (self.signals.stop or 0) + self.signals.save)
+        asked = collectives.all_reduce_max(2 * (self.signals.stop or 0) + self.signals.save)
         self.stop, self.save = asked // 2, asked % 2 == 1
         if self.save:
             self.signals.save = False
 
-    def _heed_stop(self) -> None:
+    def _raise_if_stopped(self) -> None:
         """Raise `Stopped` if that is asked for, and all up to this step is saved."""
         if self.stop and self.saved_step == self.trainer.step:
             name = signal.Signals(self.stop).name
@@ -132,7 +136,7 @@ class Loop:
                 f"ddpm-train resume={self.folder} goes on",
             )
 
-    def _tolerating_a_full_disk(self, write: Callable[..., None], *what: Any) -> None:
+    def _allow_full_disk(self, write: Callable[..., None], *what: Any) -> None:
         """`write`, and with train.on_disk_full=continue go on without, unless this is the last chance."""
         try:
             write(*what)
@@ -147,7 +151,7 @@ class Loop:
         self.progress.pause()
         self.seconds = self.progress.seconds
         state = self.state()
-        world.by_main(lambda: self._write(state))
+        collectives.on_rank_zero(lambda: self._write(state))
         self.saved_step = self.trainer.step
         self.progress.go_on()
 
@@ -161,9 +165,9 @@ class Loop:
     def _draw(self) -> None:
         """The loss plot, and a grid from the averaged weights, of the same seeds each time; at the end a film too."""
         self.progress.pause()
-        world.by_main(lambda: self.metrics.draw())
+        collectives.on_rank_zero(lambda: self.metrics.draw())
         film, grid = self._pictures(filmed=self.trainer.step == self.trainer.steps)
-        world.by_main(lambda: self._show(film, grid))
+        collectives.on_rank_zero(lambda: self._show(film, grid))
         self.progress.go_on()
 
     def _show(self, film: list[Image], grid: Image) -> None:
@@ -181,7 +185,7 @@ class Loop:
     def _pictures(self, filmed: bool) -> tuple[list[Image], Image]:
         """A picture of examples from the averaged weights, and, where they are `filmed`, the frames of their film."""
         classes, count = self.trainer.classes, self.trainer.config.train.samples
-        labels = in_turn(count, range(max(1, len(classes))))
+        labels = cycle_labels(count, range(max(1, len(classes))))
         names = [classes[label] for label in labels] if classes else None
         moments, x = self._samples(labels, filmed)
         return [picture(some, names and names[: len(some)]) for some in moments], picture(x, names)
@@ -201,11 +205,11 @@ class Loop:
                 x = step.x
                 if i in moments:
                     seen.append(x[: max(0, last - images.start)].cpu())
-                self._hear()
-                self._heed_stop()
+                self._poll_signals()
+                self._raise_if_stopped()
             return seen, x.cpu()
 
-        made = [both for _, both in batches_that_fit(len(labels), train.batch_size, draw)]
+        made = [both for _, both in batches_with_oom_retry(len(labels), train.batch_size, draw)]
         films, examples = zip(*made, strict=True)
         return [torch.cat(parts) for parts in zip(*films, strict=True)], torch.cat(examples)
 

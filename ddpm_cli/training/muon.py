@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.training.parallel import local, shard_rows, whole_rows
+from ddpm_cli.distributed.sharding import local_part, shard_rows, unshard_rows
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -49,7 +49,7 @@ class Muon(torch.optim.AdamW):
         """Update all parameters once, or none if `found_inf` is set, as for torch's fused optimizers."""
         group = self.param_groups[0]
         found_inf = getattr(self, "found_inf", None)
-        self._skip = None if found_inf is None else local(found_inf) > 0
+        self._skip = None if found_inf is None else local_part(found_inf) > 0
         for weights in _by_shape(self.matrices):
             direction = self._direction(weights)
             length = group["lr"] * (0.2 * math.sqrt(max(direction.shape[1:])))
@@ -70,7 +70,7 @@ class Muon(torch.optim.AdamW):
         momentum = old.lerp(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(momentum, MOMENTUM)
         self._store([state["momentum"] for state in states], self._unless_skipped(old, momentum))
-        return orthogonal(whole_rows(ahead, weights[0]).to(self.dtype))
+        return orthogonal(unshard_rows(ahead, weights[0]).to(self.dtype))
 
     def _state(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
@@ -84,13 +84,13 @@ class Muon(torch.optim.AdamW):
     @staticmethod
     def _store(tensors: list[Tensor], values: Tensor) -> None:
         """Copy `values` (tensors, rows, columns) into the tensors whose `rows` they are."""
-        parts = [from_rows(value, local(tensor)) for value, tensor in zip(values.unbind(), tensors, strict=True)]
-        torch._foreach_copy_([local(tensor) for tensor in tensors], parts)
+        parts = [from_rows(value, local_part(tensor)) for value, tensor in zip(values.unbind(), tensors, strict=True)]
+        torch._foreach_copy_([local_part(tensor) for tensor in tensors], parts)
 
 
 def rows(tensor: Tensor) -> Tensor:
     """This process's rows of a matrix, or of filters (O, I, h, w) as (O, h w I): a view if they are channels_last."""
-    tensor = local(tensor)
+    tensor = local_part(tensor)
     return tensor.permute(0, 2, 3, 1).flatten(1) if tensor.ndim == 4 else tensor
 
 

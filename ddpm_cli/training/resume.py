@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from ddpm_cli.checkpoints.format import check_matches
+from ddpm_cli.checkpoints.loading import check_classes
 from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
-from ddpm_cli.training.build import check_classes, network_of
-from ddpm_cli.training.checkpoint import check_like
-from ddpm_cli.training.losses import Losses
+from ddpm_cli.sampling.build import network_of
+from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import moments_like
 
 
@@ -26,6 +27,6 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
         "optimizer": moments_like(config.train, network) if state["step"] > 0 else {},
         "scaler": {"scale": 1.0, "_growth_tracker": 0} if state["scaler"] else {},
         "timestep_sampler": timesteps.state(),
-        "losses": Losses(1).state(),
+        "losses": LossMonitor(1).state(),
     }
-    check_like(key, path, state, like)
+    check_matches(key, path, state, like)

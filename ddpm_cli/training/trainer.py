@@ -6,21 +6,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli import rng, world
-from ddpm_cli.config import TrainConfig
+from ddpm_cli import rng
+from ddpm_cli.checkpoints.stored_config import to_stored
+from ddpm_cli.config import ClassLabels, ImageDataset, TrainConfig
 from ddpm_cli.data.table import Table
 from ddpm_cli.diffusion.guidance import hide_labels
 from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
-from ddpm_cli.options import ClassLabels, ImageDataset
-from ddpm_cli.training.build import build_denoiser, network_of
-from ddpm_cli.training.devices import resolve_precision, should_compile
+from ddpm_cli.distributed import collectives
+from ddpm_cli.distributed.devices import resolve_precision, should_compile
+from ddpm_cli.distributed.sharding import gradient_sync, replicate_like, shard_like, shared, unshard
+from ddpm_cli.sampling.build import build_denoiser, network_of
+from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.ema import Ema, ema_decay
-from ddpm_cli.training.generate import Generator
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from ddpm_cli.training.parallel import everywhere, parted, shared, synchronised, whole
 from ddpm_cli.training.step_graph import StepGraph
-from ddpm_cli.training.stored_config import to_stored
 
 SCALER_MOVES = ("scale", "_growth_tracker")
 """What changes in the state of a gradient scaler; the rest is as torch sets it."""
@@ -46,7 +46,7 @@ class Trainer:
         self.device = device
         self.step = 0  # steps done
         self.lr = 0.0  # of the last one
-        in_parts = world.size() > 1 and config.distributed.strategy == "fsdp"  # which takes no other layout
+        in_parts = collectives.world_size() > 1 and config.distributed.strategy == "fsdp"  # which takes no other layout
         layout = torch.contiguous_format if in_parts or device.type == "mps" else torch.channels_last
         rng.seed_everything(config.train.seed, "network")
         network = network_of(config, self.classes)
@@ -61,7 +61,7 @@ class Trainer:
             self.denoiser, config.loss, config.weighting, isinstance(config.dataset, ImageDataset)
         )
         self.timestep_sampler = build_timestep_sampler(config.timestep_sampler, config.schedule.timesteps, device)
-        self.generator = Generator(
+        self.generator = SampleGenerator(
             build_denoiser(config, self.ema.network, device, self.dtype),
             config.sampler,
             config.dataset.shape,
@@ -72,7 +72,7 @@ class Trainer:
         if should_compile(config.compile, device, self.steps):
             self.shared.compile()  # in place, so that names in checkpoints stay clean
         # Collectives are not captured, so several processes launch their kernels one by one.
-        self._graph = StepGraph(self._optimize) if device.type == "cuda" and world.size() == 1 else None
+        self._graph = StepGraph(self._optimize) if device.type == "cuda" and collectives.world_size() == 1 else None
 
     @property
     def steps(self) -> int:
@@ -87,7 +87,7 @@ class Trainer:
         train = self.config.train
         self.lr = learning_rate(self.step, train, self.steps)
         set_learning_rate(self.optimizer, self.lr)
-        rng.seed_everything(train.seed, "dropout", self.step, world.rank())
+        rng.seed_everything(train.seed, "dropout", self.step, collectives.rank())
         batch, show_estimate = self._batch(), self._shows_estimate()
         if self._graph is None:
             loss, grad_norm, finite, losses = self._optimize(show_estimate, *batch)
@@ -116,13 +116,13 @@ class Trainer:
         columns = [column.chunk(accumulate) for column in (x0, t, eps, weights)]
         labels = [None] * accumulate if y is None else y.chunk(accumulate)
         for i, (x0, t, eps, weights, y) in enumerate(zip(*columns, labels, strict=True), start=1):
-            with synchronised(self.shared, now=i == accumulate):
+            with gradient_sync(self.shared, now=i == accumulate):
                 losses = self.objective(x0, t, eps, y, show_estimate)
                 mean = (weights * losses).mean() / accumulate
                 self.scaler.scale(mean).backward()
             loss += mean.detach()
             seen.append(losses.detach())
-        loss = world.mean(loss)
+        loss = collectives.all_reduce_mean(loss)
         grad_norm, finite = self._update(loss)
         restore_unless(finite, buffers, before)
         return torch.where(finite, loss, math.nan), grad_norm, finite, torch.cat(seen)
@@ -142,9 +142,9 @@ class Trainer:
         train = self.config.train
         self.scaler.unscale_(self.optimizer)
         max_norm = math.inf if train.grad_clip is None else train.grad_clip
-        grad_norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), max_norm))
+        grad_norm = unshard(nn.utils.clip_grad_norm_(self.network.parameters(), max_norm))
         finite = loss.isfinite() & grad_norm.isfinite()
-        skip = everywhere((~finite).float(), next(self.network.parameters()))
+        skip = replicate_like((~finite).float(), next(self.network.parameters()))
         self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.scaler.is_enabled():
@@ -158,9 +158,9 @@ class Trainer:
         return {
             "step": self.step,
             "config": to_stored(self.config),
-            "model": {name: whole(x) for name, x in self.network.state_dict().items()},
-            "ema": {name: whole(x) for name, x in self.ema.network.state_dict().items()},
-            "optimizer": {i: {name: whole(x) for name, x in own.items()} for i, own in moments.items()},
+            "model": {name: unshard(x) for name, x in self.network.state_dict().items()},
+            "ema": {name: unshard(x) for name, x in self.ema.network.state_dict().items()},
+            "optimizer": {i: {name: unshard(x) for name, x in own.items()} for i, own in moments.items()},
             "scaler": {key: value for key, value in self.scaler.state_dict().items() if key in SCALER_MOVES},
             "timestep_sampler": self.timestep_sampler.state(),
             "classes": self.classes,
@@ -171,10 +171,10 @@ class Trainer:
         self.step = state["step"]
         for network, weights in ((self.network, state["model"]), (self.ema.network, state["ema"])):
             now = network.state_dict()
-            network.load_state_dict({name: parted(x, now[name]) for name, x in weights.items()})
+            network.load_state_dict({name: shard_like(x, now[name]) for name, x in weights.items()})
         parameters = list(self.network.parameters())
         moments = {
-            i: {name: parted(x, parameters[i]) for name, x in own.items()} for i, own in state["optimizer"].items()
+            i: {name: shard_like(x, parameters[i]) for name, x in own.items()} for i, own in state["optimizer"].items()
         }
         groups = self.optimizer.state_dict()["param_groups"]  # from the config, which may have changed since
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -187,7 +187,7 @@ class Trainer:
 
         Timesteps and noise are drawn for all, so that what an example meets does not depend on how many share the work.
         """
-        train, own = self.config.train, world.share(self.config.train.batch_size)
+        train, own = self.config.train, collectives.shard_slice(self.config.train.batch_size)
         x0, y = self.table.batch(self.step, train.batch_size)
         generator = rng.generator(train.seed, "noise", self.step, device=self.device)
         t, weights = self.timestep_sampler.sample(train.batch_size, generator)
@@ -202,7 +202,7 @@ class Trainer:
         train = self.config.train
         generator = rng.generator(train.seed, "labels", self.step, device=self.device)
         coins = torch.rand(train.batch_size, generator=generator, device=self.device)
-        hidden = coins[world.share(train.batch_size)] < conditioning.dropout
+        hidden = coins[collectives.shard_slice(train.batch_size)] < conditioning.dropout
         return hide_labels(y, hidden, null=len(self.classes))
 
     def _shows_estimate(self) -> bool:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import cache
 
+from ddpm_cli.checkpoints.loading import load_trained
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.evaluation.comparison import Judge
 from ddpm_cli.evaluation.samples import Drawn
-from ddpm_cli.training.build import load_trained
-from ddpm_cli.training.generate import generator_of
+from ddpm_cli.sampling.sample_generator import generator_of
 from tests.benchmarks.systems.ours import CPU, composed
 
 SEED = 0

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.files import write
-from ddpm_cli.training.checkpoint import load_checkpoint
 from tests.benchmarks.distance import distance
 from tests.benchmarks.measure import alternate, rate
 from tests.benchmarks.quality_plot import save_quality_plot

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ddpm_cli.training.build import build_denoiser, network_of
-from ddpm_cli.training.devices import resolve_precision
-from ddpm_cli.training.generate import Generator
+from ddpm_cli.distributed.devices import resolve_precision
+from ddpm_cli.sampling.build import build_denoiser, network_of
+from ddpm_cli.sampling.sample_generator import SampleGenerator
 from tests.benchmarks.measure import Spread, alternate, rate, spread, times_faster
 from tests.benchmarks.report import Section, of
 from tests.benchmarks.setup import Setup
@@ -33,7 +33,7 @@ def our_walk(sampler: str, timesteps: int, precision: str) -> Iterator[Any]:
     config = composed("experiment=annotated", *typed)
     network = network_of(config, []).eval().requires_grad_(False)
     denoiser = build_denoiser(config, network, CPU, resolve_precision(precision, CPU))
-    generator = Generator(denoiser, config.sampler, config.dataset.shape, CPU)
+    generator = SampleGenerator(denoiser, config.sampler, config.dataset.shape, CPU)
     return generator.steps(0, [0] * IMAGES, range(IMAGES))
 
 

@@ -62,7 +62,7 @@ def run(setup: Setup) -> Section:
         rows.append([count, str(threads), of(speed), of(efficiency), f"{apart[count]:.1e}"])
     notes = [
         f"{' '.join(SPEED)} at a global batch of {setup.batch_size}, medians of {STEPS} steps, runs in turn; gloo. "
-        f"Losses: of {CURVE_STEPS} steps of {' '.join(CURVE)}.",
+        f"LossMonitor: of {CURVE_STEPS} steps of {' '.join(CURVE)}.",
         "Goals: 0.9 for 2 processes on 2 cores, and losses within 1e-5.",
     ]
     columns = ["processes", "threads each", "images/s", "to one process", "losses differ by at most"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_cli.training.build import network_of
+from ddpm_cli.sampling.build import network_of
 from tests.benchmarks.data import image_loader, lay_out
 from tests.benchmarks.input import LOADER, TABLE, Inputs
 from tests.benchmarks.sampling import IMAGES, TIMED, our_walk

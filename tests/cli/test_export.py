@@ -144,7 +144,7 @@ def test_what_is_refused(run: Run, runs: Path, tmp_path: Path, line: str) -> Non
 def test_a_package_that_is_missing_is_named(
     run: Run, runs: Path, tmp_path: Path, form: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddpm_cli.exchange.export.find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr("ddpm_cli.export.export.find_spec", lambda name: None if name == package else name)
     result = run("export", f"ckpt={runs / 'plain'}", f"format={form}")
     assert result.code == 2
     assert result.err == f"ddpm-export: format={form}: needs {package}; pip install 'ddpm-cli[export]'\n"

@@ -38,7 +38,7 @@ def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
 
 def rows_drawn(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, list[torch.Tensor]]:
     """The rows of pictures that `ddpm-forward` draws."""
-    from ddpm_cli import plots
+    from ddpm_cli.images import plots
 
     drawn: dict[str, list[torch.Tensor]] = {}
     save = plots.save_labelled_rows

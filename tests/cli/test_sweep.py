@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from ddpm_cli.cli import run as in_process
 from ddpm_cli.cli import sweep
 from ddpm_cli.cli.sweep import Job, at_once, jobs_of, note, take_share
 from ddpm_cli.errors import Stopped
+from ddpm_cli.training import start as in_process
 from tests.conftest import TINY, Result
 
 Run = Callable[..., Result]

@@ -209,7 +209,7 @@ def test_an_error_in_the_middle_keeps_the_last_checkpoint(run: Run, monkeypatch:
 
 
 def test_the_start_says_how_long_it_takes_and_names_quickstart(run: Run) -> None:
-    from ddpm_cli.training import progress
+    from ddpm_cli.tracking import progress
 
     result = run("train", *TINY, "train.steps=8")
     assert "8 steps will take about" in result.err

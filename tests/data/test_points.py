@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from sklearn.datasets import make_swiss_roll
 
+from ddpm_cli.config import SwissRoll
 from ddpm_cli.data.sources import load_examples
-from ddpm_cli.options import SwissRoll
 from tests.distances import sliced_wasserstein
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 import torchvision.datasets as tv
 
+from ddpm_cli.config import SwissRoll
 from ddpm_cli.data import sources
 from ddpm_cli.data.sources import load_examples, moved
 from ddpm_cli.errors import UserError
-from ddpm_cli.options import SwissRoll
 from tests.conftest import composed
 
 

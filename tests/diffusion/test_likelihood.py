@@ -7,18 +7,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ddpm_cli.config import Cosine, Linear
 from ddpm_cli.diffusion.denoiser import Denoiser, Output
-from ddpm_cli.diffusion.likelihood import (
-    bound_term,
-    discretised_nll,
-    normal_kl,
-    normal_nll,
-    prior_term,
-    reverse_term,
-)
+from ddpm_cli.diffusion.likelihood import bound_term, discretised_nll, normal_kl, normal_nll, prior_term, reverse_term
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.options import Cosine, Linear
 from tests.diffusion.toys import COSINE, LINEAR
 
 SHORT = Process(torch.linspace(0.01, 0.5, 20, dtype=torch.float64))

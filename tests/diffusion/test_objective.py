@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import L1, L2, Huber, Loss, Unweighted
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Objective, distance
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.options import L1, L2, Huber, Loss, Unweighted
 
 
 def plain(denoiser: Denoiser) -> Objective:

@@ -8,11 +8,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from ddpm_cli.config import Cosine, Linear, Schedule, Sigmoid
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import Estimate, ddim, ddpm, dpmpp_2m
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.diffusion.timesteps import Pairs, stride
-from ddpm_cli.options import Cosine, Linear, Schedule, Sigmoid
 from tests.diffusion.toys import COSINE, LINEAR
 
 RAMP = {"timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "rescale": False, "zero_terminal_snr": False}

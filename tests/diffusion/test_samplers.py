@@ -8,23 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.editing import inpaint
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import (
-    Denoise,
-    Estimate,
-    ancestral_std,
-    ddim,
-    ddpm,
-    dpmpp_2m,
-    heun,
-    posterior,
-)
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, ancestral_std, ddim, ddpm, dpmpp_2m, heun, posterior
 from ddpm_cli.diffusion.sampling import sample
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr, pairs_of
-from ddpm_cli.options import Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
 from tests.conftest import a_sampler
 from tests.diffusion.toys import (
     CENTRES,

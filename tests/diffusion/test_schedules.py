@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Sigmoid
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError
-from ddpm_cli.options import Constant, Cosine, Linear, Quadratic, Sigmoid
 
 RAMP = {"beta_start": 1e-4, "beta_end": 0.02, "rescale": False}
 

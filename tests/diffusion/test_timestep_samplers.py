@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_cli import world
+from ddpm_cli.config import Unweighted, Vlb
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform
-from ddpm_cli.options import Unweighted, Vlb
+from ddpm_cli.distributed import collectives
 from tests.processes import in_two
 
 T = 50
@@ -112,7 +112,7 @@ def test_it_goes_on_from_its_state() -> None:
 
 
 def half_each() -> dict[str, torch.Tensor]:
-    sampler, rank = SecondMoment(T, 3, 0.001, "cpu"), world.rank()
+    sampler, rank = SecondMoment(T, 3, 0.001, "cpu"), collectives.rank()
     for _ in range(3):
         half = torch.arange(T).chunk(2)[rank]
         sampler.update(half, LOSSES[half])

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from ddpm_cli.config import Linear
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.diffusion.timesteps import even, even_in_logsnr, pairs_of, sections, stride
-from ddpm_cli.options import Linear
 from tests.conftest import a_sampler
 from tests.diffusion.toys import COSINE, LINEAR
 

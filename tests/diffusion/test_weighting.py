@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from ddpm_cli.config import L2, P2, MinSnr, Unweighted, Weighting
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.weighting import weights_of
-from ddpm_cli.options import L2, P2, MinSnr, Unweighted, Weighting
 from tests.diffusion.toys import LINEAR
 
 SNR = torch.tensor([0.01, 1.0, 5.0, 400.0])

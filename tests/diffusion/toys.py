@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import Cosine, Linear
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import Denoise, Estimate
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.options import Cosine, Linear
 
 LINEAR = Process(
     betas_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))

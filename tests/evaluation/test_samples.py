@@ -5,26 +5,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import Ddim, DpmPp2M, FashionMnist, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.samples import Drawn, given
-from ddpm_cli.imaging import save_png, to_image, to_uint8
-from ddpm_cli.options import Ddim, DpmPp2M, FashionMnist, Heun, Sampler
-from ddpm_cli.training.generate import Generator
+from ddpm_cli.images.png_gif import save_png, to_image, to_uint8
+from ddpm_cli.sampling.sample_generator import SampleGenerator
 from tests.conftest import a_sampler, composed
 
 DIGITS = FashionMnist(root=None, image_size=[6, 4], channels=1, flip=False)
 
 
-def generator(kind: type[Sampler] = Ddim, classes: int = 0, scale: float = 1.0) -> Generator:
+def generator(kind: type[Sampler] = Ddim, classes: int = 0, scale: float = 1.0) -> SampleGenerator:
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return x * 0.3 if y is None else x * 0.1 * y.view(-1, 1, 1, 1)
 
     process = Process(betas_of(composed("schedule=cosine", "schedule.timesteps=40", "sampler.steps=8").schedule))
     denoiser = Denoiser(network, process, "eps")
-    return Generator(denoiser, a_sampler(kind, steps=8), (1, 6, 4), torch.device("cpu"), classes, scale)
+    return SampleGenerator(denoiser, a_sampler(kind, steps=8), (1, 6, 4), torch.device("cpu"), classes, scale)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.evaluation.val_loss import val_loss
-from ddpm_cli.training.build import Trained
 from tests.conftest import composed
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Losses that are not finite: the step is skipped and counted, and too many in a row end the run."""
+"""LossMonitor that are not finite: the step is skipped and counted, and too many in a row end the run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm_cli.training.checkpoint import load_checkpoint
+from ddpm_cli.checkpoints.format import load_checkpoint
 from tests.faults.processes import assert_same_run, rows, running, trained
 
 Tally = Callable[[str], Callable[[], None]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_cli.training.checkpoint import load_checkpoint
+from ddpm_cli.checkpoints.format import load_checkpoint
 from tests.faults.processes import assert_same_run, partials, running, steps_done, trained
 
 

@@ -9,16 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_cli.training.checkpoint import load_checkpoint
-from tests.faults.processes import (
-    SMALL,
-    Process,
-    assert_same_run,
-    running,
-    steps_done,
-    trained,
-    write_digits,
-)
+from ddpm_cli.checkpoints.format import load_checkpoint
+from tests.faults.processes import SMALL, Process, assert_same_run, running, steps_done, trained, write_digits
 
 Tally = Callable[[str], Callable[[], None]]
 

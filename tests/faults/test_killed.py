@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_cli.training.checkpoint import load_checkpoint
-from ddpm_cli.training.run_checkpoints import newest_sound
+from ddpm_cli.checkpoints.format import load_checkpoint
+from ddpm_cli.checkpoints.run_checkpoints import newest_sound
 from tests.faults.processes import Process, assert_same_run, partials, running, trained
 
 KNOBS = [

@@ -21,10 +21,10 @@ import pytest
 import torch
 
 import ddpm_cli
-from ddpm_cli.cli.folders import FOLDERS, OURS
-from ddpm_cli.training.build import weights_like
-from ddpm_cli.training.seal import MAX_PICKLE, seal
-from ddpm_cli.training.stored_config import from_stored
+from ddpm_cli.checkpoints.checksum import MAX_PICKLE, seal
+from ddpm_cli.checkpoints.loading import weights_like
+from ddpm_cli.checkpoints.run_folder import FOLDERS, OURS
+from ddpm_cli.checkpoints.stored_config import from_stored
 from tests.conftest import TINY, Result, edit_checkpoint, train_into
 
 Run = Callable[..., Result]

@@ -15,10 +15,10 @@ import pytest
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
-from ddpm_cli.cli import command as command_module
+from ddpm_cli.cli import app as command_module
 from ddpm_cli.cli import evaluate, export, forward, import_, sample, train
-from ddpm_cli.cli.checks import check_checkpoint
-from ddpm_cli.cli.command import launch, register_schemas
+from ddpm_cli.cli.app import launch, register_schemas
+from ddpm_cli.cli.overrides import check_checkpoint
 from tests.conftest import SCHEMAS
 
 CHECKS: dict[str, Callable[[Any], None]] = {

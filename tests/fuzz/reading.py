@@ -78,7 +78,7 @@ def _most_memory() -> int:
 def _read_image(path: str) -> str:
     import torch
 
-    from ddpm_cli.data.given import read_file
+    from ddpm_cli.data.user_images import read_file
     from ddpm_cli.errors import UserError
 
     channels = 1 + 2 * (len(path) % 2)
@@ -95,9 +95,9 @@ def _read_image(path: str) -> str:
 def _read_idx(path: str) -> str:
     import torch
 
+    from ddpm_cli.config import FashionMnist
     from ddpm_cli.data.sources import load_examples
     from ddpm_cli.errors import UserError
-    from ddpm_cli.options import FashionMnist
 
     try:
         examples = load_examples(FashionMnist(root=path, image_size=28, channels=1, flip=False), train=True)

@@ -43,7 +43,7 @@ def composed(*overrides, command="train"):
     from hydra import initialize_config_module
     from omegaconf import OmegaConf
 
-    from ddpm_cli.cli.command import register_schemas
+    from ddpm_cli.cli.app import register_schemas
     from ddpm_cli.config import TrainConfig
 
     register_schemas(command, TrainConfig)
@@ -175,8 +175,8 @@ def network_and_batch(overrides, batch_size):
     """A network without dropout whose layers are all at work, and a batch for it, both on the CPU."""
     import torch
 
-    from ddpm_cli.options import ClassLabels
-    from ddpm_cli.training.build import network_of
+    from ddpm_cli.config import ClassLabels
+    from ddpm_cli.sampling.build import network_of
 
     config = composed(*sized(overrides), "model.dropout=0")
     classes = [str(i) for i in range(10)] if isinstance(config.conditioning, ClassLabels) else []
@@ -251,7 +251,7 @@ def env():
             "cudnn": torch.backends.cudnn.version(),
             "triton": triton.__version__,
         }
-        from ddpm_cli.training.devices import resolve_device, resolve_precision
+        from ddpm_cli.distributed.devices import resolve_device, resolve_precision
 
         found["auto"] = f"{resolve_device('auto')} {resolve_precision('auto', torch.device('cuda'))}"
     return found
@@ -261,7 +261,7 @@ def models():
     """Each network forward and backward on the device, eager, in each precision, against the CPU's float32."""
     import torch
 
-    from ddpm_cli.training.devices import in_precision
+    from ddpm_cli.sampling.build import in_precision
 
     device, found, worst = torch.device(device_name()), {}, []
     limits = {"fp32": 1e-3, "fp32_tf32": 2e-2, "bf16": 1e-1, "fp16": 3e-2}
@@ -287,7 +287,7 @@ def compiled(name, batch_size=16):
     """The compiled network against the eager one: in float32 the same, in bf16 as far from float32 as that."""
     import torch
 
-    from ddpm_cli.training.devices import in_precision
+    from ddpm_cli.sampling.build import in_precision
 
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device(device_name())
@@ -437,9 +437,9 @@ def samplers():
     """Every sampler; image i whatever is drawn beside it; the device against the CPU; fp32 and bf16."""
     import torch
 
-    from ddpm_cli.imaging import to_uint8
-    from ddpm_cli.training.build import load_trained
-    from ddpm_cli.training.generate import generator_of
+    from ddpm_cli.checkpoints.loading import load_trained
+    from ddpm_cli.images.png_gif import to_uint8
+    from ddpm_cli.sampling.sample_generator import generator_of
 
     train_cli("for_samplers", "experiment=quickstart", f"dataset.root={DATA}", "compile=false", "train.steps=200",
               "train.milestone_every=200", "train.samples=4", limit=150)  # fmt: skip
@@ -475,14 +475,14 @@ def out_of_memory():
 
     import torch
 
-    from ddpm_cli.training.build import build_denoiser, network_of
-    from ddpm_cli.training.generate import Generator, batches_that_fit
+    from ddpm_cli.sampling.build import build_denoiser, network_of
+    from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry
 
     config = composed(*sized(["experiment=improved", "sampler=ddim"]), "sampler.steps=2")
     device = torch.device(device_name())
     torch.manual_seed(0)
     network = network_of(config, []).to(device).eval().requires_grad_(False)
-    generator = Generator(
+    generator = SampleGenerator(
         build_denoiser(config, network, device, torch.float32), config.sampler, config.dataset.shape, device
     )
     n, said = (8 if TINY else 256), []
@@ -499,14 +499,14 @@ def out_of_memory():
             x = step.x
         return x.cpu()
 
-    wanted = torch.cat([made for _, made in batches_that_fit(n, n, draw)])
+    wanted = torch.cat([made for _, made in batches_with_oom_retry(n, n, draw)])
     found = {}
     if CUDA:
         found["peak_gib_of_all"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         torch.cuda.empty_cache()
         room = torch.cuda.memory_reserved() + 0.35 * torch.cuda.max_memory_allocated()
         torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
-    made = torch.cat([made for _, made in batches_that_fit(n, n, draw)])
+    made = torch.cat([made for _, made in batches_with_oom_retry(n, n, draw)])
     found |= {"said": said, "apart": float(f"{relative(made, wanted):.2g}")}
     assert found["apart"] < 0.02 and (not CUDA or any("out of memory" in line for line in said)), found
     if CUDA:  # a batch that cannot be trained on: what is said of it?
@@ -525,8 +525,8 @@ def fsdp_one_device():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from ddpm_cli.training.devices import in_precision
-    from ddpm_cli.training.parallel import _blocks
+    from ddpm_cli.distributed.sharding import _blocks
+    from ddpm_cli.sampling.build import in_precision
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("nccl" if CUDA else "gloo")
@@ -811,8 +811,8 @@ def ms_of_a_call(name, kind, sampler, batch_size):
     """Milliseconds of a step of a sampler that calls the network once."""
     import torch
 
-    from ddpm_cli.training.build import build_denoiser, network_of
-    from ddpm_cli.training.generate import Generator
+    from ddpm_cli.sampling.build import build_denoiser, network_of
+    from ddpm_cli.sampling.sample_generator import SampleGenerator
 
     device, (dtype, compile), steps = torch.device(device_name()), KINDS[kind], 3 if TINY else 10
     config = composed(*sized([*SAMPLED[name], f"sampler={sampler}"]), f"sampler.steps={steps}")
@@ -821,7 +821,7 @@ def ms_of_a_call(name, kind, sampler, batch_size):
         network = network.to(memory_format=torch.channels_last)
         network.compile()
     denoiser = build_denoiser(config, network, device, getattr(torch, dtype))
-    generator = Generator(denoiser, config.sampler, config.dataset.shape, device)
+    generator = SampleGenerator(denoiser, config.sampler, config.dataset.shape, device)
     for _ in range(2):  # the second one counts
         sync()
         begun = time.perf_counter()
@@ -852,9 +852,9 @@ def time_milestone(name):
     """Seconds of what a milestone does while nothing is trained."""
     import torch
 
-    from ddpm_cli.training.losses import Losses
-    from ddpm_cli.training.metrics import COLUMNS, Metrics
-    from ddpm_cli.training.run_checkpoints import save_checkpoint
+    from ddpm_cli.checkpoints.run_checkpoints import save_checkpoint
+    from ddpm_cli.tracking.metrics_csv import COLUMNS, Metrics
+    from ddpm_cli.training.loss_monitor import LossMonitor
 
     overrides, batch_size = TIMED[name]
     trainer = trainer_of([*overrides, "sampler=dpmpp_2m", "sampler.steps=20"], batch_size)
@@ -870,7 +870,7 @@ def time_milestone(name):
         found[key] = round(time.perf_counter() - begun, 3)
         return made
 
-    state = {**trainer.state(), "losses": Losses(10).state(), "seconds": 1.0, "data": "none"}
+    state = {**trainer.state(), "losses": LossMonitor(10).state(), "seconds": 1.0, "data": "none"}
     for _ in range(2):  # the second one counts
         timed("save_checkpoint", lambda: save_checkpoint(folder, state))
     n = 4 if TINY else 64

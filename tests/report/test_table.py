@@ -7,16 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_cli.report.runs import Run, find_runs
-from ddpm_cli.report.table import (
-    command_of,
-    csv_of,
-    differing,
-    higher_is_better,
-    is_table,
-    metrics_of,
-    swept,
-    unlike,
-)
+from ddpm_cli.report.table import command_of, csv_of, differing, higher_is_better, is_table, metrics_of, swept, unlike
 from tests.report.folders import a_run, evaluate
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.errors import Stopped
 from ddpm_cli.files import NoRoom
-from ddpm_cli.pictures import picture
-from ddpm_cli.training.checkpoint import load_checkpoint
+from ddpm_cli.images.samples import picture
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.signals import Signals
 from tests.conftest import TINY, composed
@@ -33,7 +33,7 @@ def before(monkeypatch: pytest.MonkeyPatch, loop: Loop, method: str, happens: Ca
     monkeypatch.setattr(loop, method, call)
 
 
-@pytest.mark.parametrize("moment", ["_heed_stop", "_save", "_draw", "_is_milestone"])
+@pytest.mark.parametrize("moment", ["_raise_if_stopped", "_save", "_draw", "_is_milestone"])
 def test_whenever_the_signal_comes_what_is_said_to_be_saved_is(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm_cli.config import TrainConfig
+from ddpm_cli.checkpoints.format import load_checkpoint
+from ddpm_cli.config import ImageDataset, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table, to_float
-from ddpm_cli.options import ImageDataset
-from ddpm_cli.training.checkpoint import load_checkpoint
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_cli.training.devices import resolve_precision
+from ddpm_cli.distributed.devices import resolve_precision
 
 REFERENCE, OURS = "reference", "ddpm-cli"
 

@@ -10,12 +10,12 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from ddpm_cli.cli.command import register_schemas
+from ddpm_cli.checkpoints.run_checkpoints import save_checkpoint
+from ddpm_cli.cli.app import register_schemas
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Table
 from ddpm_cli.training.loop import Loop
-from ddpm_cli.training.run_checkpoints import save_checkpoint
 from ddpm_cli.training.trainer import Trainer
 from tests.benchmarks.data import overrides
 

@@ -1,0 +1,148 @@
+"""A checkpoint: one file that holds all a run needs to go on and all a sampler needs; data, never code."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.checkpoints.checksum import Damaged, check_archive, check_pickle, check_seal, seal
+from ddpm_cli.checkpoints.stored_config import from_stored
+from ddpm_cli.errors import UserError
+from ddpm_cli.files import atomic
+
+FORMAT = 5
+TYPES = {
+    "step": int,  # done
+    "seconds": float,  # spent in them
+    "config": dict,  # as a plain dict, see stored_config
+    "classes": list,  # names of those that the network is told
+    "data": str,  # fingerprint of the examples
+    "model": dict,
+    "ema": dict,
+    "optimizer": dict,  # the state of each parameter, by number
+    "scaler": dict,  # of fp16, else empty
+    "timestep_sampler": dict,
+    "losses": dict,  # see LossMonitor.state
+}
+"""The keys beside `format`."""
+MAX_ITEMS = 1_000_000
+MAX_DEPTH = 10
+MAX_STEP = 10**15
+LONGEST = 300
+"""Letters of what is said of a config: it may hold texts and lists of any length."""
+
+
+class CorruptCheckpoint(UserError):
+    """A file that is no whole checkpoint."""
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state`, which has the keys of `TYPES`, with its checksum; whole or not at all. Raises `NoRoom`."""
+    with atomic(path, _bytes_of(state)) as partial:
+        with partial.open("wb") as stream:
+            torch.save({"format": FORMAT, **state}, stream)
+        seal(partial)
+
+
+def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU, its `config` as a `TrainConfig`; `key` is for messages.
+
+    Runs no code of the file's, opens nothing that it names, and takes little more memory than the file itself.
+    Its tensors are a view of the file: copy those that are to stay. Raises `CorruptCheckpoint` for a file that is
+    not whole, and `UserError` for one that was never written by ddpm-train of this version.
+    """
+    try:
+        check_seal(path)
+        check_archive(path)
+    except Damaged as error:
+        raise CorruptCheckpoint(f"{key}={path}: {error}; name another checkpoint") from error
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror}); name another checkpoint") from error
+    try:
+        check_pickle(path)
+        # Mapped, because only then torch checks that a tensor lies within the file.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        plain = _count(state, MAX_DEPTH) <= MAX_ITEMS
+    except Exception as error:  # torch raises nearly anything on a file that is not its own
+        raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
+    if not plain or not isinstance(state, dict) or type(state.get("format")) is not int:
+        raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another")
+    if state["format"] != FORMAT:
+        raise UserError(
+            f"{key}={path}: format {state['format']}, but this version reads format {FORMAT}; "
+            "use the version of ddpm-cli that wrote it"
+        )
+    wrong = sorted(name for name, kind in TYPES.items() if type(state.get(name)) is not kind)
+    if not wrong:
+        ok = {
+            "step": 0 <= state["step"] <= MAX_STEP,
+            "seconds": 0 <= state["seconds"] < math.inf,
+            "classes": all(isinstance(name, str) for name in state["classes"]),
+        }
+        wrong = [name for name in ok if not ok[name]]
+    if wrong:
+        raise UserError(f"{key}={path}: not a checkpoint of a run: {', '.join(wrong)} amiss")
+    try:
+        return {**state, "config": from_stored(state["config"])}
+    except UserError as error:
+        raise UserError(f"{key}={path}: cannot be used: {str(error)[:LONGEST]}") from error
+
+
+def check_matches(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless those items of `state` that `like` has are of the same build, their tensors of the same
+    shapes and types, finite, and no larger together than the file. Tensors of `like` may be on the meta device.
+    """
+    for name, wanted in like.items():
+        if _bytes_of(state[name]) > path.stat().st_size:  # before anything is reckoned with its tensors
+            raise UserError(f"{key}={path}: larger inside than the file itself; name another checkpoint")
+        if difference := _difference(state[name], wanted, name):
+            raise UserError(
+                f"{key}={path}: does not fit the network in its config: {difference}; name another checkpoint"
+            )
+
+
+def _difference(value: Any, like: Any, at: str) -> str:
+    """What is other in `value` than in `like`, if anything is; `at` names it."""
+    if isinstance(like, Tensor):
+        if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
+            return f"{at} is no tensor"
+        if value.shape != like.shape or value.dtype != like.dtype:
+            ours, theirs = (f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in (value, like))
+            return f"{at} is {ours}, not {theirs}"
+        return "" if value.isfinite().all() else f"{at} is not finite"
+    if isinstance(like, dict):
+        if not isinstance(value, dict) or value.keys() != like.keys():
+            return f"{at} has other keys"
+        return next(filter(None, (_difference(value[key], like[key], f"{at}.{key}") for key in like)), "")
+    if isinstance(like, list):
+        alike = isinstance(value, list) and all(type(one) is type(like[0]) for one in value)
+        return "" if alike else f"{at} is no list as it should be"
+    return "" if type(value) is type(like) else f"{at} is no {type(like).__name__}"
+
+
+def _count(value: Any, depth: int) -> int:
+    """How many things are in a tree of plain data and tensors. Raises `ValueError` for too many or anything else."""
+    if depth == 0:
+        raise ValueError("too deep")
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    elif not isinstance(value, list | tuple):
+        if not (value is None or isinstance(value, str | int | float | Tensor)):
+            raise ValueError(type(value))
+        return 1
+    total = 1
+    for one in value:
+        total += _count(one, depth - 1)
+        if total > MAX_ITEMS:
+            raise ValueError("too many")
+    return total
+
+
+def _bytes_of(value: Any) -> int:
+    """The bytes of all tensors in a tree."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(map(_bytes_of, value.values())) if isinstance(value, dict) else 0

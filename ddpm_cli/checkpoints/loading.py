@@ -1,0 +1,73 @@
+"""The network and the denoiser that a run's config stands for."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_cli.checkpoints.format import check_matches, load_checkpoint
+from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
+from ddpm_cli.checkpoints.safetensors_file import Weights, read_weights
+from ddpm_cli.checkpoints.stored_config import with_noted_root
+from ddpm_cli.config import ClassLabels, TrainConfig
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.distributed.devices import resolve_device, resolve_precision
+from ddpm_cli.errors import UserError
+from ddpm_cli.sampling.build import build_denoiser, network_of
+
+
+def weights_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
+    """What the weights of the network of a run look like, without the memory for them."""
+    with torch.device("meta"):
+        return dict(network_of(config, classes).state_dict())
+
+
+def check_classes(key: str, path: Path, config: TrainConfig, classes: list[str]) -> None:
+    """Raise `UserError` unless there are `classes` where the network of `config` is told some, and nowhere else."""
+    if bool(classes) != isinstance(config.conditioning, ClassLabels):
+        raise UserError(f"{key}={path}: its classes do not fit the conditioning in its config; name another checkpoint")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, ready to use. `classes`: the names of those that the network is told, maybe none."""
+
+    path: Path
+    step: int
+    config: TrainConfig
+    network: nn.Module
+    denoiser: Denoiser
+    classes: list[str]
+    device: torch.device
+
+
+def load_weights(key: str, path: Path, kind: str) -> Weights:
+    """The `kind` weights, ema or model, in a checkpoint or in a .safetensors file of ddpm-export. Raises `UserError`.
+
+    They fit the network that their config stands for, which names the data's folder if the run's own notes beside
+    the checkpoint do.
+    """
+    if path.suffix == ".safetensors":
+        weights = read_weights(key, path)
+    else:
+        state = load_checkpoint(key, path)
+        weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind])
+    if weights.kind != kind:
+        raise UserError(f"weights={kind}: {path} holds the {weights.kind} weights alone; use weights={weights.kind}")
+    config = with_noted_root(weights.config, path)
+    check_classes(key, path, config, weights.classes)
+    check_matches(key, path, {kind: weights.tensors}, {kind: weights_like(config, weights.classes)})
+    return replace(weights, config=config)
+
+
+def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Trained:
+    """The network that `ckpt` names, with its `ema` or `model` weights, ready to use. Raises `UserError`."""
+    path = find_checkpoint("ckpt", ckpt)
+    on = resolve_device(device)
+    held = load_weights("ckpt", path, weights)
+    network = network_of(held.config, held.classes)
+    network.load_state_dict(held.tensors)
+    network = network.to(on).eval().requires_grad_(False)
+    denoiser = build_denoiser(held.config, network, on, resolve_precision(precision, on))
+    return Trained(path, held.step, held.config, network, denoiser, held.classes, on)

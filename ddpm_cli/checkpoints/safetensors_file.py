@@ -1,0 +1,141 @@
+"""A network as a .safetensors file: its weights, and in the metadata what else a sampler needs; data, never code."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.checkpoints.format import LONGEST, MAX_STEP
+from ddpm_cli.checkpoints.stored_config import from_stored, to_stored
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.errors import UserError
+from ddpm_cli.files import write
+
+FORMAT = 2
+MAX_HEADER = 8 * 2**20
+"""Bytes of a file's header, which has the tensors' names and shapes: several times those of the largest network."""
+TYPES = {"format": int, "step": int, "weights": str, "classes": list, "config": dict}
+"""What the metadata's `ddpm_cli` holds, as JSON."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint and a .safetensors file both hold. kind: ema or model. tensors: the network's, on the CPU."""
+
+    config: TrainConfig
+    classes: list[str]
+    step: int
+    kind: str
+    tensors: dict[str, Tensor]
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Write `weights` with a checksum; whole or not at all. Raises `NoRoom`, and `UserError` without safetensors."""
+    about = json.dumps(
+        {
+            "format": FORMAT,
+            "step": weights.step,
+            "weights": weights.kind,
+            "classes": weights.classes,
+            "config": to_stored(weights.config),
+        }
+    )
+    write_tensors(path, weights.tensors, {"ddpm_cli": about, "sha256": _sha256(about, weights.tensors)})
+
+
+def read_weights(key: str, path: Path) -> Weights:
+    """What `write_weights` wrote; `key` is for messages. Raises `UserError` for any other file, or a damaged one."""
+    tensors, metadata = read_tensors(key, path)
+    about = metadata.get("ddpm_cli")
+    if about is None:
+        raise UserError(
+            f"{key}={path}: not a file of ddpm-export; one of the diffusers library is for ddpm-import, others for none"
+        )
+    if _sha256(about, tensors) != metadata.get("sha256"):
+        raise UserError(f"{key}={path}: damaged: its checksum does not match; name another file")
+    try:
+        state = json.loads(about)
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
+        raise UserError(f"{key}={path}: not a file of ddpm-export; name another")
+    if state["format"] != FORMAT:
+        raise UserError(
+            f"{key}={path}: format {state['format']}, but this version reads format {FORMAT}; "
+            "use the version of ddpm-cli that wrote it"
+        )
+    if wrong := _mismatch(state):
+        raise UserError(f"{key}={path}: not a file of ddpm-export: {', '.join(wrong)} amiss; name another")
+    try:
+        config = from_stored(state["config"])
+    except UserError as error:
+        raise UserError(f"{key}={path}: cannot be used: {str(error)[:LONGEST]}") from error
+    return Weights(config, state["classes"], state["step"], state["weights"], tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A .safetensors file of tensors on the CPU. Raises `NoRoom`, and `UserError` where safetensors is missing."""
+    safetensors = _safetensors(str(path))
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write(path, safetensors.torch.save(contiguous, {"format": "pt", **metadata}))
+
+
+def read_tensors(key: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors in any .safetensors file, which stay views of it, and its metadata.
+
+    Takes little more memory than the file itself. Raises `UserError` where it is none, damaged or cut.
+    """
+    safetensors = _safetensors(f"{key}={path}")
+    try:
+        _check_header(path)
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror}); name another file") from error
+    except Exception as error:  # safetensors, and torch below it, raise several kinds
+        raise UserError(f"{key}={path}: damaged, or no .safetensors file; name another") from error
+
+
+def _safetensors(wanted: str) -> Any:
+    try:
+        import safetensors
+        import safetensors.torch  # optional: pip install 'ddpm-cli[export]'
+    except ImportError as error:
+        raise UserError(f"{wanted}: needs safetensors; pip install 'ddpm-cli[export]'") from error
+    return safetensors
+
+
+def _check_header(path: Path) -> None:
+    """Raise `ValueError` for a header that is longer than the file or than any network needs."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\xff"))
+    if length > min(MAX_HEADER, path.stat().st_size):
+        raise ValueError(length)
+
+
+def _mismatch(state: Mapping[str, Any]) -> list[str]:
+    """Which entries are not as they are written."""
+    wrong = sorted(name for name, kind in TYPES.items() if type(state.get(name)) is not kind)
+    if wrong:
+        return wrong
+    ok = {
+        "step": 0 <= state["step"] <= MAX_STEP,
+        "weights": state["weights"] in ("ema", "model"),
+        "classes": all(isinstance(name, str) for name in state["classes"]),
+    }
+    return [name for name in ok if not ok[name]]
+
+
+def _sha256(about: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the text and of every tensor's name and bytes, in hexadecimal."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""A run's config as its checkpoints hold it: a plain dict, in which no path stands."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import dacite
+import yaml
+
+from ddpm_cli.config import GROUPS, ImageDataset, Option, TrainConfig, option_name
+from ddpm_cli.errors import UserError, check, one_of
+from ddpm_cli.untrusted_files import text_of
+
+MAX_NOTES = 65_536
+"""Bytes of a run's notes: many times what they have."""
+
+
+def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as a dict, less its paths: they mean nothing elsewhere, and a stranger's are not to be opened."""
+    dataset = data.get("dataset")
+    if isinstance(dataset, dict) and "root" in dataset:
+        dataset = {**dataset, "root": None}
+    left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": {"resume": None}}
+    return {**data, "dataset": dataset, **left}
+
+
+def to_stored(config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint holds of `config`."""
+    return without_paths(asdict(config))
+
+
+def from_stored(data: object) -> TrainConfig:
+    """The `TrainConfig` that `to_stored` made `data` of. Raises `UserError` for anything else."""
+    if not isinstance(data, dict):
+        raise UserError("config: is no table of keys")
+    return train_config(without_paths(data))
+
+
+def train_config(data: Mapping[str, Any]) -> TrainConfig:
+    """The `TrainConfig` that `dataclasses.asdict` made `data` of.
+
+    Raises `UserError` for a missing or unknown key, a wrong type or a value out of range.
+    """
+    hooks = {base: _option_reader(base, options) for base, options in GROUPS.items()}
+    try:
+        return dacite.from_dict(TrainConfig, data, dacite.Config(strict=True, type_hooks=hooks))
+    except (dacite.DaciteError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UserError(f"config: {' '.join(str(error).split())}") from error
+
+
+def with_noted_root(config: TrainConfig, checkpoint: Path) -> TrainConfig:
+    """`config` with its data where they lay by the notes of the run whose `checkpoint` it is from, if there are any."""
+    if not isinstance(config.dataset, ImageDataset):
+        return config
+    file = checkpoint.parent.parent / ".hydra" / "config.yaml"
+    try:
+        root = yaml.safe_load(text_of(file, MAX_NOTES))["dataset"]["root"]
+    except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        return config
+    return replace(config, dataset=replace(config.dataset, root=root if isinstance(root, str) else None))
+
+
+def _option_reader(base: type[Option], options: list[type[Option]]) -> Any:
+    by_name = {option_name(option): option for option in options}
+
+    def read(data: Mapping[str, Any]) -> Option:
+        name = str(data.get("name"))
+        check(name in by_name, f"{base.group}.name", name, one_of(by_name))
+        return dacite.from_dict(by_name[name], data, dacite.Config(strict=True))
+
+    return read

@@ -1,0 +1,98 @@
+"""The group `dataset`: images, or points of the plane."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ddpm_cli.config.registry import MAX_SIZE, Option
+from ddpm_cli.errors import check
+
+
+@dataclass(kw_only=True)
+class Dataset(Option):
+    """What is learned. `shape` is that of one example, the channels first."""
+
+    group: ClassVar[str] = "dataset"
+    bounded: ClassVar[bool] = True  # to [-1, 1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class ImageDataset(Dataset):
+    """Images scaled to [-1, 1]. `image_size` is a side, or [height, width]; other sizes are resized to it."""
+
+    root: str | None  # where to look first; None: the usual places
+    image_size: Any
+    channels: int  # 1 gray, 3 RGB; the network takes it from here
+    flip: bool  # mirror every other image, at random, in training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.channels in (1, 3), "dataset.channels", self.channels, "1 (gray) or 3 (colour)")
+        sides = self.image_size if isinstance(self.image_size, list) else [self.image_size]
+        ok = len(sides) in (1, 2) and all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides)
+        check(ok, "dataset.image_size", self.image_size, f"a side in 1..{MAX_SIZE} pixels, or [height,width]")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        sides = self.image_size if isinstance(self.image_size, list) else [self.image_size]
+        return self.channels, sides[0], sides[-1]
+
+
+@dataclass(kw_only=True)
+class FashionMnist(ImageDataset):
+    name: str = "fashion_mnist"
+
+
+@dataclass(kw_only=True)
+class Mnist(ImageDataset):
+    name: str = "mnist"
+
+
+@dataclass(kw_only=True)
+class Cifar10(ImageDataset):
+    name: str = "cifar10"
+
+
+@dataclass(kw_only=True)
+class Digits(ImageDataset):
+    name: str = "digits"
+
+
+@dataclass(kw_only=True)
+class ImageFolder(ImageDataset):
+    name: str = "image_folder"
+    test_fraction: float  # held out where the folder has no train/ and test/ of its own
+    skip_broken: bool  # go on without files that cannot be decoded
+    follow_links: bool  # those that lead out of the root too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.test_fraction < 1, "dataset.test_fraction", self.test_fraction, "in [0, 1)")
+
+    def check_root(self) -> None:
+        """Raise `UserError` where the folder is not named; a checkpoint's config names none."""
+        check(self.root is not None, "dataset.root", None, "a folder of images: dataset.root=/pictures")
+
+
+@dataclass(kw_only=True)
+class SwissRoll(Dataset):
+    """Points (x, y) on a spiral, within some 1.5 of the origin."""
+
+    bounded: ClassVar[bool] = False
+    name: str = "swiss_roll"
+    points: int
+    noise: float  # standard deviation off the spiral, whose arms are 6.3 apart
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.points <= 10**8, "dataset.points", self.points, "in 1..100000000")
+        check(0 <= self.noise <= 100, "dataset.noise", self.noise, "in [0, 100]")
+
+    @property
+    def shape(self) -> tuple[int]:
+        """The two coordinates."""
+        return (2,)

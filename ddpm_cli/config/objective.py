@@ -1,0 +1,139 @@
+"""The groups of the objective: `loss`, `weighting`, `timestep_sampler`, `conditioning`."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ddpm_cli.config.registry import Option
+from ddpm_cli.errors import check
+
+
+@dataclass(kw_only=True)
+class Loss(Option):
+    """The distance between the network's output and its target, or a bound on the likelihood."""
+
+    group: ClassVar[str] = "loss"
+
+
+@dataclass(kw_only=True)
+class L1(Loss):
+    name: str = "l1"
+
+
+@dataclass(kw_only=True)
+class L2(Loss):
+    name: str = "l2"
+
+
+@dataclass(kw_only=True)
+class Huber(Loss):
+    name: str = "huber"
+    delta: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.delta < math.inf, "loss.delta", self.delta, "a finite number above 0")
+
+
+@dataclass(kw_only=True)
+class Vlb(Loss):
+    """The variational bound in bits per dimension."""
+
+    name: str = "vlb"
+
+
+@dataclass(kw_only=True)
+class Hybrid(Loss):
+    """L2 for the mean, and `vlb_weight` times the bound for the variance."""
+
+    name: str = "hybrid"
+    vlb_weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.vlb_weight <= 1000, "loss.vlb_weight", self.vlb_weight, "in (0, 1000]")
+
+
+@dataclass(kw_only=True)
+class Weighting(Option):
+    """How much each timestep counts in the loss."""
+
+    group: ClassVar[str] = "weighting"
+
+
+@dataclass(kw_only=True)
+class Unweighted(Weighting):
+    name: str = "none"
+
+
+@dataclass(kw_only=True)
+class MinSnr(Weighting):
+    name: str = "min_snr"
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.gamma < math.inf, "weighting.gamma", self.gamma, "a finite number above 0")
+
+
+@dataclass(kw_only=True)
+class P2(Weighting):
+    name: str = "p2"
+    k: float
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1e-3 <= self.k <= 1e3, "weighting.k", self.k, "in [0.001, 1000]")
+        check(0 <= self.gamma <= 10, "weighting.gamma", self.gamma, "in [0, 10]")
+
+
+@dataclass(kw_only=True)
+class TimestepSampler(Option):
+    """Which timesteps a batch is trained at."""
+
+    group: ClassVar[str] = "timestep_sampler"
+
+
+@dataclass(kw_only=True)
+class UniformTimesteps(TimestepSampler):
+    name: str = "uniform"
+
+
+@dataclass(kw_only=True)
+class LossSecondMoment(TimestepSampler):
+    """More often where the loss is large; `uniform_mix` of the draws are uniform."""
+
+    name: str = "loss_second_moment"
+    history: int  # losses remembered for each timestep
+    uniform_mix: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.history <= 1000, "timestep_sampler.history", self.history, "in 1..1000")
+        ok = 0 < self.uniform_mix <= 1
+        check(ok, "timestep_sampler.uniform_mix", self.uniform_mix, "in (0, 1]: each timestep needs a chance")
+
+
+@dataclass(kw_only=True)
+class Conditioning(Option):
+    """What the network is told beside x_t and t."""
+
+    group: ClassVar[str] = "conditioning"
+
+
+@dataclass(kw_only=True)
+class Unconditional(Conditioning):
+    name: str = "none"
+
+
+@dataclass(kw_only=True)
+class ClassLabels(Conditioning):
+    """The class; hidden from `dropout` of the examples, so that guidance is possible."""
+
+    name: str = "class"
+    dropout: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.dropout < 1, "conditioning.dropout", self.dropout, "in [0, 1)")

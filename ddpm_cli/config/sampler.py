@@ -1,0 +1,113 @@
+"""The group `sampler`: how x_T becomes x_0."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ddpm_cli.config.dataset import Dataset
+from ddpm_cli.config.registry import Option
+from ddpm_cli.config.schedule import Schedule
+from ddpm_cli.errors import UserError, check, one_of
+
+SPACINGS = ("time", "stride", "logsnr")
+NOISY = 0.75
+"""The share of the timesteps after which samplers may begin."""
+THRESHOLDINGS = ("clip", "dynamic", "none")
+
+
+@dataclass(kw_only=True)
+class Sampler(Option):
+    """How x_T becomes x_0, at `steps` of the timesteps (None: all T)."""
+
+    group: ClassVar[str] = "sampler"
+    steps: int | None
+    sections: list[int] | None  # instead of steps: how many in each of as many equal parts of 0..T-1
+    spacing: str  # of steps: even in time, DDIM's whole stride, or even in the log-SNR
+    thresholding: str  # of the estimate of x0 at each step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is not None:
+            check(self.steps >= 1, "sampler.steps", self.steps, "at least 1, or null for all timesteps")
+        if self.sections is not None:
+            ok = len(self.sections) > 0 and all(count >= 1 for count in self.sections)
+            check(ok, "sampler.sections", self.sections, "counts of at least 1, as in [10,15,20], or null")
+        check(self.spacing in SPACINGS, "sampler.spacing", self.spacing, one_of(SPACINGS))
+        check(
+            self.thresholding in THRESHOLDINGS,
+            "sampler.thresholding",
+            self.thresholding,
+            one_of(THRESHOLDINGS),
+        )
+
+    def check_against(self, schedule: Schedule, dataset: Dataset) -> None:
+        """Raise `UserError` where `schedule` has too few timesteps, or `dataset` reaches beyond the thresholds."""
+        if self.thresholding != "none" and not dataset.bounded:
+            raise UserError(
+                f"sampler.thresholding={self.thresholding}: must be none for dataset={dataset.name}, which reaches "
+                "beyond [-1, 1]"
+            )
+        if self.sections is not None:
+            self._check_sections(self.sections, schedule.timesteps)
+        elif self.steps is not None:
+            self._check_steps(self.steps, schedule.timesteps)
+
+    def _check_sections(self, sections: list[int], timesteps: int) -> None:
+        for i, count in enumerate(sections):
+            size = timesteps // len(sections) + (i < timesteps % len(sections))
+            if count > size:
+                raise UserError(
+                    f"sampler.sections={sections}: section {i} has {size} of the T={timesteps} timesteps, "
+                    f"of which {count} cannot be taken; use smaller counts"
+                )
+
+        first = timesteps - timesteps // len(sections)  # of the last section
+        self._check_start(timesteps - 1 if sections[-1] > 1 else first, timesteps)
+
+    def _check_start(self, start: int, timesteps: int) -> None:
+        if start < NOISY * (timesteps - 1):
+            raise UserError(
+                f"sampler={self.name}: these steps begin at t={start} of T={timesteps}, where x_t is not noise yet; "
+                "take more of them, or sampler.spacing=time"
+            )
+
+    def _check_steps(self, steps: int, timesteps: int) -> None:
+        check(
+            steps <= timesteps,
+            "sampler.steps",
+            steps,
+            f"in 1..{timesteps}, the timesteps of the schedule (schedule.timesteps)",
+        )
+        if self.spacing == "stride" and len(range(0, timesteps, -(-timesteps // steps))) != steps:
+            counts = {len(range(0, timesteps, stride)) for stride in range(1, timesteps + 1)}
+            near = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])
+            raise UserError(
+                f"sampler.steps={steps}: no whole stride through T={timesteps} takes as many; sampler.spacing=stride "
+                f"takes {one_of(map(str, near))}"
+            )
+        if self.spacing == "stride":
+            self._check_start((steps - 1) * -(-timesteps // steps), timesteps)
+
+
+@dataclass(kw_only=True)
+class Ddpm(Sampler):
+    name: str = "ddpm"
+
+
+@dataclass(kw_only=True)
+class Ddim(Sampler):
+    name: str = "ddim"
+    eta: float  # 0: deterministic; 1: as much noise as ddpm
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.eta <= 1, "sampler.eta", self.eta, "in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class DpmPp2M(Sampler):
+    name: str = "dpmpp_2m"
+
+
+@dataclass(kw_only=True)
+class Heun(Sampler):
+    name: str = "heun"

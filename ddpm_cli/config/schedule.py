@@ -1,0 +1,85 @@
+"""The group `schedule`: the betas of the forward process."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ddpm_cli.config.registry import Option
+from ddpm_cli.errors import UserError, check
+
+
+@dataclass(kw_only=True)
+class Schedule(Option):
+    """The betas of the forward process; `timesteps` is T."""
+
+    group: ClassVar[str] = "schedule"
+    timesteps: int
+    zero_terminal_snr: bool  # stretch it so that x_T is pure noise (Lin et al. 2023)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.timesteps <= 100_000, "schedule.timesteps", self.timesteps, "in 1..100000")
+        if self.zero_terminal_snr:
+            check(self.timesteps >= 2, "schedule.timesteps", self.timesteps, "at least 2 for zero_terminal_snr")
+
+
+@dataclass(kw_only=True)
+class Ramp(Schedule):
+    """Betas that rise from `beta_start` to `beta_end`; `rescale` multiplies both by 1000/T."""
+
+    beta_start: float
+    beta_end: float
+    rescale: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1e-8 <= self.beta_start < 1, "schedule.beta_start", self.beta_start, "in [1e-8, 1)")
+        bounds = f"in [schedule.beta_start={self.beta_start}, 1)"
+        check(self.beta_start <= self.beta_end < 1, "schedule.beta_end", self.beta_end, bounds)
+        if self.scale * self.beta_end >= 1:
+            raise UserError(
+                f"schedule.timesteps={self.timesteps}: schedule.rescale=true scales schedule.beta_end={self.beta_end} "
+                f"by 1000/{self.timesteps} to {self.scale * self.beta_end:.3g}, which must stay below 1; "
+                f"use more than {int(1000 * self.beta_end)} timesteps or schedule.rescale=false"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What the betas are multiplied by."""
+        return 1000 / self.timesteps if self.rescale else 1.0
+
+
+@dataclass(kw_only=True)
+class Linear(Ramp):
+    name: str = "linear"
+
+
+@dataclass(kw_only=True)
+class Quadratic(Ramp):
+    name: str = "quadratic"
+
+
+@dataclass(kw_only=True)
+class Sigmoid(Ramp):
+    name: str = "sigmoid"
+
+
+@dataclass(kw_only=True)
+class Cosine(Schedule):
+    name: str = "cosine"
+    s: float  # keeps the first betas from being too small
+    max_beta: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.s < 1, "schedule.s", self.s, "in [0, 1)")
+        check(0 < self.max_beta < 1, "schedule.max_beta", self.max_beta, "in (0, 1)")
+
+
+@dataclass(kw_only=True)
+class Constant(Schedule):
+    name: str = "constant"
+    beta: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1e-8 <= self.beta < 1, "schedule.beta", self.beta, "in [1e-8, 1)")

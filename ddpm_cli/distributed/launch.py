@@ -1,0 +1,251 @@
+"""Several processes for one command, each on a device of its own: started here by torch's elastic launcher, or before
+by torchrun or srun, which are joined. Hydra runs in none of those that are started here.
+"""
+
+import json
+import logging.config
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from multiprocessing import active_children
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import yaml
+
+from ddpm_cli.config import Distributed
+from ddpm_cli.errors import Failure, Stopped, UserError, check
+
+Thing = TypeVar("Thing")
+HEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+"""Signals that are passed on to the processes."""
+LOGS = "hydra/job_logging/ddpm.yaml"
+GRACE = 60
+"""Seconds to save in."""
+PORTS = range(20_000, 60_000)
+"""Where the processes of a SLURM step meet, by the number of their job."""
+
+
+ONE_MACHINE = Distributed(strategy="ddp", nnodes=1, rdzv_endpoint=None, max_restarts=0)
+
+
+class Lost(Failure):
+    """One of the processes ended for a reason that nobody foresaw."""
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """The processes to start on this machine."""
+
+    count: int
+    device: str
+    distributed: Distributed
+
+
+def together(work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGroup) -> Thing:
+    """What `work(*args)` returns or raises in the main process of those that come by it: of `team`, of those that
+    this one was started with, or this one alone.
+    """
+    if is_one_of_several(team.distributed.rdzv_endpoint):
+        if team.count > 1:
+            raise UserError(f"devices={team.count}: torchrun or srun has started the processes already; leave it out")
+        with _process_group(team.device):
+            return work(*args)
+    alone = team.count == 1 and team.distributed.nnodes == 1 and team.distributed.max_restarts == 0
+    return work(*args) if alone else _launched(work, args, team)
+
+
+def talks() -> bool:
+    """Whether this process is alone, or the main one of those that it was started with."""
+    return not is_one_of_several() or os.environ["RANK"] == "0"
+
+
+def is_one_of_several(endpoint: str | None = None) -> bool:
+    """Whether torchrun or srun has started this process beside others. SLURM's words for that become torch's.
+
+    endpoint: where they meet, host:port, if not on the machine of SLURM's first one.
+    """
+    env = os.environ
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        return True
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1 or "SLURM_PROCID" not in env:
+        return False
+    host, _, port = (endpoint or "").partition(":")
+    job = int(env.get("SLURM_JOB_ID", "0"))
+    env["MASTER_ADDR"] = host or _first_host(env.get("SLURM_STEP_NODELIST", "localhost"))
+    env["MASTER_PORT"] = port or str(PORTS[job % len(PORTS)])
+    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"]
+    env["LOCAL_RANK"] = env.get("SLURM_LOCALID", "0")
+    return True
+
+
+def _launched(work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGroup) -> Thing:
+    import torch
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # A store for each time that they meet: in one that the launcher kept they would find, and wait for, those before.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # of what killed processes leave
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what matters is said here
+    logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
+    own = team.distributed
+    with tempfile.TemporaryDirectory(prefix="ddpm-cli_") as name, _forward_signals(asked := Path(name, "asked")):
+        ended = Path(name, "ended")
+        config = LaunchConfig(
+            min_nodes=own.nnodes,
+            max_nodes=own.nnodes,
+            nproc_per_node=team.count,
+            run_id="ddpm-cli",
+            rdzv_backend="c10d",
+            rdzv_endpoint=own.rdzv_endpoint or "localhost:0",
+            max_restarts=own.max_restarts,
+            local_addr="localhost" if own.nnodes == 1 else None,
+            logs_specs=DefaultLogsSpecs(log_dir=name),
+        )
+        threads = max(1, torch.get_num_threads() // team.count)
+        try:
+            # Not in the main thread, where the launcher would take the signals, and not wait long for checkpoints.
+            with ThreadPoolExecutor(1, initializer=_block_signals) as thread:
+                launch = elastic_launch(config, _process)
+                values: dict[int, Thing] = thread.submit(launch, work, args, team, name, threads).result()
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            lost = f"process {rank} was lost: {failure.message.strip().splitlines()[-1]}"
+            values = {}
+        except RendezvousError as error:
+            raise Failure(
+                f"distributed.rdzv_endpoint={own.rdzv_endpoint}: {own.nnodes} machines did not meet there; start the "
+                "same command on each, and see that this port of that machine can be reached"
+            ) from error
+        if ended.exists():
+            raise _read(ended)
+        if not values and asked.exists():
+            number = int(asked.read_text())
+            raise Stopped(number, f"{signal.Signals(number).name}: stopped")
+        if not values:
+            raise Lost(lost)  # not from the error above, which would keep all that the launcher holds
+    return values[min(values)]
+
+
+def _process(
+    work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGroup, name: str, threads: int
+) -> Thing | None:
+    """What each process that is started does. How it ended, if by an error that was foreseen, stands in a file."""
+    import torch
+
+    os.setpgid(0, 0)  # so that Ctrl-C on a terminal reaches the launcher alone, which passes it on
+    ended = Path(name, "ended")
+    restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
+    if restarted and (ended.exists() or Path(name, "asked").exists()):
+        return None
+    logging.config.dictConfig(yaml.safe_load((files("ddpm_cli.configs") / LOGS).read_text()))
+    torch.set_num_threads(threads)
+    launcher, value = os.getppid(), None
+    threading.Thread(target=_exit_with_launcher, args=(launcher,), daemon=True).start()
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+        with _process_group(team.device):
+            value = work(*args)
+    except (UserError, Failure, Stopped) as error:
+        _write(error, ended)
+    except KeyboardInterrupt:
+        _write(Stopped(signal.SIGINT, "interrupted"), ended)
+    if os.getppid() != launcher:  # which torch would wait for
+        os._exit(1)
+    return value
+
+
+def _exit_with_launcher(launcher: int) -> None:
+    """End this process a while after its launcher, which was killed: on Linux, torch has it asked to stop at once."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+@contextmanager
+def _process_group(device: str) -> Iterator[None]:
+    """Be one of the processes that the environment tells of."""
+    import torch
+    from torch import distributed as dist
+
+    from ddpm_cli.distributed import collectives
+    from ddpm_cli.distributed.devices import resolve_device
+
+    backend = "gloo"
+    if resolve_device(device).type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        last = torch.cuda.device_count() - 1
+        check(local <= last, "devices", f"{local + 1} or more", f"at most {last + 1}, the CUDA devices that torch sees")
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    try:
+        if not collectives.is_rank_zero():
+            logging.getLogger("ddpm_cli").setLevel(logging.WARNING)
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _forward_signals(asked: Path) -> Iterator[None]:
+    """Pass signals on to the processes started meanwhile, and note in the file `asked` one that asks to stop."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGUSR1:
+            asked.write_text(str(number))
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
+        for child in active_children():
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(child.pid, number)  # type: ignore[arg-type]  # it was started
+
+    before = {number: signal.getsignal(number) for number in HEARD}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _block_signals() -> None:
+    """Have the processes that this thread starts hear no signal before they are ready."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+
+
+def _first_host(nodes: str) -> str:
+    """node03 of `node[03-07,9],other`."""
+    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    return f"{found[1]}{found[2] or ''}" if found else nodes
+
+
+def _write(error: UserError | Failure | Stopped, path: Path) -> None:
+    status = error.status if isinstance(error, Stopped) else None
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    kind = "UserError" if isinstance(error, UserError) else "Failure"
+    partial.write_text(json.dumps({"kind": kind, "message": str(error), "status": status}))
+    partial.replace(path)
+
+
+def _read(path: Path) -> UserError | Failure | Stopped:
+    told = json.loads(path.read_text())
+    if told["status"] is not None:
+        return Stopped(told["status"] - 128, told["message"])
+    return UserError(told["message"]) if told["kind"] == "UserError" else Failure(told["message"])

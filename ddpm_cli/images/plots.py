@@ -1,0 +1,134 @@
+"""Figures: losses, schedules, noised examples in rows, points, the terms of the bound."""
+
+import gc
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from ddpm_cli.files import write
+from ddpm_cli.images.png_gif import to_image, to_uint8
+
+EXTENT = 2.5  # of the plane that scatter plots show, to each side
+DPI = 100
+
+
+def save_loss_plot(steps: Sequence[int], losses: Sequence[float], epochs: Mapping[int, float], path: Path) -> None:
+    """The loss over the steps, logarithmic, for most of the fall is early; and `epochs`, their means by their last
+    step.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, linewidth=1, alpha=0.5 if epochs else 1)
+    if epochs:
+        axes.plot(list(epochs), list(epochs.values()), "o-", markersize=4, label="mean of an epoch")
+        axes.legend()
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(which="both", alpha=0.3)
+    _save(figure, path)
+
+
+def save_schedule_plot(alphas_cumprod: Mapping[str, Sequence[float]], path: Path) -> None:
+    """alphas_cumprod and log-SNR over t, a line per schedule."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, table in alphas_cumprod.items():
+        signal = np.array(table)
+        left.plot(signal, label=name)
+        with np.errstate(divide="ignore"):  # a last timestep without signal
+            right.plot(np.log(signal / (1 - signal)), label=name)
+    left.set(xlabel="t", ylabel="alphas_cumprod")
+    right.set(xlabel="t", ylabel="log SNR")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend()
+    _save(figure, path)
+
+
+def save_labelled_rows(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
+    """A table of pictures: for each name a row of examples, with a heading per column.
+
+    An example is an image (C, H, W) in [-1, 1], or a cloud of points (N, 2).
+    """
+    count = len(columns)
+    figure = Figure(figsize=(1.6 * count + 0.6, 1.6 * len(rows) + 0.3), layout="constrained")
+    table = figure.subplots(len(rows), count, squeeze=False)
+    for cells, (name, examples) in zip(table, rows.items(), strict=True):
+        cells[0].set_ylabel(name)
+        for cell, example in zip(cells, examples, strict=True):
+            if example.ndim == 3:
+                cell.imshow(to_image(to_uint8(example)), cmap="gray", vmin=0, vmax=255)
+            else:
+                _scatter(cell, example, size=0.3)
+            cell.set(xticks=[], yticks=[])
+    for cell, heading in zip(table[0], columns, strict=True):
+        cell.set_title(heading, fontsize=10)
+    _save(figure, path)
+
+
+def scatter(points: Tensor) -> Image.Image:
+    """A cloud of points (N, 2)."""
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    _scatter(figure.subplots(), points, size=1.5)
+    return Image.open(_png(figure)).convert("RGB")
+
+
+def save_bound_plot(terms: Sequence[float], path: Path) -> None:
+    """The bits per dimension that each timestep of the bound costs, and what they sum to from t = 0 on."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(terms, linewidth=1)
+    left.set(xlabel="t", ylabel="bits/dim of the term", yscale="log")
+    if len(terms) > 1:
+        left.set(xscale="symlog", xlim=(0, len(terms) - 1))
+    sums = np.cumsum(terms)
+    right.plot(sums)
+    right.set(xlabel="t", ylabel="bits/dim of the terms 0 to t", ylim=(None if sums.min() < 0 else 0, None))
+    for axes in (left, right):
+        axes.grid(which="both", alpha=0.3)
+    _save(figure, path)
+
+
+def save_tradeoff_plot(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], metric: str, floor: float, path: Path
+) -> None:
+    """`metric` over network calls, a line per sampler, of points (calls, value, and the interval around it)."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        calls, values, lows, highs = np.array(points).T
+        axes.errorbar(
+            calls, values, yerr=(values - lows, highs - values), fmt="o-", markersize=4, capsize=3, label=name
+        )
+    if floor > 0:
+        axes.axhline(floor, color="gray", linestyle=":", label="floor: real images")
+    logarithmic = floor > 0 and all(point[2] > 0 for points in lines.values() for point in points)
+    axes.set(xlabel="network calls an image", ylabel=metric, xscale="log", yscale="log" if logarithmic else "linear")
+    ticks = sorted({point[0] for points in lines.values() for point in points})
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def _scatter(axes: Axes, points: Tensor, size: float) -> None:
+    x, y = points.cpu().T.numpy()
+    axes.scatter(x, y, s=size, linewidths=0)
+    axes.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write(path, _png(figure).getvalue())
+
+
+def _png(figure: Figure) -> io.BytesIO:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    gc.collect()  # a figure's parts hold each other: a long run would carry dozens of them
+    return buffer

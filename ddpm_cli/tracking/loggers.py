@@ -1,0 +1,117 @@
+"""Where the numbers and pictures of a run go beside metrics.csv and samples/."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL.Image import Image
+
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Logger(Protocol):
+    """What logger=`name` does."""
+
+    name: str
+
+    def row(self, row: Mapping[str, float]) -> None:
+        """Take a row of metrics.csv."""
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Take a milestone's picture."""
+
+    def close(self) -> None:
+        """There is no more."""
+
+
+class Loggers:
+    """Those of a run side by side. What one cannot do is said once, and the run goes on without it."""
+
+    def __init__(self, loggers: Sequence[Logger]) -> None:
+        self.loggers = list(loggers)
+
+    def row(self, row: Mapping[str, float]) -> None:
+        """A row of metrics.csv, for each."""
+        self._each(lambda logger: logger.row(row))
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """A milestone's picture, for each."""
+        self._each(lambda logger: logger.picture(name, image, step))
+
+    def close(self) -> None:
+        """There is no more, for any."""
+        self._each(lambda logger: logger.close())
+
+    def _each(self, tell: Callable[[Logger], None]) -> None:
+        for logger in [*self.loggers]:
+            try:
+                tell(logger)
+            except Exception as error:  # full disks, lost networks, others' bugs
+                _say_lost(logger.name, error)
+                self.loggers.remove(logger)
+
+
+def check_loggers(config: TrainConfig) -> None:
+    """Raise `UserError` where a logger's package is missing, or it would have to ask somebody something."""
+    for name in config.loggers:
+        if find_spec(name) is None:
+            raise UserError(f"logger={name}: needs {name}; pip install 'ddpm-cli[log]'")
+    if "wandb" in config.loggers:
+        from ddpm_cli.tracking.wandb import check_login
+
+        check_login()
+
+
+def open_loggers(config: TrainConfig, folder: Path, step: int) -> Loggers:
+    """What config.logger names beside csv, for a run in `folder` that goes on after `step`."""
+    opened = []
+    for name in config.loggers:
+        try:
+            opened.append(_opened(name, config, folder, step))
+        except Exception as error:
+            _say_lost(name, error)
+    return Loggers(opened)
+
+
+def log_evaluation(record: Mapping[str, Any], run: Path) -> None:
+    """Tell the loggers that `run` has had of a line of its evaluations.jsonl. What fails is said."""
+    for name in ("tensorboard", "wandb"):
+        if (run / name).is_dir() and not (run / name).is_symlink():
+            try:
+                _add_evaluation(name, record, run)
+            except Exception as error:
+                log.warning("%s: is not told of this evaluation (%s)", run / name, _line(error))
+
+
+def _opened(name: str, config: TrainConfig, folder: Path, step: int) -> Logger:
+    if name == "tensorboard":
+        from ddpm_cli.tracking.tensorboard import TensorBoard
+
+        return TensorBoard(config, folder, step)
+    from ddpm_cli.tracking.wandb import Wandb
+
+    return Wandb(config, folder, step)
+
+
+def _add_evaluation(name: str, record: Mapping[str, Any], run: Path) -> None:
+    if name == "tensorboard":
+        from ddpm_cli.tracking import tensorboard as tensorboard_logger
+
+        tensorboard_logger.add_evaluation(record, run)
+    else:
+        from ddpm_cli.tracking import wandb as wandb_logger
+
+        wandb_logger.add_evaluation(record, run)
+
+
+def _say_lost(name: str, error: Exception) -> None:
+    log.warning("logger=%s: failed, and the run goes on without it (%s)", name, _line(error))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,89 @@
+"""metrics.csv and the plot of it."""
+
+import csv
+import io
+import math
+import os
+from pathlib import Path
+
+from ddpm_cli.files import NoRoom, no_room, write
+from ddpm_cli.images.plots import save_loss_plot
+
+COLUMNS = ["step", "images", "epoch", "loss", "lr", "grad_norm", "skipped", "images_per_second", "seconds"]
+
+
+class Metrics:
+    """The rows of a run, kept and appended to its metrics.csv; rows after `last_step` are dropped first."""
+
+    def __init__(self, folder: Path, last_step: int = 0) -> None:
+        self.path = folder / "metrics.csv"
+        self.plot = folder / "loss.png"
+        self.rows = _rows_upto(self.path, last_step) if self.path.is_file() else []
+        self._behind = True  # the file lacks rows
+        self.flush()
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add a row with a number for each of `COLUMNS`. After `NoRoom`, `flush` tries again."""
+        self.rows.append({column: f"{row[column]:.8g}" for column in COLUMNS})
+        if self._behind:
+            return
+        try:
+            with self.path.open("a", newline="") as stream:
+                csv.DictWriter(stream, COLUMNS).writerow(self.rows[-1])
+        except OSError as error:
+            self._behind = True  # and may end in half a row
+            if no_room(error):
+                raise NoRoom(self.path, len(self._text())) from error
+            raise
+
+    def flush(self) -> None:
+        """Have all rows on the disk. Raises `NoRoom`."""
+        if self._behind:
+            write(self.path, self._text().encode())
+            self._behind = False
+        else:
+            with self.path.open("rb+") as stream:
+                os.fsync(stream.fileno())
+
+    def draw(self) -> None:
+        """Redraw loss.png."""
+        steps = [int(row["step"]) for row in self.rows]
+        save_loss_plot(steps, [float(row["loss"]) for row in self.rows], self.epochs(), self.plot)
+
+    def epochs(self) -> dict[int, float]:
+        """The mean loss of each epoch that is over, by the step of its last row.
+
+        A row counts as often as it has steps, for the epoch that it begins in; one without any finite loss, never.
+        """
+        sums: dict[int, tuple[float, int, int]] = {}
+        before, epoch = 0, 0
+        for row in self.rows:
+            step = int(row["step"])
+            total, count, _ = sums.get(epoch, (0.0, 0, 0))
+            if math.isfinite(loss := float(row["loss"])):
+                sums[epoch] = (total + loss * (step - before), count + step - before, step)
+            before, epoch = step, math.floor(float(row["epoch"]))
+        return {last: total / count for at, (total, count, last) in sums.items() if at < epoch}
+
+    def _text(self) -> str:
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return buffer.getvalue()
+
+
+def _rows_upto(file: Path, last_step: int) -> list[dict[str, str]]:
+    """The rows of a file that are whole, for a crash may cut the last one, and not after `last_step`."""
+    whole = file.read_bytes().decode(errors="replace").rpartition("\n")[0]
+    return [row for row in csv.DictReader(io.StringIO(whole)) if _is_row(row) and int(row["step"]) <= last_step]
+
+
+def _is_row(row: dict[str, str]) -> bool:
+    try:
+        int(row["step"])
+        for column in COLUMNS:
+            float(row[column])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True

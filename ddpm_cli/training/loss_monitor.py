@@ -1,0 +1,82 @@
+"""The losses of steps as the host comes to know them, and the end of a run that has no finite ones any more."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.errors import Failure
+
+
+class TrainingDiverged(Failure):
+    """Too many steps in a row had a loss or a gradient that was not finite."""
+
+
+class LossMonitor:
+    """The losses since the last row of metrics.csv, and a count of the steps that were skipped.
+
+    A step whose loss or gradient was not finite is skipped, and its loss is NaN here. The host waits for the
+    device once in `max_bad_steps` steps, so that a run ends at most so many after it should.
+    """
+
+    def __init__(self, max_bad_steps: int) -> None:
+        self.max_bad_steps = max_bad_steps
+        self.step = 0  # the last one read
+        self.skipped = 0
+        self.bad_in_a_row = 0
+        self.last_finite = math.nan
+        self._total, self._count = 0.0, 0  # of the finite ones since the last row
+        self._unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Take the loss of the next step, () on any device. Raises `TrainingDiverged`."""
+        self._unread.append(loss)
+        if len(self._unread) >= self.max_bad_steps:
+            self._wait()
+
+    def mean(self) -> float:
+        """The mean of the finite losses since the last call, NaN without any. Raises `TrainingDiverged`."""
+        self._wait()
+        mean = self._total / self._count if self._count else math.nan
+        self._total, self._count = 0.0, 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps. Raises `TrainingDiverged`."""
+        self._wait()
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "bad_in_a_row": self.bad_in_a_row,
+            "last_finite": self.last_finite,
+            "total": self._total,
+            "count": self._count,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a kept state."""
+        self.step, self.skipped = state["step"], state["skipped"]
+        self.bad_in_a_row, self.last_finite = state["bad_in_a_row"], state["last_finite"]
+        self._total, self._count, self._unread = state["total"], state["count"], []
+
+    def _wait(self) -> None:
+        if not self._unread:
+            return
+        losses = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for loss in losses:
+            self.step += 1
+            if math.isfinite(loss):
+                self.last_finite, self.bad_in_a_row = loss, 0
+                self._total += loss
+                self._count += 1
+                continue
+            self.skipped += 1
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row >= self.max_bad_steps:
+                raise TrainingDiverged(
+                    f"step {self.step}: the loss or the gradient was not finite in {self.bad_in_a_row} steps in a row "
+                    f"(train.max_bad_steps), all of them skipped; the last finite loss was {self.last_finite:.4g}. "
+                    "Try a smaller train.lr, train.grad_clip=1 or train.precision=fp32"
+                )

@@ -1,0 +1,50 @@
+"""What `ddpm-train` says at its start of what it is about to do."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.sampling.build import network_of
+from ddpm_cli.training.trainer import Trainer
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def start_table(trainer: Trainer) -> dict[str, str]:
+    """A line for each of what matters, by its name."""
+    config, train = trainer.config, trainer.config.train
+    size = "x".join(map(str, config.dataset.shape))
+    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    gflops = _gflops(config, trainer.classes)
+    told = f", is told {len(trainer.classes)} classes" if trainer.classes else ""
+    epochs = trainer.steps * train.batch_size / len(trainer.table)
+    return {
+        "dataset": f"{config.dataset.name}, {len(trainer.table)} examples of {size}",
+        "network": f"{config.model.name}, {parameters / 1e6:.2f}M parameters, {gflops:.3g} GFLOPs an image{told}",
+        "schedule": f"{config.schedule.name}, T={config.schedule.timesteps}",
+        "loss": f"{config.loss.name}; predicts {config.prediction}, variance {config.variance}",
+        "device": str(trainer.device),
+        "precision": PRECISIONS[trainer.dtype],
+        "training": f"steps {trainer.step} to {trainer.steps} of {train.batch_size} images, {epochs:.3g} epochs in all",
+    }
+
+
+def flops_of(network: nn.Module, shape: tuple[int, ...], told: bool) -> int:
+    """Floating-point operations of a forward pass of a network on the meta device, which does none of them.
+
+    Of one example of `shape` (C, ...), with a class where it is `told` some. A multiplication and an addition are two;
+    what norms and activations do is not counted.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        label = torch.zeros(1, dtype=torch.long)
+        network(torch.empty(1, *shape), label, label if told else None)
+    return int(counter.get_total_flops())
+
+
+def _gflops(config: TrainConfig, classes: list[str]) -> float:
+    channels, *size = config.dataset.shape
+    with torch.device("meta"):
+        network = network_of(config, classes).eval()
+    shape = (channels * (2 if config.model.self_condition else 1), *size)
+    return flops_of(network, shape, told=bool(classes)) / 1e9

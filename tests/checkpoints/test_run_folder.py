@@ -1,0 +1,92 @@
+"""Whose a folder is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli.checkpoints.run_folder import LOCK, NOTES, OURS, claimed, locked, new_folder, reopened
+from ddpm_cli.errors import UserError
+
+
+def refused(message: str) -> pytest.RaisesExc:
+    return pytest.raises(UserError, match=message)
+
+
+def test_a_new_folder_is_empty(tmp_path: Path) -> None:
+    new_folder(tmp_path / "a" / "b")
+    new_folder(tmp_path / "a" / "b")
+    with refused("already holds files"):
+        new_folder(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    with refused("cannot be created"):
+        new_folder(tmp_path / "file" / "b")
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        with refused("process .* is at work there"), reopened("resume", tmp_path):
+            pass
+        with refused("process .* is at work there"), claimed(tmp_path):
+            pass
+    with reopened("resume", tmp_path):
+        pass
+
+
+def test_a_crash_leaves_no_lock_behind(tmp_path: Path) -> None:
+    crash = (
+        "import os, pathlib\nfrom ddpm_cli.checkpoints.run_folder import claimed\n"
+        f"with claimed(pathlib.Path({str(tmp_path)!r})): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", crash], check=False).returncode == 9
+    assert (tmp_path / LOCK).exists()
+    with locked("out", tmp_path):
+        pass
+
+
+def test_what_was_barely_begun_is_claimed_anew(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / ".step_00000000.pt.123.tmp").write_text("half")
+    with claimed(tmp_path):
+        assert not list((tmp_path / "checkpoints").iterdir())
+        (tmp_path / "checkpoints" / "step_00000000.pt").write_text("whole")
+    with refused(f"already holds a run; resume={tmp_path} goes on"), claimed(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "metrics.csv", f"{NOTES}/config.yaml", "checkpoints/best.pt"])
+def test_folders_of_others_are_not_touched(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    with refused("already holds"), claimed(tmp_path / "mine"):
+        pass
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    with refused(f"its {name} is a symbolic link"), reopened("resume", tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    with refused("cannot be written to"), locked("resume", tmp_path / "missing"):
+        pass
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with claimed(tmp_path):
+        assert "its file system has no locks" in caplog.text

@@ -1,0 +1,181 @@
+"""What a CPU can show of other devices: fake CUDA tensors run the loss and the samplers."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._triton
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddpm_cli.config import L2, Ddim, Ddpm, DpmPp2M, Heun, Hybrid, Loss, MinSnr, Sampler, Unweighted, Vlb
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.objective import Objective
+from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.diffusion.timestep_samplers import SecondMoment
+from ddpm_cli.distributed import devices
+from ddpm_cli.distributed.devices import resolve_device, resolve_precision, should_compile
+from ddpm_cli.errors import UserError
+from ddpm_cli.models import build_network
+from tests.conftest import TINY, a_sampler, composed
+
+CPU = torch.device("cpu")
+NO_CUDA = not torch.cuda.is_available()
+
+
+class NoDoubles(TorchDispatchMode):
+    """Fails where a float64 tensor arises on another device than the CPU: MPS has none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu":
+                assert tensor.dtype != torch.float64, func
+        return out
+
+
+@pytest.fixture
+def as_if_on_cuda() -> Iterator[None]:
+    with FakeTensorMode(), torch.device("cuda"):
+        yield
+
+
+# Made for real, for its T Python floats; the fake mode has no numbers.
+PROCESS = Process(torch.linspace(0.01, 0.2, 50, dtype=torch.float64))
+
+
+def on_cuda(self_condition: bool, variance: str = "fixed_small") -> Denoiser:
+    """A denoiser whose network, told of three classes, and tables are fake CUDA tensors."""
+    model = composed(*TINY, "model.attention=[linear,full]", f"model.self_condition={self_condition}").model
+    process = copy.copy(PROCESS)
+    for name, table in vars(PROCESS).items():
+        if isinstance(table, torch.Tensor):
+            setattr(process, name, torch.empty(table.shape))
+    network = build_network(model, 1, classes=3, outputs=2 if variance == "learned_range" else 1)
+    return Denoiser(network, process, "eps", variance, self_condition)
+
+
+@pytest.mark.parametrize("loss", [L2(), Hybrid(vlb_weight=0.001), Vlb()])
+@pytest.mark.parametrize("self_condition", [False, True])
+def test_the_loss_runs_as_if_on_cuda(as_if_on_cuda: None, self_condition: bool, loss: Loss) -> None:
+    denoiser = on_cuda(self_condition, "fixed_small" if isinstance(loss, L2) else "learned_range")
+    weighting = Unweighted() if isinstance(loss, Vlb) else MinSnr(gamma=5.0)
+    with NoDoubles():
+        x0, eps, t = torch.empty(4, 1, 8, 8), torch.empty(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+        losses = Objective(denoiser, loss, weighting)(x0, t, eps, t, self_condition)
+    assert losses.device.type == "cuda"
+    assert losses.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
+@pytest.mark.parametrize("thresholding", ["clip", "dynamic"])
+def test_each_samplers_step_runs_as_if_on_cuda(as_if_on_cuda: None, kind: type[Sampler], thresholding: str) -> None:
+    denoiser = on_cuda(True, "learned_range")
+    sampler = a_sampler(kind, steps=3, thresholding=thresholding, **({"eta": 0.5} if kind is Ddim else {}))
+    guidance = Guidance(torch.zeros(2, dtype=torch.int64), null=3, scale=2.0)
+    with NoDoubles():
+        steps = list(sample(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8), guidance))
+    assert len(steps) == 3
+    assert all(step.x.device.type == step.x0.device.type == "cuda" for step in steps)
+
+
+def test_the_history_of_losses_stays_as_if_on_cuda(as_if_on_cuda: None) -> None:
+    sampler = SecondMoment(50, 10, 0.001, "cuda")
+    with NoDoubles():
+        sampler.update(torch.zeros(4, dtype=torch.int64), torch.empty(4))
+        p = sampler.probabilities()
+    assert p.device.type == "cuda"
+
+
+def test_the_fake_device_does_catch_a_stray_tensor(as_if_on_cuda: None) -> None:
+    with pytest.raises(RuntimeError):
+        torch.empty(2) + torch.empty(2, device="cpu")
+    with pytest.raises(Exception, match="_local_scalar_dense"):
+        torch.empty(()).item()
+
+
+def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert resolve_device("auto").type == "cuda"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert resolve_device("auto").type == "mps"
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert resolve_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:0", "cuda:x", "cuda:", "mps:1", "", "cuda:-1", "cpu:", "cuda:²"])
+def test_unknown_devices_are_named(name: str) -> None:
+    with pytest.raises(UserError, match="device="):
+        resolve_device(name)
+
+
+@pytest.mark.skipif(not NO_CUDA, reason="there is a CUDA device")
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_cuda_without_cuda(name: str) -> None:
+    with pytest.raises(UserError, match=f"device={name}: torch sees no CUDA device"):
+        resolve_device(name)
+
+
+def test_a_cuda_number_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="cuda:0 to cuda:1"):
+        resolve_device("cuda:2")
+
+
+def test_precision() -> None:
+    assert resolve_precision("fp16", CPU) == torch.float16
+    assert resolve_precision("auto", torch.device("mps")) == torch.float32
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    has_bf16 = bool(flags.get("avx512_bf16"))
+    assert resolve_precision("auto", CPU) == (torch.bfloat16 if has_bf16 else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "steps", "compiles"),
+    [
+        (None, "cpu", 10**6, False),
+        (None, "cuda", 750, False),  # over before the kernels would be compiled
+        (None, "cuda", 20_000, True),
+        (True, "cuda", 1, True),
+        (True, "cpu", 1, True),
+        (False, "cuda", 10**6, False),
+    ],
+)
+def test_when_the_network_is_compiled(
+    choice: bool | None, device: str, steps: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_missing_for_compile", lambda device: None)
+    assert should_compile(choice, torch.device(device), steps) == compiles
+
+
+def test_a_machine_that_cannot_compile_trains_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Each thing that torch.compile needs on CUDA is named where it is missing."""
+    capability, headers = [(8, 0)], tmp_path
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.utils._triton, "has_triton_package", lambda: True)
+    monkeypatch.setattr(devices.sysconfig, "get_path", lambda name: str(headers))
+    monkeypatch.setattr(devices.shutil, "which", lambda name: "/usr/bin/cc")
+    cuda = torch.device("cuda")
+    with pytest.raises(UserError, match=r"compile=true: torch.compile needs the header files of Python .* here"):
+        should_compile(True, cuda, 1)
+    (headers / "Python.h").touch()
+    assert should_compile(None, cuda, 10**5)
+    for name, replacement, missing in (
+        ("which", lambda name: None, "a C compiler"),
+        ("has_triton_package", lambda: False, "the package triton"),
+    ):
+        monkeypatch.setattr(devices.shutil if name == "which" else torch.utils._triton, name, replacement)
+        assert not should_compile(None, cuda, 10**5)
+        assert missing in caplog.messages[-1]
+    capability[0] = (6, 1)
+    assert not should_compile(None, cuda, 10**5)
+    assert "compute capability 7.0" in caplog.messages[-1]

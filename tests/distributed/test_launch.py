@@ -1,0 +1,90 @@
+"""Commands in two processes, as a user of one would see them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_cli.distributed.launch import _first_host, is_one_of_several
+from ddpm_cli.training.start import Job, _begun_again
+from tests.conftest import TINY, Result, composed, train_into
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return train_into(folder, *TINY, "train.steps=2", "conditioning=class", f"out={folder}")
+
+
+def test_samples_are_the_same_from_any_number(trained: Path, run: Run) -> None:
+    """Five of them, two at once: the second process has one fewer, and none of the last."""
+    for devices in (1, 2):
+        ask = [f"ckpt={trained}", "n=5", "batch_size=2", "npz=true", "gif=true", "device=cpu"]
+        result = run("sample", *ask, f"devices={devices}", f"out=of{devices}")
+        assert result.code == 0, result.err
+    one, two = (np.load(f"of{devices}/samples.npz") for devices in (1, 2))
+    assert np.array_equal(one["labels"], two["labels"])
+    assert np.abs(one["images"].astype(int) - two["images"]).max() <= 1  # other batches round otherwise
+    names = [sorted(str(path.relative_to(f"of{i}")) for path in Path(f"of{i}").rglob("*")) for i in (1, 2)]
+    assert names[0] == names[1]
+
+
+def test_an_evaluation_is_the_same_from_any_number(trained: Path, run: Run) -> None:
+    for devices in (1, 2):
+        ask = [f"ckpt={trained}", "metrics=[nll]", "n=5", "batch_size=2", "device=cpu"]
+        result = run("evaluate", *ask, f"devices={devices}", f"out=of{devices}")
+        assert result.code == 0, result.err
+    one, two = (json.loads(Path(f"of{devices}/evaluation.json").read_text()) for devices in (1, 2))
+    assert one["metrics"]["nll"] == pytest.approx(two["metrics"]["nll"], rel=1e-5)
+    assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_error_in_the_processes_is_one_line(trained: Path, run: Run) -> None:
+    result = run("train", *TINY, "devices=2", f"out={trained}")
+    assert result.code == 2
+    assert result.err.strip().splitlines() == [
+        f"ddpm-train: out={trained}: already holds a run; resume={trained} goes on with it, another out=… starts anew"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node7", "node7"), ("node[03-07,9],other", "node03"), ("a-1,b-2", "a-1"), ("gpu[12]", "gpu12")],
+)
+def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
+    assert _first_host(nodes) == first
+
+
+def test_who_started_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SLURM allocation without srun, and a step of one task, are no reason to wait for others."""
+    assert not is_one_of_several()
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert not is_one_of_several()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert not is_one_of_several()
+
+
+def test_a_sweep_under_torchrun_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    result = run("train", "-m", *TINY, "train.seed=0,1")
+    assert result.code == 2
+    assert "-m: not under torchrun" in result.err
+
+
+def test_a_job_begun_again_goes_on_from_its_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Not from the beginning, nor from the older one that it was told to go back to."""
+    config = composed(*TINY)
+    started = Job(config, trained, ["train.seed=0"], changes=("train.seed=0",))
+    assert _begun_again(started) == replace(started, resume=str(trained), changes=())
+    went_back = replace(started, folder=tmp_path, resume=str(trained / "checkpoints" / "step_00000000.pt"))
+    assert _begun_again(went_back) == replace(went_back, resume=str(trained))
+    barely = replace(started, folder=tmp_path)
+    assert _begun_again(barely) == barely

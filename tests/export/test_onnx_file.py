@@ -1,0 +1,60 @@
+"""onnxruntime as an oracle: the same output as torch's, for batches of any size."""
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from ddpm_cli.checkpoints.safetensors_file import Weights
+from ddpm_cli.export.onnx_file import write_onnx
+from ddpm_cli.sampling.build import network_of
+from tests.conftest import TINY, TINY_POINTS, composed
+
+DDPM = [
+    *TINY[:1],
+    *TINY[4:],
+    "model=ddpm_cifar10",
+    "model.width=8",
+    "model.groups=4",
+    "model.multipliers=[1,2]",
+    "model.attention=[none,full]",
+    "model.blocks=1",
+    "model.self_condition=true",
+    "variance=learned_range",
+    "loss=hybrid",
+]
+KINDS = {
+    "unet, told classes": (["model.attention=[none,linear]", "conditioning=class"], ["0", "1", "2"]),
+    "ddpm_unet, learned variance": (None, []),
+    "points": (TINY_POINTS, []),
+}
+
+
+@pytest.mark.parametrize(("overrides", "classes"), KINDS.values(), ids=KINDS)
+@torch.no_grad()
+def test_the_same_output(overrides: list[str] | None, classes: list[str], tmp_path: Path) -> None:
+    given = DDPM if overrides is None else overrides if overrides is TINY_POINTS else [*TINY, *overrides]
+    config = composed(*given)
+    torch.manual_seed(0)
+    network = network_of(config, classes).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    write_onnx(tmp_path / "model.onnx", Weights(config, classes, 1, "ema", dict(network.state_dict())))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        channels, *rest = config.dataset.shape
+        x = torch.randn(batch, channels * (2 if config.model.self_condition else 1), *rest)
+        inputs = {"x": x, "t": torch.randint(0, 50, (batch,))}
+        if classes:
+            inputs["y"] = torch.randint(0, len(classes) + 1, (batch,))
+        (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        expected = network(*inputs.values())
+        assert expected.std() > 0.01
+        assert torch.allclose(torch.from_numpy(output), expected, atol=1e-4)
+    text = (tmp_path / "model.onnx").read_bytes()
+    assert b"site-packages" not in text  # nor any other place on this machine
+    assert b"ddpm_cli/" not in text
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))

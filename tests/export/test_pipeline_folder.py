@@ -1,0 +1,208 @@
+"""The diffusers library as an oracle: its DDPMPipeline draws our images from our noise, and ours its."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from ddpm_cli import rng
+from ddpm_cli.checkpoints.safetensors_file import Weights
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.errors import UserError
+from ddpm_cli.export import ddpm_scheduler
+from ddpm_cli.export.pipeline_folder import read_pipeline, weights_of, write_pipeline
+from ddpm_cli.sampling.build import build_denoiser, network_of
+from ddpm_cli.sampling.sample_generator import SampleGenerator
+from tests.conftest import composed
+
+CPU = torch.device("cpu")
+SMALL = [
+    "dataset=digits",
+    "dataset.image_size=32",
+    "model=ddpm_cifar10",
+    "model.width=8",
+    "model.groups=4",
+    "model.multipliers=[1,2]",
+    "model.attention=[none,full]",
+    "model.blocks=1",
+    "sampler=ddpm",
+    "schedule.timesteps=60",
+    "prediction=eps",
+]
+KINDS = {
+    "linear": ["schedule=linear"],
+    "cosine": ["schedule=cosine"],
+    "cosine of its own": ["schedule=cosine", "schedule.s=0.02", "prediction=v"],
+    "sigmoid, large variance": ["schedule=sigmoid", "variance=fixed_large"],
+    "quadratic, not clipped": ["schedule=quadratic", "prediction=v", "sampler.thresholding=none"],
+    "x0": ["schedule=linear", "prediction=x0"],
+    "constant": ["schedule=constant"],
+    "zero terminal snr": ["schedule=linear", "schedule.zero_terminal_snr=true", "prediction=v"],
+    "learned variance": [
+        "schedule=linear",
+        "variance=learned_range",
+        "loss=hybrid",
+        "model.scale_shift=true",
+        "model.heads=2",
+    ],
+}
+
+
+def a_network(config: TrainConfig) -> nn.Module:
+    """With weights of a size that leaves most pixels short of the thresholds."""
+    torch.manual_seed(0)
+    network = network_of(config, []).eval()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.12)
+    return network
+
+
+def drawn(config: TrainConfig, network: nn.Module, seed: int) -> Tensor:
+    """Three of our images, (3, 1, 32, 32) in [-1, 1]."""
+    denoiser = build_denoiser(config, network, CPU, torch.float32)
+    generator = SampleGenerator(denoiser, config.sampler, config.dataset.shape, CPU)
+    *_, last = generator.steps(seed, [0] * 3, range(3))
+    return last.x.clamp(-1, 1)
+
+
+def drawn_by(pipeline: Any, seed: int, timesteps: int) -> Tensor:
+    """Three of diffusers', from the noise of our generators."""
+    pipeline.set_progress_bar_config(disable=True)
+    noise = [rng.generator(seed, "image", i) for i in range(3)]
+    images = pipeline(batch_size=3, generator=noise, num_inference_steps=timesteps, output_type="np").images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+
+
+@pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
+def test_diffusers_draws_our_images(overrides: list[str], tmp_path: Path) -> None:
+    config = composed(*SMALL, *overrides)
+    network = a_network(config)
+    write_pipeline(tmp_path, Weights(config, [], 3, "ema", dict(network.state_dict())))
+    theirs = drawn_by(DDPMPipeline.from_pretrained(tmp_path), 7, 60)
+    ours = drawn(config, network, 7)
+    assert (ours.abs() < 1).float().mean() > 0.5
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def a_pipeline(folder: Path, flat: bool, **scheduler: Any) -> Any:
+    """diffusers' own, written by it; `flat`: as google/ddpm-cifar10-32 lies."""
+    torch.manual_seed(1)
+    unet = UNet2DModel(
+        sample_size=32,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+        norm_num_groups=4,
+    )
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.12)
+    pipeline = DDPMPipeline(unet.eval(), DDPMScheduler(60, **scheduler))
+    pipeline.save_pretrained(folder)
+    if flat:
+        for part in ("unet", "scheduler"):
+            for file in (folder / part).iterdir():
+                file.rename(folder / file.name)
+            (folder / part).rmdir()
+    return pipeline
+
+
+SCHEDULERS: list[dict[str, Any]] = [
+    {"variance_type": "fixed_large"},  # google/ddpm-cifar10-32's
+    {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+    {"beta_schedule": "scaled_linear", "prediction_type": "sample", "clip_sample": False},
+    {"beta_schedule": "sigmoid", "variance_type": "fixed_small_log"},
+]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda given: "-".join(map(str, given.values())))
+@pytest.mark.parametrize("flat", [False, True], ids=["folders", "flat"])
+def test_its_pipelines_draw_the_same_images_here(flat: bool, scheduler: dict[str, Any], tmp_path: Path) -> None:
+    pipeline = a_pipeline(tmp_path, flat, **scheduler)
+    weights = weights_of("path", read_pipeline("path", tmp_path), composed(*SMALL), composed(*SMALL).dataset)
+    network = network_of(weights.config, [])
+    network.load_state_dict(weights.tensors)
+    ours = drawn(weights.config, network.eval(), 3)
+    assert torch.allclose(ours, drawn_by(pipeline, 3, 60), atol=1e-4)
+
+
+def test_what_is_exported_comes_back(tmp_path: Path) -> None:
+    config = composed(*SMALL, "schedule=cosine", "variance=learned_range", "loss=hybrid", "schedule.timesteps=60")
+    tensors = dict(a_network(config).state_dict())
+    write_pipeline(tmp_path, Weights(config, [], 3, "ema", tensors))
+    back = weights_of("path", read_pipeline("path", tmp_path), composed(), config.dataset)
+    for group in ("dataset", "model", "schedule", "sampler", "prediction", "variance"):
+        assert getattr(back.config, group) == getattr(config, group)
+    assert all(torch.equal(back.tensors[name], tensors[name]) for name in tensors)
+
+
+def test_the_scheduler_s_defaults_are_theirs() -> None:
+    theirs = {key: value for key, value in DDPMScheduler().config.items() if not key.startswith("_")}
+    assert {key: value for key, value in ddpm_scheduler.THEIRS.items() if not key.startswith("_")} == theirs
+
+
+def test_dynamic_thresholds_are_not_quite_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    settings = ddpm_scheduler.to_settings(composed(*SMALL, "sampler.thresholding=dynamic"))
+    assert settings["thresholding"]
+    assert "diffusers interpolates" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "_class_name=PNDMScheduler: must be DDPMScheduler"),
+        ({"skip_prk_steps": True}, "skip_prk_steps: no setting of a DDPMScheduler that is known here"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas=[0.1, 0.2]: must be None"),
+        ({"beta_schedule": "laplace"}, "beta_schedule=laplace: must be linear, scaled_linear, sigmoid or"),
+        ({"variance_type": "learned"}, "variance_type=learned: must be fixed_small, fixed_small_log, fixed_large or"),
+        ({"variance_type": "learned_range"}, "variance_type=learned_range: needs 2 out_channels, not 1"),
+        ({"variance_type": ["a"]}, "not settings of the diffusers library"),
+        ({"prediction_type": "flow"}, "prediction_type=flow: must be epsilon, sample or v_prediction"),
+        ({"clip_sample_range": 3.0}, "clip_sample_range=3.0: must be 1.0"),
+        ({"num_train_timesteps": "many"}, "not settings of the diffusers library"),
+        ({"beta_start": -1}, "schedule.beta_start=-1.0: must be in [1e-8, 1)"),
+    ],
+)
+def test_schedulers_without_a_counterpart(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    a_pipeline(tmp_path, flat=False)
+    file = tmp_path / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError) as raised:
+        read_pipeline("path", tmp_path)
+    assert str(raised.value).startswith(f"path={tmp_path}: scheduler/scheduler_config.json: {named}")
+
+
+def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
+    a_pipeline(tmp_path, flat=False)
+    weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match=r"no unet/diffusion_pytorch_model.safetensors; a .bin is not read, for it may"):
+        read_pipeline("path", tmp_path)
+    (tmp_path / "scheduler/scheduler_config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"scheduler_config.json: not settings of the diffusers library"):
+        read_pipeline("path", tmp_path)
+    (tmp_path / "unet/config.json").unlink()
+    with pytest.raises(UserError, match=r"unet: no config.json; name the folder of a DDPMPipeline"):
+        read_pipeline("path", tmp_path)
+
+
+def test_weights_of_other_sizes_and_other_data(tmp_path: Path) -> None:
+    a_pipeline(tmp_path, flat=False)
+    file = tmp_path / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": [8, 32]}))
+    pipeline = read_pipeline("path", tmp_path)
+    with pytest.raises(UserError, match="does not fit the network in its config"):
+        weights_of("path", pipeline, composed(*SMALL), composed(*SMALL).dataset)
+    with pytest.raises(UserError, match="dataset=cifar10: has examples of 3x32x32, and the network is for images of 1"):
+        weights_of("path", pipeline, composed(*SMALL), composed("dataset=cifar10").dataset)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from ddpm_cli.errors import Failure
+from ddpm_cli.sampling.build import build_denoiser, network_of
+from ddpm_cli.sampling.sample_generator import ImageNoise, SampleGenerator, batches_with_oom_retry
+from tests.conftest import TINY, composed
+
+CPU = torch.device("cpu")
+
+
+def test_image_i_gets_the_same_noise_whatever_is_beside_it() -> None:
+    together = ImageNoise(7, range(4), (1, 2, 2), CPU)
+    alone = ImageNoise(7, range(2, 3), (1, 2, 2), CPU)
+    for _ in range(3):
+        assert torch.equal(together()[2], alone()[0])
+    assert not torch.equal(ImageNoise(8, range(4), (1, 2, 2), CPU)(), ImageNoise(7, range(4), (1, 2, 2), CPU)())
+
+
+@pytest.mark.parametrize("sampler", ["sampler=ddim", "sampler=ddpm"])
+def test_images_do_not_depend_on_n_and_batch_size(sampler: str) -> None:
+    torch.manual_seed(0)
+    config = composed(*TINY, sampler, "sampler.steps=10")
+    network = network_of(config, []).eval()
+    denoiser = build_denoiser(config, network, CPU, torch.float32)
+
+    def images(n: int, batch_size: int) -> torch.Tensor:
+        generator = SampleGenerator(denoiser, config.sampler, (1, 8, 8), CPU)
+        batches = batches_with_oom_retry(n, batch_size, lambda images: [*generator.steps(7, [0] * n, images)][-1].x)
+        return torch.cat([x for _, x in batches])
+
+    reference = images(9, 9)
+    assert reference.shape == (9, 1, 8, 8)
+    assert reference.std(dim=0).mean() > 0.01  # they do differ from each other
+    for n, batch_size in [(9, 1), (9, 4), (5, 3)]:
+        assert torch.allclose(images(n, batch_size), reference[:n], atol=1 / 255)
+
+
+class Device:
+    """With memory for batches of so many."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        self.most, self.error = most, error
+        self.asked: list[range] = []
+
+    def work(self, images: range) -> list[int]:
+        self.asked.append(images)
+        if len(images) > self.most:
+            raise self.error
+        return [*images]
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps", "cpu"])
+def test_out_of_memory_halves_the_batch_and_says_so_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    device = Device(3, error)
+    made = [*batches_with_oom_retry(20, 16, device.work)]
+    assert [i for _, part in made for i in part] == [*range(20)]
+    assert [len(images) for images in device.asked] == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    (message,) = caplog.messages
+    assert "out of memory with batches of 16; going on with 2" in message
+
+
+def test_what_does_not_fit_at_all_is_a_line() -> None:
+    with pytest.raises(Failure, match="batch_size=1: takes more memory than the device has"):
+        [*batches_with_oom_retry(3, 2, Device(0, OUT_OF_MEMORY[0]).work)]
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        [*batches_with_oom_retry(3, 2, Device(0, RuntimeError("shape")).work)]

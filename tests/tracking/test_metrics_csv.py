@@ -1,0 +1,105 @@
+import csv
+import errno
+from pathlib import Path
+
+import pytest
+
+from ddpm_cli.files import NoRoom
+from ddpm_cli.tracking.metrics_csv import COLUMNS, Metrics
+
+
+def with_rows(folder: Path, rows: list[tuple[int, float, float]]) -> Metrics:
+    """Metrics of rows (step, epoch, loss)."""
+    metrics = Metrics(folder)
+    for step, epoch, loss in rows:
+        metrics.append(dict.fromkeys(COLUMNS, 1.0) | {"step": step, "epoch": epoch, "loss": loss})
+    return metrics
+
+
+def test_an_epoch_has_the_mean_of_its_rows_by_its_last_step(tmp_path: Path) -> None:
+    rows = [(2, 0.5, 4.0), (4, 1.0, 2.0), (6, 1.5, 1.0), (8, 2.0, 0.5)]
+    assert with_rows(tmp_path, rows).epochs() == {4: 3.0, 8: 0.75}
+
+
+def test_a_row_counts_as_often_as_it_has_steps(tmp_path: Path) -> None:
+    rows = [(3, 0.75, 4.0), (4, 1.0, 0.0)]
+    assert with_rows(tmp_path, rows).epochs() == {4: 3.0}
+
+
+def test_an_epoch_that_goes_on_has_no_mean_yet(tmp_path: Path) -> None:
+    assert with_rows(tmp_path, [(3, 0.75, 4.0)]).epochs() == {}
+    assert with_rows(tmp_path, [(3, 0.75, 4.0), (4, 1.0, 0.0), (7, 1.75, 9.0)]).epochs() == {4: 3.0}
+
+
+def test_a_row_belongs_to_the_epoch_that_it_begins_in(tmp_path: Path) -> None:
+    """Epochs of four steps, rows of three: the second row has a step of the first epoch and two of the next."""
+    rows = [(3, 0.75, 1.0), (6, 1.5, 2.0), (9, 2.25, 6.0)]
+    assert with_rows(tmp_path, rows).epochs() == {6: 1.5, 9: 6.0}
+
+
+def test_epochs_shorter_than_a_row_have_no_mean_of_their_own(tmp_path: Path) -> None:
+    rows = [(10, 2.5, 4.0), (20, 5.0, 2.0), (30, 7.5, 1.0)]
+    assert with_rows(tmp_path, rows).epochs() == {10: 4.0, 20: 2.0, 30: 1.0}
+
+
+def test_no_rows_no_epochs(tmp_path: Path) -> None:
+    assert Metrics(tmp_path).epochs() == {}
+
+
+def test_a_resumed_run_has_the_epochs_of_one_never_stopped(tmp_path: Path) -> None:
+    rows = [(2, 0.5, 4.0), (4, 1.0, 2.0), (6, 1.5, 1.0), (8, 2.0, 0.5)]
+    with_rows(tmp_path, rows)
+    resumed = Metrics(tmp_path, last_step=5)  # its last checkpoint was earlier than its last row
+    assert resumed.epochs() == {4: 3.0}
+    for step, epoch, loss in rows[2:]:
+        resumed.append(dict.fromkeys(COLUMNS, 1.0) | {"step": step, "epoch": epoch, "loss": loss})
+    assert resumed.epochs() == {4: 3.0, 8: 0.75}
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["2", "4", "6", "8"]
+
+
+def test_a_row_that_a_crash_cut_is_dropped(tmp_path: Path) -> None:
+    with_rows(tmp_path, [(2, 0.5, 4.0), (4, 1.0, 2.0)])
+    file = tmp_path / "metrics.csv"
+    file.write_text(file.read_text().rstrip()[:-4])
+    assert [row["step"] for row in Metrics(tmp_path, last_step=4).rows] == ["2"]
+
+
+def test_the_plot_shows_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("ddpm_cli.tracking.metrics_csv.save_loss_plot", lambda *args: shown.extend(args))
+    with_rows(tmp_path, [(2, 0.5, 4.0), (4, 1.0, 2.0)]).draw()
+    assert shown == [[2, 4], [4.0, 2.0], {4: 3.0}, tmp_path / "loss.png"]
+
+
+@pytest.mark.parametrize("end", ["7,7,7", "7,7,7,7,7,7,7,7,7", "\r\n\r\n", "\xff\xfe,,,\r\n"])
+def test_what_is_no_row_is_dropped(tmp_path: Path, end: str) -> None:
+    with_rows(tmp_path, [(2, 0.5, 4.0)])
+    with (tmp_path / "metrics.csv").open("a", newline="", encoding="latin1") as stream:
+        stream.write(end)
+    assert [row["step"] for row in Metrics(tmp_path, last_step=9).rows] == ["2"]
+
+
+def test_rows_that_found_no_room_are_written_when_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = with_rows(tmp_path, [(2, 0.5, 4.0)])
+    row = dict.fromkeys(COLUMNS, 1.0) | {"step": 4}
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", _full)
+        with pytest.raises(NoRoom, match=r"metrics\.csv: no room on the disk for this file, which needs \d+ bytes"):
+            metrics.append(row)
+        metrics.append(row | {"step": 6})  # not tried again before flush
+    metrics.flush()
+    metrics.append(row | {"step": 8})
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["2", "4", "6", "8"]
+
+
+def _full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_epoch_does_not_count_rows_without_a_finite_loss(tmp_path: Path) -> None:
+    rows = [(2, 0.5, 4.0), (4, 1.0, float("nan")), (6, 1.5, 1.0), (8, 2.0, 0.5)]
+    assert with_rows(tmp_path, rows).epochs() == {2: 4.0, 8: 0.75}

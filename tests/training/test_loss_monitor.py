@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+
+from ddpm_cli.training.loss_monitor import LossMonitor, TrainingDiverged
+
+NAN = math.nan
+
+
+def fed(losses: LossMonitor, *values: float) -> LossMonitor:
+    for value in values:
+        losses.add(torch.tensor(value))
+    return losses
+
+
+def test_the_mean_is_of_finite_losses_since_the_last() -> None:
+    losses = fed(LossMonitor(3), 1.0, 2.0, NAN, 6.0)
+    assert losses.mean() == 3.0
+    assert losses.skipped == 1
+    assert fed(losses, 5.0).mean() == 5.0
+    assert math.isnan(losses.mean())
+
+
+def test_the_limit_is_of_steps_in_a_row() -> None:
+    losses = fed(LossMonitor(3), NAN, NAN, 0.25, NAN, math.inf, 0.5, NAN, NAN)
+    losses.mean()
+    assert losses.skipped == 6
+    with pytest.raises(TrainingDiverged, match=r"step 9: .* in 3 steps in a row .* last finite loss was 0\.5"):
+        fed(losses, NAN).mean()
+
+
+def test_it_is_found_without_asking_for_the_mean() -> None:
+    """At most `max_bad_steps` after it could have been, and with the step at which it was."""
+    losses = fed(LossMonitor(4), 1.0, 1.0, 1.0, NAN, NAN, NAN)
+    with pytest.raises(TrainingDiverged, match="step 7: "):
+        fed(losses, NAN, NAN, NAN)
+
+
+def test_a_kept_state_goes_on_as_if_nothing_had_been() -> None:
+    whole, first = fed(LossMonitor(3), 1.0, NAN, NAN), fed(LossMonitor(3), 1.0, NAN, NAN)
+    second = LossMonitor(3)
+    second.restore(first.state())
+    for losses in (whole, second):
+        with pytest.raises(TrainingDiverged, match="step 4: "):
+            fed(losses, NAN).mean()
+    third = LossMonitor(3)
+    third.restore(first.state())
+    assert fed(third, 3.0).mean() == 2.0
+
+
+def test_the_host_waits_once_in_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: waits.append(len(self)) or tolist(self))
+    fed(LossMonitor(10), *[1.0] * 35)
+    assert waits == [10, 10, 10]
