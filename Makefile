@@ -1,6 +1,12 @@
-# make demo: from nothing to pictures of clothes.  make test: all checks.  make faults, make fuzz: what the tool outlives,
-# of which make test has a selection.  make bench: how fast, beside others, in some 15 minutes (ROUNDS=9 for more);
-# make bench-quality: minutes of training to a quality, in hours.  All of them set up .venv themselves.
+# make demo           train on Fashion-MNIST and draw samples, from a bare clone
+# make test           lint, types and tests, in about 8 minutes on 2 cores after installation
+# make test-all       the slow tests too
+# make faults, fuzz   all trials of the tests of failures and of random input
+# make coverage       line coverage of ddpm_cli under make test
+# make bench          speed beside other implementations, in 15 minutes (ROUNDS=9 for more)
+# make bench-quality  minutes of training to a given quality, in hours
+# make gpu-check      what only a machine with a CUDA device can show
+# Each of them creates .venv if needed.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +14,7 @@ DEMO := outputs/demo
 ROUNDS ?= 5
 DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && echo yes)
 
-.PHONY: demo test faults fuzz bench bench-quality lint dist clean
+.PHONY: demo test test-all faults fuzz coverage bench bench-quality gpu-check lint dist clean
 
 demo: .venv/installed data
 	rm -rf $(DEMO)
@@ -18,14 +24,26 @@ demo: .venv/installed data
 	@echo "The pictures:  $(DEMO)/samples/grid.png  $(DEMO)/samples/film.gif"
 	@echo "How they came: $(DEMO)/run/samples/      $(DEMO)/run/loss.png"
 
+# A worker for each core, and one thread for each worker: torch's threads wait busily for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=10
+
 test: .venv/installed-dev lint browser
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
+
+test-all: .venv/installed-dev lint browser
+	$(PYTEST) --slow
 
 faults: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto tests/faults --full
+	$(PYTEST) tests/faults --slow --full
 
 fuzz: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto tests/fuzz --full
+	$(PYTEST) tests/fuzz --slow --full
+
+coverage: .venv/installed-dev browser
+	$(PYTEST) --cov=ddpm_cli --cov-report=term-missing:skip-covered
+
+gpu-check: .venv/installed-dev data
+	$(BIN)/python tests/gpu/device_check.py
 
 bench: .venv/installed-bench data
 	$(BIN)/python -m tests.benchmarks --rounds $(ROUNDS)

@@ -1,5 +1,14 @@
-"""What all tests share: a small machine, composed configs, the commands run in this process."""
+"""Shared by all tests: composed configs, commands run in this process, and what makes the suite fast.
 
+- Figures are replaced by a stub, since drawing one takes longer than training a tiny network. Tests of figures have
+  the marker `figures`.
+- Hydra composes every config twice, the first time for hydra.mode alone; the first time is left out. The schemas are
+  registered once.
+- The FLOPs of a network, which the start of a run shows, are counted once for each network.
+"""
+
+import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,14 +20,15 @@ import hydra
 import pytest
 import torch
 from hydra import initialize_config_module
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from ddpm_cli.checkpoints.checksum import seal
-from ddpm_cli.cli import evaluate, export, forward, import_, report, sample, train
-from ddpm_cli.cli.app import register_schemas
+from ddpm_cli.cli import app, evaluate, export, forward, import_, report, sample, train
 from ddpm_cli.config import (
     Ddim,
     Ddpm,
@@ -30,8 +40,13 @@ from ddpm_cli.config import (
     Sampler,
     TrainConfig,
 )
+from ddpm_cli.files import write
+from ddpm_cli.images import plots
+from ddpm_cli.training import summary_table
 
 torch.set_num_threads(1)
+register_schemas = app.register_schemas = functools.cache(app.register_schemas)
+Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
 
 SCHEMAS = {
     "train": TrainConfig,
@@ -82,11 +97,44 @@ TINY_POINTS = [
 """The same of a network for points."""
 
 
-def composed(*overrides: str, command: str = "train") -> Any:
-    """The checked config of `ddpm-<command> <overrides>`."""
+@functools.cache
+def _composed(command: str, overrides: tuple[str, ...]) -> DictConfig:
     register_schemas(command, SCHEMAS[command])
     with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
-        return OmegaConf.to_object(hydra.compose(command, list(overrides)))
+        return hydra.compose(command, list(overrides))
+
+
+def composed(*overrides: str, command: str = "train") -> Any:
+    """The checked config of `ddpm-<command> <overrides>`, a new object for each call."""
+    return OmegaConf.to_object(_composed(command, overrides))
+
+
+def _stub_of_a_figure() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 48), 50).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+STUB = _stub_of_a_figure()
+SAVE_FIGURE, COUNT_GFLOPS = plots._save, summary_table._gflops
+GFLOPS: dict[str, float] = {}
+
+
+def _gflops_once(config: TrainConfig, classes: list[str]) -> float:
+    key = repr((config.model, config.dataset.shape, config.variance, len(classes)))
+    if key not in GFLOPS:
+        GFLOPS[key] = COUNT_GFLOPS(config, classes)
+    return GFLOPS[key]
+
+
+plots._save = lambda figure, path: write(path, STUB)
+summary_table._gflops = _gflops_once
+
+
+@pytest.fixture(autouse=True)
+def _real_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("figures"):
+        monkeypatch.setattr(plots, "_save", SAVE_FIGURE)
 
 
 def train_into(folder: Path, *overrides: str) -> Path:
@@ -143,16 +191,20 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all of tests/faults and tests/fuzz, not a selection")
+    parser.addoption("--full", action="store_true", help="all trials of tests/faults and tests/fuzz, not a selection")
+    parser.addoption("--slow", action="store_true", help="also the tests marked slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: only with --full")
+    config.addinivalue_line("markers", "slow: only with --slow (make test-all); a faster test covers the same code")
+    config.addinivalue_line("markers", "figures: draws figures instead of writing a stub")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("full") and not item.config.getoption("--full"):
-        pytest.skip("with --full")
+    for name in ("full", "slow"):
+        if item.get_closest_marker(name) and not item.config.getoption(f"--{name}"):
+            pytest.skip(f"only with --{name}")
 
 
 @pytest.fixture(scope="session")

@@ -48,13 +48,13 @@ class FashionMnist(ImageDataset):
 
 
 @dataclass(kw_only=True)
-class Mnist(ImageDataset):
-    name: str = "mnist"
+class Cifar10(ImageDataset):
+    name: str = "cifar10"
 
 
 @dataclass(kw_only=True)
-class Cifar10(ImageDataset):
-    name: str = "cifar10"
+class Mnist(ImageDataset):
+    name: str = "mnist"
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,5 @@
 """Figures: losses, schedules, noised examples in rows, points, the terms of the bound."""
 
-import gc
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,5 +129,4 @@ def _save(figure: Figure, path: Path) -> None:
 def _png(figure: Figure) -> io.BytesIO:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    gc.collect()  # a figure's parts hold each other: a long run would carry dozens of them
     return buffer

@@ -43,6 +43,7 @@ def terms(folder: str) -> list[float]:
     return [float(row["bits_per_dim"]) for row in rows]
 
 
+@pytest.mark.figures
 def test_the_bound_and_its_parts(evaluate: Evaluate, trained: Path) -> None:
     found = evaluate("new", trained, "n=6")
     assert sorted(path.name for path in Path("new").iterdir()) == ["evaluation.json", "nll.csv", "nll.png"]

@@ -29,6 +29,7 @@ def test_an_image_of_a_dataset(run: Run) -> None:
     assert (folder / "forward.png").is_file()
 
 
+@pytest.mark.figures
 def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
     assert run("forward", "image=cat.jpg", "t=[0]", "out=five").code == 0
     result = run("forward", "image=cat.jpg", "t=[0]", "schedules.linear.beta_end=0.05", "show=[linear]", "out=one")
@@ -53,6 +54,7 @@ def rows_drawn(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> di
     return drawn
 
 
+@pytest.mark.figures
 def test_a_chain_is_a_row_of_its_own_below_each_schedule(run: Run, cat: Path) -> None:
     more = ["image=cat.jpg", "t=[0,10]", "show=[linear,cosine]"]
     assert run("forward", *more, "out=jumps").code == 0

@@ -71,6 +71,7 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_last_checkpoint(scripts: Path, tmp_path: Path) -> None:
     args = [*TINY, "train.steps=100000", "train.milestone_every=5", "out=here"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

@@ -142,7 +142,7 @@ def test_every_job_of_a_file_is_checked_before_the_first(run: Run, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_other_launchers(launcher: str, tmp_path: Path) -> None:
     """Real processes, for their jobs run in processes of their own; one of the three fails."""
     more = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
@@ -271,6 +271,7 @@ def test_the_last_row_of_a_job_counts_and_half_a_row_does_not(tmp_path: Path) ->
     assert jobs_of(tmp_path) == {4: Job(4, "done", 0.25, 1.0, "a=1 'b=[1,2]'", "")}
 
 
+@pytest.mark.slow
 def test_jobs_of_several_processes(run: Run) -> None:
     """The issue's own line: each job has a folder, a row, and what one process would have learned."""
     result = run("train", "-m", *SHORT, "schedule=linear,cosine", "devices=2", "device=cpu")

@@ -16,7 +16,7 @@ from ddpm_cli.models import build_network
 from ddpm_cli.sampling.build import network_of
 from tests.conftest import composed
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = [
     f"{group}={file.stem}"
     for group in [*(base.group for base in GROUPS), "experiment"]

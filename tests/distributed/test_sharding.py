@@ -1,6 +1,5 @@
 """Two processes against one with the same batches."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,30 +42,56 @@ def _trained(knobs: list[str], state: dict[str, Any] | None) -> tuple[Any, Any, 
     return seen, {key: value for key, value in trainer.state().items() if key != "config"}, answer
 
 
-def _both(knobs: list[str], state: dict[str, Any]) -> Any:
-    begun, held, _ = _trained(knobs, None)
-    resumed, _, answer = _trained(knobs, state)
-    return begun, held, resumed, answer
+COMBINATIONS = [("ddp", "adam"), ("ddp", "muon"), ("fsdp", "adam"), ("fsdp", "muon")]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "optimizer"), [("ddp", "adam"), ("ddp", "muon"), ("fsdp", "adam"), ("fsdp", "muon")]
-)
-def test_two_processes_train_as_one_does(strategy: str, optimizer: str, tmp_path: Path) -> None:
-    """The losses, the norms, the weights, the moments, the history; and from there on, begun by the other kind."""
+def _knobs(optimizer: str) -> list[str]:
+    return [*KNOBS, f"train.optimizer={optimizer}", "train.precision=fp32"]
+
+
+def _all_combinations(states: dict[str, dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    """What each of two processes finds: from the start, and from the state that one process left."""
+    found = {}
+    for strategy, optimizer in COMBINATIONS:
+        knobs = [*_knobs(optimizer), f"distributed.strategy={strategy}"]
+        started, held, _ = _trained(knobs, None)
+        resumed, _, answer = _trained(knobs, states[optimizer])
+        found[strategy, optimizer] = started, held, resumed, answer
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_one() -> dict[str, Any]:
+    """Trained by one process, for each optimizer: the first steps, its state after them, the rest, an answer."""
+    found = {}
+    for optimizer in ("adam", "muon"):
+        started, state, _ = _trained(_knobs(optimizer), None)
+        resumed, _, answer = _trained(_knobs(optimizer), state)
+        found[optimizer] = started, state, resumed, answer
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_two(by_one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The same by two processes, for all strategies in one start of them, which takes seconds."""
+    return in_two(_all_combinations, tmp_path_factory.mktemp("two"), {name: found[1] for name, found in by_one.items()})
+
+
+@pytest.mark.parametrize(("strategy", "optimizer"), COMBINATIONS)
+def test_two_processes_train_as_one_does(
+    strategy: str, optimizer: str, by_one: dict[str, Any], by_two: list[Any]
+) -> None:
+    """Losses, norms, weights, moments and history; and from there on, resumed by one process or by two."""
     assert collectives.world_size() == 1
-    alone = [*KNOBS, f"train.optimizer={optimizer}", "train.precision=fp32"]
-    begun, state, _ = _trained(alone, None)
-    resumed, end, answer = _trained(alone, state)
-    knobs = [*alone, f"distributed.strategy={strategy}"]
-    for found in in_two(_both, tmp_path, knobs, state):
-        assert torch.allclose(torch.tensor(found[0]), torch.tensor(begun), rtol=1e-5, atol=1e-6)
+    started, state, resumed, answer = by_one[optimizer]
+    for process in by_two:
+        found = process[strategy, optimizer]
+        assert torch.allclose(torch.tensor(found[0]), torch.tensor(started), rtol=1e-5, atol=1e-6)
         assert torch.allclose(torch.tensor(found[2]), torch.tensor(resumed), rtol=1e-4, atol=1e-6)
         assert torch.allclose(found[3], answer, atol=1e-4)
         _assert_close(found[1], state)
-    resumed_by_one, *_ = _trained(alone, torch.load(tmp_path / "0.pt")[1])
+    resumed_by_one, *_ = _trained(_knobs(optimizer), by_two[0][strategy, optimizer][1])
     assert torch.allclose(torch.tensor(resumed_by_one), torch.tensor(resumed), rtol=1e-4, atol=1e-6)
-    assert end["step"] == BEFORE + AFTER
 
 
 def _assert_close(ours: Any, theirs: Any) -> None:

@@ -23,6 +23,7 @@ def evaluation(folder: Path, sampler: str, nfe: int, run: str = "one", **metrics
     (folder / "evaluation.json").write_text(json.dumps(record))
 
 
+@pytest.mark.figures
 def test_a_row_for_each_job_and_metric(tmp_path: Path) -> None:
     evaluation(tmp_path / "10", "ddim", 50, fd_classifier=2.0)
     evaluation(tmp_path / "2", "ddim", 10, fd_classifier=4.0, kd_classifier=0.1, kd_classifier_std=0.2)

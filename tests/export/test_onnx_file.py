@@ -27,13 +27,16 @@ DDPM = [
     "loss=hybrid",
 ]
 KINDS = {
-    "unet, told classes": (["model.attention=[none,linear]", "conditioning=class"], ["0", "1", "2"]),
-    "ddpm_unet, learned variance": (None, []),
+    "unet with classes": (["model.attention=[none,linear]", "conditioning=class"], ["0", "1", "2"]),
+    "ddpm_unet": (None, []),
     "points": (TINY_POINTS, []),
 }
 
 
-@pytest.mark.parametrize(("overrides", "classes"), KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    ("overrides", "classes"),
+    [pytest.param(*KINDS[kind], id=kind, marks=pytest.mark.slow if kind == "ddpm_unet" else []) for kind in KINDS],
+)
 @torch.no_grad()
 def test_the_same_output(overrides: list[str] | None, classes: list[str], tmp_path: Path) -> None:
     given = DDPM if overrides is None else overrides if overrides is TINY_POINTS else [*TINY, *overrides]

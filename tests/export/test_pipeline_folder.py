@@ -22,7 +22,7 @@ from tests.conftest import composed
 CPU = torch.device("cpu")
 SMALL = [
     "dataset=digits",
-    "dataset.image_size=32",
+    "dataset.image_size=16",
     "model=ddpm_cifar10",
     "model.width=8",
     "model.groups=4",
@@ -62,7 +62,7 @@ def a_network(config: TrainConfig) -> nn.Module:
 
 
 def drawn(config: TrainConfig, network: nn.Module, seed: int) -> Tensor:
-    """Three of our images, (3, 1, 32, 32) in [-1, 1]."""
+    """Three of our images, (3, 1, 16, 16) in [-1, 1]."""
     denoiser = build_denoiser(config, network, CPU, torch.float32)
     generator = SampleGenerator(denoiser, config.sampler, config.dataset.shape, CPU)
     *_, last = generator.steps(seed, [0] * 3, range(3))
@@ -92,7 +92,7 @@ def a_pipeline(folder: Path, flat: bool, **scheduler: Any) -> Any:
     """diffusers' own, written by it; `flat`: as google/ddpm-cifar10-32 lies."""
     torch.manual_seed(1)
     unet = UNet2DModel(
-        sample_size=32,
+        sample_size=16,
         in_channels=1,
         out_channels=1,
         block_out_channels=(8, 16),

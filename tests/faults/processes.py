@@ -55,13 +55,16 @@ def write_digits(folder: Path, first: int = 0) -> Path:
 class Process:
     """A command that runs, from start to end: `ddpm-train`, or a module of ours that calls it after some mischief."""
 
-    def __init__(self, *words: str, module: str = "ddpm_cli.cli.train", file_limit: int | None = None) -> None:
+    def __init__(
+        self, *words: str, module: str = "ddpm_cli.cli.train", file_limit: int | None = None, figures: bool = False
+    ) -> None:
         def limit() -> None:
             if file_limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
 
         code = (
-            f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import {module} as m; m.main()"
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            f"{'' if figures else 'import tests.faults.fast_start; '}import {module} as m; m.main()"
         )
         self.popen = subprocess.Popen(
             [sys.executable, "-c", code, *words],

@@ -30,7 +30,7 @@ def assert_finite(checkpoint: Path) -> None:
     "knobs",
     [
         ["timestep_sampler=loss_second_moment", "timestep_sampler.history=1", "train.accumulate=2"],
-        ["train.precision=fp16"],
+        pytest.param(["train.precision=fp16"], marks=pytest.mark.slow),
     ],
     ids=lambda knobs: knobs[0],
 )
@@ -82,6 +82,7 @@ def test_too_many_in_a_row_end_the_run(
     survived()
 
 
+@pytest.mark.slow
 def test_a_learning_rate_beyond_all_measure(small: list[str], tally: Tally) -> None:
     """Nothing is made up here: the network itself leaves the range of half precision."""
     survived = tally("losses not finite for good, and stopped with a finite checkpoint")

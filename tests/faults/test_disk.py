@@ -36,6 +36,7 @@ def test_a_checkpoint_that_does_not_fit(
     survived()
 
 
+@pytest.mark.slow
 def test_not_even_the_first_checkpoint_fits(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("disk full, and stopped with the last checkpoint whole")
     with running(*small, "out=run", file_limit=100_000) as process:
@@ -47,6 +48,7 @@ def test_not_even_the_first_checkpoint_fits(small: list[str], tally: Callable[[s
     survived()
 
 
+@pytest.mark.slow
 def test_a_picture_that_does_not_fit(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:

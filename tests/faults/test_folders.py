@@ -33,6 +33,7 @@ def test_a_run_folder_has_one_process(small: list[str], undisturbed: Callable[..
     assert_same_run(Path("run"), undisturbed())
 
 
+@pytest.mark.slow
 def test_runs_started_in_the_same_second_have_folders_of_their_own(digits: Path, full: bool, tally: Tally) -> None:
     survived = tally("runs started in the same second")
     processes = [Process(*SMALL, f"dataset.root={digits}", "train.steps=1") for _ in range(8 if full else 3)]
@@ -55,6 +56,7 @@ def test_a_run_that_was_moved_goes_on(small: list[str], undisturbed: Callable[..
     survived()
 
 
+@pytest.mark.slow
 def test_data_that_changed_are_refused_unless_that_is_meant(small: list[str], tally: Tally) -> None:
     survived = tally("changed data refused")
     ours, theirs = write_digits(Path("ours").absolute()), write_digits(Path("theirs").absolute(), first=40)
@@ -76,6 +78,7 @@ def test_data_that_changed_are_refused_unless_that_is_meant(small: list[str], ta
     assert load_checkpoint("ckpt", Path("run/checkpoints/last.pt"))["step"] == 16
 
 
+@pytest.mark.slow
 def test_there_always_is_a_checkpoint_while_others_go(small: list[str], tally: Tally) -> None:
     survived = tally("looks at a folder that is pruned")
     checkpoints = Path("run/checkpoints")

@@ -38,7 +38,7 @@ def test_a_run_killed_again_and_again(
     moment = random.Random(f"{knobs}{trial}")
     folder = Path("run").absolute()
     words = [*{word.split("=")[0]: word for word in [*small, *knobs]}.values(), "out=run"]
-    for kill in range(KILLS if full else KILLS - 1):
+    for kill in range(KILLS if full else 2):
         with running(*words, module="tests.faults.slowly") as process:
             if not _killed(process, folder, moment, in_a_write=kill % 2 == 1):
                 break  # it had come to its end

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.faults.processes import PATIENCE, assert_same_run, partials, rows, running, steps_done, trained
@@ -65,6 +66,7 @@ def test_asked_to_stop_and_gone_on_bit_for_bit(small: list[str], tally: Callable
     survived()
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_launcher(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("launchers killed, and no worker left")
     with running(*small, *ENDLESS, TWO, "out=run") as process:
@@ -76,6 +78,7 @@ def test_workers_do_not_outlive_their_launcher(small: list[str], tally: Callable
     survived()
 
 
+@pytest.mark.slow
 def test_two_launchers_one_of_whose_workers_is_killed(
     small: list[str], tally: Callable[[str], Callable[[], None]]
 ) -> None:
@@ -114,6 +117,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_under_torchrun(small: list[str]) -> None:
     short = [*small, "train.steps=4", "train.log_every=1", "train.milestone_every=4"]
     ended = torchrun(*short, "out=run")
@@ -127,6 +131,7 @@ def test_under_torchrun(small: list[str]) -> None:
     assert refused.stderr.count("already holds a run") == 1
 
 
+@pytest.mark.slow
 def test_under_srun(small: list[str]) -> None:
     """As its processes see it."""
     short = [*small, "train.steps=4", "train.log_every=1", "train.milestone_every=4", "out=run"]

@@ -63,6 +63,7 @@ def test_a_second_interrupt_stops_at_once_and_harms_nothing(
     survived()
 
 
+@pytest.mark.slow
 def test_asked_to_save(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:

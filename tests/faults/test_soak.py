@@ -8,11 +8,14 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+import pytest
+
 from tests.faults.processes import SMALL, running, steps_done
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 def test_nothing_grows(digits: Path, full: bool, tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("milestones of a long run that grew nothing")
     steps = 20_000 if full else 1_600
@@ -21,7 +24,7 @@ def test_nothing_grows(digits: Path, full: bool, tally: Callable[[str], Callable
     words = {word.split("=")[0]: word for word in [*SMALL, *knobs]}
     memory, files = {}, {}
     ask = [f"dataset.root={digits}", f"train.steps={steps}", f"train.milestone_every={every}", "out=run"]
-    with running(*words.values(), *ask) as process:
+    with running(*words.values(), *ask, figures=True) as process:
         proc = Path("/proc") / str(process.popen.pid)
         while process.popen.poll() is None:
             step = steps_done(Path("run"))

@@ -19,6 +19,8 @@ from tests.fuzz.asking import Answer, ask, quick
 
 CONFIGS = files("ddpm_cli.configs")
 SHARDS = 20
+QUICK_SHARDS = 3
+"""Of which `make test` runs so many."""
 LIMIT = 1.0
 """Seconds that an answer may take."""
 
@@ -215,7 +217,9 @@ def _warm() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("shard", range(SHARDS))
+@pytest.mark.parametrize(
+    "shard", [pytest.param(i, marks=[] if i < QUICK_SHARDS else pytest.mark.slow) for i in range(SHARDS)]
+)
 def test_overrides(shard: int, full: bool, folder: Path, tally: Callable[[str], Callable[[], None]]) -> None:
     """Each shard has a seed of its own, so that they can run side by side and any of them again."""
     answered = tally("overrides composed or refused")

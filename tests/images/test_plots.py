@@ -9,6 +9,8 @@ from PIL import Image
 
 from ddpm_cli.images import plots
 
+pytestmark = pytest.mark.figures
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:

@@ -321,7 +321,10 @@ def test_dark_and_light(browser: Page, sweep: Path) -> None:
     )  # the plots are told of it later
 
 
-@pytest.mark.parametrize("losses", [[0.5], [], [math.nan, math.nan], [1.0, math.inf]])
+@pytest.mark.parametrize(
+    "losses",
+    [[], *(pytest.param(losses, marks=pytest.mark.slow) for losses in ([0.5], [math.nan, math.nan], [1.0, math.inf]))],
+)
 def test_a_lonely_run_without_anything(browser: Page, tmp_path: Path, losses: list[float]) -> None:
     a_run(tmp_path / "it", losses=losses)
     browser.open(report(tmp_path, tmp_path / "report.html"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from plotly.offline import get_plotlyjs
 
 from ddpm_cli.report.page import is_page, page_of
@@ -117,6 +118,7 @@ def test_nothing_is_asked_of_a_network(tmp_path: Path) -> None:
     assert not is_page("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_twelve_runs_in_less_than_ten_megabytes(tmp_path: Path) -> None:
     """At worst: grids and films of noise, which nothing makes smaller but throwing away."""
     rng = np.random.default_rng(0)
