@@ -25,7 +25,7 @@ demo: .venv/installed data
 	@echo "How they came: $(DEMO)/run/samples/      $(DEMO)/run/loss.png"
 
 # A worker for each core, and one thread for each worker: torch's threads wait busily for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=10
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
 test: .venv/installed-dev lint browser
 	$(PYTEST)

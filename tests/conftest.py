@@ -207,6 +207,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"only with --{name}")
 
 
+SLOWEST_FILES = ("faults/", "distributed/", "cli/test_sweep", "cli/test_install", "fuzz/", "test_experiments", "report/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that no worker is left alone with one at the end."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, part in enumerate(SLOWEST_FILES) if f"tests/{part}" in item.nodeid), len(SLOWEST_FILES))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether all trials are wanted, not a selection of them."""

@@ -79,6 +79,7 @@ def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.Monkey
     assert [row["job"] for row in rows()] == ["0", "0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_sweep_resume_runs_what_is_missing_or_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = ["train", "-m", *SHORT[:-1], "train.seed=0,1,2", "train.milestone_every=1", "train.report=val_loss"]
     assert run(*ask, "hydra.sweep.dir=whole").code == 0

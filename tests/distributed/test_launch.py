@@ -34,6 +34,7 @@ def test_samples_are_the_same_from_any_number(trained: Path, run: Run) -> None:
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_the_same_from_any_number(trained: Path, run: Run) -> None:
     for devices in (1, 2):
         ask = [f"ckpt={trained}", "metrics=[nll]", "n=5", "batch_size=2", "device=cpu"]

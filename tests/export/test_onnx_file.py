@@ -35,7 +35,7 @@ KINDS = {
 
 @pytest.mark.parametrize(
     ("overrides", "classes"),
-    [pytest.param(*KINDS[kind], id=kind, marks=pytest.mark.slow if kind == "ddpm_unet" else []) for kind in KINDS],
+    [pytest.param(*KINDS[kind], id=kind, marks=[] if kind == "points" else pytest.mark.slow) for kind in KINDS],
 )
 @torch.no_grad()
 def test_the_same_output(overrides: list[str] | None, classes: list[str], tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_batch_norms_forget_a_bad_step(small: list[str], monkeypatch: pytest.Mon
     survived()
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_end_the_run(
     small: list[str], undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:

@@ -84,6 +84,7 @@ def test_rows_that_do_not_fit_are_not_half_written(
     survived()
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_is_told_to(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:

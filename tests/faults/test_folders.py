@@ -45,6 +45,7 @@ def test_runs_started_in_the_same_second_have_folders_of_their_own(digits: Path,
         survived()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_goes_on(small: list[str], undisturbed: Callable[..., Path], tally: Tally) -> None:
     survived = tally("run folders moved")
     trained(*small, "train.steps=12", "out=run")

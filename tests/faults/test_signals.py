@@ -44,6 +44,7 @@ def test_asked_to_stop(
     survived()
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_stops_at_once_and_harms_nothing(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:

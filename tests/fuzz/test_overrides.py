@@ -19,7 +19,7 @@ from tests.fuzz.asking import Answer, ask, quick
 
 CONFIGS = files("ddpm_cli.configs")
 SHARDS = 20
-QUICK_SHARDS = 3
+QUICK_SHARDS = 2
 """Of which `make test` runs so many."""
 LIMIT = 1.0
 """Seconds that an answer may take."""

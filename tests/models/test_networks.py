@@ -188,7 +188,9 @@ def test_dropout_is_off_in_evaluation(name: str) -> None:
     assert torch.equal(network(x, t), network(x, t))
 
 
-@pytest.mark.parametrize("name", ["linear", "ddpm", "improved", "conv"])
+@pytest.mark.parametrize(
+    "name", ["linear", "conv", *(pytest.param(x, marks=pytest.mark.slow) for x in ("ddpm", "improved"))]
+)
 def test_the_network_compiles_without_graph_breaks(name: str) -> None:
     network = build_network(config_of(name).model, 1)
     report = torch._dynamo.explain(network)(torch.randn(2, 1, 8, 8), torch.tensor([3, 40]))

@@ -184,6 +184,7 @@ def test_compiling_keeps_clean_names(tmp_path: Path) -> None:
     assert compiled.state()["model"].keys() == plain.state()["model"].keys()
 
 
+@pytest.mark.slow
 def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
     """Trained on eight digits, it draws those eight: each sample is near one, and not all near the same."""
     config = composed(
