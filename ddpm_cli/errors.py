@@ -4,21 +4,21 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user typed or supplied, and can mend; exit status 2.
+    """An error in what the user typed or supplied; exit status 2.
 
     The message is one line: the key, its value, what is allowed, what to do.
     """
 
 
 class Failure(Exception):
-    """Something that ends a command though nothing was typed wrong; exit status 1. The message is one line."""
+    """An error that is not the user's mistake, for example a full disk; exit status 1. The message is one line."""
 
 
 class Stopped(Exception):
-    """A signal asked for the end, and all is saved; exit status 128 + its number. The message is one line."""
+    """A signal ended the command after everything was saved; exit status 128 + its number. The message is one line."""
 
     def __init__(self, signal: int, message: str) -> None:
-        super().__init__(signal, message)  # both, so that it can be sent from one process to another
+        super().__init__(signal, message)  # both, so that the exception can be pickled
         self.status = 128 + signal
 
     def __str__(self) -> str:
@@ -26,13 +26,13 @@ class Stopped(Exception):
 
 
 def check(ok: bool, key: str, value: object, allowed: str) -> None:
-    """Raise `UserError` naming `key`, `value` and what is `allowed`, unless `ok`."""
+    """Raise `UserError` that names `key`, `value` and what is `allowed`, unless `ok`."""
     if not ok:
         typed = "null" if value is None else value
         raise UserError(f"{key}={typed}: must be {allowed}")
 
 
 def one_of(options: Iterable[str]) -> str:
-    """`a, b or c`, for messages."""
+    """Return `a, b or c`, for messages."""
     *head, last = options
     return f"{', '.join(head)} or {last}" if head else last

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, and a full disk costs neither."""
+"""Atomic writing: a reader sees the old file or the complete new one, even if the disk is full."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NoRoom(Failure):
-    """A file of `size` bytes that the disk has no room for."""
+    """The disk has no room for a file of `size` bytes."""
 
     def __init__(self, path: Path, size: int) -> None:
-        super().__init__(path, size)  # both, so that it can be sent from one process to another
+        super().__init__(path, size)  # both, so that the exception can be pickled
 
     def __str__(self) -> str:
         path, size = self.args
@@ -24,9 +24,9 @@ class NoRoom(Failure):
 
 @contextmanager
 def atomic(path: Path, size: int) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it becomes `path` if all went well, else it is removed.
+    """Yield a temporary path next to `path`; it is renamed to `path` on success and removed otherwise.
 
-    size: how many bytes that takes, about. Raises `NoRoom` where there are not so many.
+    `size` is the approximate size in bytes. Raise `NoRoom` if the disk is full.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,13 +43,13 @@ def atomic(path: Path, size: int) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Make `path` a file of this content, whole or not at all. Raises `NoRoom`."""
+    """Write `content` to `path` atomically. Raise `NoRoom`."""
     with atomic(path, len(content)) as partial:
         partial.write_bytes(content)
 
 
 def no_room(error: BaseException | None) -> bool:
-    """Whether a full disk, or a limit like it, is at the bottom of an error."""
+    """Return whether a full disk, a quota or a file size limit caused an error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return True
@@ -58,13 +58,13 @@ def no_room(error: BaseException | None) -> bool:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what writers that were killed left below `folder`. Nobody may be writing there."""
+    """Remove the temporary files of killed writers below `folder`, where no process may be writing."""
     for partial in folder.rglob(".*.tmp"):
         partial.unlink(missing_ok=True)
 
 
 def amount(size: float) -> str:
-    """`312 bytes`, `1.5 KiB`, `20.3 MiB`."""
+    """Return a size such as `312 bytes`, `1.5 KiB` or `20.3 MiB`."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             break

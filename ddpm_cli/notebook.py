@@ -41,7 +41,7 @@ class Model:
 
     @property
     def config(self) -> TrainConfig:
-        """What its run was told."""
+        """The config of its run."""
         return self.trained.config
 
     @property
@@ -51,7 +51,7 @@ class Model:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes that the network is told, maybe none."""
+        """The names of the classes, empty for an unconditional network."""
         return self.trained.classes
 
     def sample(
@@ -90,9 +90,9 @@ class Model:
         config = self.config
         size = "x".join(map(str, config.dataset.shape))
         parameters = sum(parameter.numel() for parameter in self.network.parameters()) / 1e6
-        told = f", told {len(self.classes)} classes" if self.classes else ""
+        classes = f", {len(self.classes)} classes" if self.classes else ""
         return (
-            f"<{config.model.name} of {parameters:.2f}M parameters for {size} {config.dataset.name}{told}, "
+            f"<{config.model.name} of {parameters:.2f}M parameters for {size} {config.dataset.name}{classes}, "
             f"T={config.schedule.timesteps}, from {self.source} on {self.trained.device}>"
         )
 

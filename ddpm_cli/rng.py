@@ -1,7 +1,7 @@
-"""Randomness keyed by what it is for: a stream is a pure function of its key.
+"""Random streams with keys: a stream is a pure function of its key.
 
-Nothing random in a run depends on what was drawn before it, so a run that is stopped and resumed
-draws exactly what one that was never stopped does, and no generator state needs saving.
+Nothing random in a run depends on what was drawn before, so a resumed run draws exactly what an uninterrupted one
+does, and no generator state has to be saved.
 """
 
 import hashlib
@@ -10,13 +10,13 @@ import torch
 
 
 def seed_of(*key: int | str) -> int:
-    """A seed in 0..2**63-1 for `key`, e.g. `seed_of(seed, "noise", step)`."""
+    """Return a seed in 0..2**63-1 for `key`, e.g. `seed_of(seed, "noise", step)`."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator on `device` for `key`."""
+    """Return a new generator on `device` for `key`."""
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 

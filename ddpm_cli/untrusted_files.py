@@ -1,4 +1,4 @@
-"""Files that may be a stranger's: plain ones of a bounded size, or none."""
+"""Read untrusted files: regular files of bounded size only."""
 
 import logging
 import stat
@@ -8,10 +8,10 @@ log = logging.getLogger(__name__)
 
 
 def content_of(path: Path, most: int) -> bytes | None:
-    """What is in `path`, or None: for no plain file, or more than `most` bytes, which is said; or none at all."""
+    """Return the content of `path`, or None if it is missing, no regular file or larger than `most` bytes (logged)."""
     try:
         status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             log.warning("%s: left out, for it is no plain file", path)
         elif status.st_size > most:
             log.warning("%s: left out, for its %d bytes are more than %d", path, status.st_size, most)
@@ -25,5 +25,5 @@ def content_of(path: Path, most: int) -> bytes | None:
 
 
 def text_of(path: Path, most: int) -> str:
-    """The text of `path`, as `content_of` has it; nothing where that is None."""
+    """Return the text of `path`, empty where `content_of` returns None."""
     return (content_of(path, most) or b"").decode(errors="replace")

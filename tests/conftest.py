@@ -27,7 +27,7 @@ from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ddpm_cli.checkpoints.checksum import seal
+from ddpm_cli.checkpoints.checksum import append_checksum
 from ddpm_cli.cli import app, evaluate, export, forward, import_, report, sample, train
 from ddpm_cli.config import (
     Ddim,
@@ -154,7 +154,7 @@ def a_sampler(kind: type[Sampler] = Ddpm, **changes: Any) -> Any:
 def edit_checkpoint(old: Path, new: Path, **changes: Any) -> Path:
     """A checkpoint like `old` but for some keys, as a stranger who knows the format would write it."""
     torch.save(torch.load(old, weights_only=True) | changes, new)
-    seal(new)
+    append_checksum(new)
     return new
 
 
@@ -207,7 +207,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"only with --{name}")
 
 
-SLOWEST_FILES = ("faults/", "distributed/", "cli/test_sweep", "cli/test_install", "fuzz/", "test_experiments", "report/")
+SLOWEST_FILES = (
+    "faults/",
+    "distributed/",
+    "cli/test_sweep",
+    "cli/test_install",
+    "fuzz/",
+    "test_experiments",
+    "report/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -90,7 +90,7 @@ def test_what_a_model_tells_of_itself(runs: Path) -> None:
     assert isinstance(model.network, torch.nn.Module)
     assert not model.network.training
     assert repr(model).startswith("<unet of 0.0")
-    assert "1x8x8 digits, told 10 classes, T=50" in repr(model)
+    assert "1x8x8 digits, 10 classes, T=50" in repr(model)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m", "heun"])

@@ -1,6 +1,6 @@
-"""What can be known of a checkpoint file before anything in it is read: that it is whole, and no trap.
+"""Check a checkpoint file before anything in it is loaded: it must be complete and harmless.
 
-The file is a zip archive, as torch writes it, whose comment holds the SHA-256 of all that stands before it.
+The file is a zip archive, as torch writes it, whose comment holds the SHA-256 of all bytes before it.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ MARK = b"ddpm-cli sha256:"
 LENGTH = len(MARK) + 64
 CHUNK = 2**20
 ENTRY = re.compile(r"[^/\\]+/(data\.pkl|data/[0-9]+|\.data/serialization_id|\.?[a-z_]+)")
-"""The names that torch gives to what is in an archive."""
+"""Names of the entries that torch writes into an archive."""
 MAX_PICKLE = 8 * 2**20
-"""Bytes of data.pkl, which has the tensors' names and shapes: several times those of the largest network."""
+"""Largest data.pkl in bytes: several times that of the largest network."""
 MAX_OPERATIONS = 600_000
-"""In data.pkl; the largest network that the options allow has 530,000."""
+"""Largest number of pickle operations; the largest network that the options allow has 530,000."""
 CALLED = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage")
-"""What the pickle of plain data and tensors names."""
+"""Names that the pickle of plain data and tensors refers to."""
 
 
 class Damaged(Exception):
-    """A file that is cut, changed, or was never a checkpoint; says which."""
+    """The file is truncated, changed, or not a checkpoint; the message says which."""
 
 
-def seal(path: Path) -> None:
-    """Put the checksum of a zip archive without a comment into its comment."""
+def append_checksum(path: Path) -> None:
+    """Append the checksum of a zip archive without a comment as its comment."""
     with path.open("rb+") as stream:
         stream.seek(-2, os.SEEK_END)  # the length of the comment ends the archive
         stream.write(struct.pack("<H", LENGTH))
@@ -40,8 +40,8 @@ def seal(path: Path) -> None:
         stream.write(MARK + checksum)
 
 
-def check_seal(path: Path) -> None:
-    """Raise `Damaged` unless every byte of `path` is as `seal` left it."""
+def check_checksum(path: Path) -> None:
+    """Raise `Damaged` unless the checksum that `append_checksum` wrote matches."""
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END) - LENGTH
         stream.seek(max(0, size))
@@ -54,7 +54,7 @@ def check_seal(path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raise `Damaged` for an archive that is not as torch writes it: reading it could take any amount of memory."""
+    """Raise `Damaged` for an archive that torch did not write, since reading it could take any amount of memory."""
     try:
         _check_end(path)
         with zipfile.ZipFile(path) as archive:
@@ -72,9 +72,9 @@ def check_archive(path: Path) -> None:
 
 
 def check_pickle(path: Path) -> None:
-    """Raise `ValueError` unless the pickle in an archive is a tree of plain data and tensors, made in a few steps.
+    """Raise `ValueError` unless the pickle in an archive is a tree of plain data and tensors of bounded size.
 
-    torch refuses code, yet a few bytes may have it make or copy gigabytes: bytearray(2**40) is no code.
+    torch refuses code, but a few bytes can make it allocate gigabytes, for example bytearray(2**40).
     """
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
@@ -83,7 +83,7 @@ def check_pickle(path: Path) -> None:
 
 
 def _check_operations(content: bytes) -> None:
-    names: set[Any] = set()  # places in the memo: all else is used but once
+    names: set[Any] = set()  # memo entries that may be used several times
     before = ""
     for count, (operation, argument, _) in enumerate(pickletools.genops(content)):
         kind = operation.name
@@ -103,9 +103,9 @@ def _check_operations(content: bytes) -> None:
 
 
 def _check_end(path: Path) -> None:
-    """Raise `BadZipFile` unless all readers take the same bytes for the list of entries, and not too many of them.
+    """Raise `BadZipFile` unless the central directory is unambiguous and of bounded size.
 
-    It stands right before the records of the end, and these say so (zip's format, 4.3.14 to 4.3.16).
+    It must be right before the end records, at the offset that these give (zip specification, 4.3.14 to 4.3.16).
     """
     with path.open("rb") as stream:
         at = stream.seek(-LENGTH - 98, os.SEEK_END)
@@ -119,7 +119,7 @@ def _check_end(path: Path) -> None:
 
 
 def _sha256(stream: BinaryIO, size: int) -> bytes:
-    """Of the next `size` bytes, in hexadecimal."""
+    """Return the SHA-256 of the next `size` bytes in hexadecimal."""
     digest = hashlib.sha256()
     while chunk := stream.read(min(CHUNK, size)):
         digest.update(chunk)

@@ -1,4 +1,4 @@
-"""A checkpoint: one file that holds all a run needs to go on and all a sampler needs; data, never code."""
+"""The checkpoint format: one file with all that resuming and sampling need. It contains data, never code."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_cli.checkpoints.checksum import Damaged, check_archive, check_pickle, check_seal, seal
+from ddpm_cli.checkpoints.checksum import Damaged, append_checksum, check_archive, check_checksum, check_pickle
 from ddpm_cli.checkpoints.stored_config import from_stored
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
@@ -16,46 +16,46 @@ from ddpm_cli.files import atomic
 FORMAT = 5
 TYPES = {
     "step": int,  # done
-    "seconds": float,  # spent in them
+    "seconds": float,  # spent in steps
     "config": dict,  # as a plain dict, see stored_config
-    "classes": list,  # names of those that the network is told
+    "classes": list,  # names of the classes of a conditional network
     "data": str,  # fingerprint of the examples
     "model": dict,
     "ema": dict,
     "optimizer": dict,  # the state of each parameter, by number
-    "scaler": dict,  # of fp16, else empty
+    "scaler": dict,  # of the gradient scaler in fp16, else empty
     "timestep_sampler": dict,
     "losses": dict,  # see LossMonitor.state
 }
-"""The keys beside `format`."""
+"""The keys of a checkpoint besides `format`, and their types."""
 MAX_ITEMS = 1_000_000
 MAX_DEPTH = 10
 MAX_STEP = 10**15
 LONGEST = 300
-"""Letters of what is said of a config: it may hold texts and lists of any length."""
+"""Characters of an error about a stored config, which may contain strings of any length."""
 
 
 class CorruptCheckpoint(UserError):
-    """A file that is no whole checkpoint."""
+    """A checkpoint file that is incomplete or damaged."""
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state`, which has the keys of `TYPES`, with its checksum; whole or not at all. Raises `NoRoom`."""
+    """Write `state`, which has the keys of `TYPES`, with a checksum, atomically. Raise `NoRoom`."""
     with atomic(path, _bytes_of(state)) as partial:
         with partial.open("wb") as stream:
             torch.save({"format": FORMAT, **state}, stream)
-        seal(partial)
+        append_checksum(partial)
 
 
 def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU, its `config` as a `TrainConfig`; `key` is for messages.
+    """Return the contents of a checkpoint on the CPU, its `config` as a `TrainConfig`.
 
-    Runs no code of the file's, opens nothing that it names, and takes little more memory than the file itself.
-    Its tensors are a view of the file: copy those that are to stay. Raises `CorruptCheckpoint` for a file that is
-    not whole, and `UserError` for one that was never written by ddpm-train of this version.
+    No code from the file is run, no path in it is opened, and memory use is little more than the size of the file.
+    The tensors are views of the mapped file: copy those to keep. Raise `CorruptCheckpoint` for an incomplete or
+    damaged file, and `UserError` for one that this version of ddpm-train did not write. `key` is named in errors.
     """
     try:
-        check_seal(path)
+        check_checksum(path)
         check_archive(path)
     except Damaged as error:
         raise CorruptCheckpoint(f"{key}={path}: {error}; name another checkpoint") from error
@@ -63,7 +63,7 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror}); name another checkpoint") from error
     try:
         check_pickle(path)
-        # Mapped, because only then torch checks that a tensor lies within the file.
+        # With mmap, torch checks that each tensor is within the file.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         plain = _count(state, MAX_DEPTH) <= MAX_ITEMS
     except Exception as error:  # torch raises nearly anything on a file that is not its own
@@ -84,7 +84,7 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         }
         wrong = [name for name in ok if not ok[name]]
     if wrong:
-        raise UserError(f"{key}={path}: not a checkpoint of a run: {', '.join(wrong)} amiss")
+        raise UserError(f"{key}={path}: not a checkpoint of a run: invalid {', '.join(wrong)}")
     try:
         return {**state, "config": from_stored(state["config"])}
     except UserError as error:
@@ -92,11 +92,12 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
 
 
 def check_matches(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless those items of `state` that `like` has are of the same build, their tensors of the same
-    shapes and types, finite, and no larger together than the file. Tensors of `like` may be on the meta device.
+    """Raise `UserError` unless the items of `state` have the structure, shapes and dtypes of those of `like`.
+
+    Tensors must also be finite and together no larger than the file. Those of `like` may be on the meta device.
     """
     for name, wanted in like.items():
-        if _bytes_of(state[name]) > path.stat().st_size:  # before anything is reckoned with its tensors
+        if _bytes_of(state[name]) > path.stat().st_size:  # before computing anything with its tensors
             raise UserError(f"{key}={path}: larger inside than the file itself; name another checkpoint")
         if difference := _difference(state[name], wanted, name):
             raise UserError(
@@ -105,7 +106,7 @@ def check_matches(key: str, path: Path, state: Mapping[str, Any], like: Mapping[
 
 
 def _difference(value: Any, like: Any, at: str) -> str:
-    """What is other in `value` than in `like`, if anything is; `at` names it."""
+    """Return how `value` differs from `like`, or an empty string; `at` is the name of the value."""
     if isinstance(like, Tensor):
         if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
             return f"{at} is no tensor"
@@ -124,7 +125,7 @@ def _difference(value: Any, like: Any, at: str) -> str:
 
 
 def _count(value: Any, depth: int) -> int:
-    """How many things are in a tree of plain data and tensors. Raises `ValueError` for too many or anything else."""
+    """Return the number of items in a tree of data and tensors. Raise `ValueError` for too many or other types."""
     if depth == 0:
         raise ValueError("too deep")
     if isinstance(value, dict):
@@ -142,7 +143,7 @@ def _count(value: Any, depth: int) -> int:
 
 
 def _bytes_of(value: Any) -> int:
-    """The bytes of all tensors in a tree."""
+    """Return the size of all tensors in a tree, in bytes."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     return sum(map(_bytes_of, value.values())) if isinstance(value, dict) else 0

@@ -18,20 +18,20 @@ from ddpm_cli.sampling.build import build_denoiser, network_of
 
 
 def weights_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
-    """What the weights of the network of a run look like, without the memory for them."""
+    """Return the weights of the network of a run on the meta device, to compare shapes with."""
     with torch.device("meta"):
         return dict(network_of(config, classes).state_dict())
 
 
 def check_classes(key: str, path: Path, config: TrainConfig, classes: list[str]) -> None:
-    """Raise `UserError` unless there are `classes` where the network of `config` is told some, and nowhere else."""
+    """Raise `UserError` unless there are `classes` exactly if the network of `config` is conditional."""
     if bool(classes) != isinstance(config.conditioning, ClassLabels):
         raise UserError(f"{key}={path}: its classes do not fit the conditioning in its config; name another checkpoint")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint holds, ready to use. `classes`: the names of those that the network is told, maybe none."""
+    """A trained network, ready to use. `classes`: names of its classes, empty for an unconditional network."""
 
     path: Path
     step: int
@@ -43,10 +43,10 @@ class Trained:
 
 
 def load_weights(key: str, path: Path, kind: str) -> Weights:
-    """The `kind` weights, ema or model, in a checkpoint or in a .safetensors file of ddpm-export. Raises `UserError`.
+    """Return the `kind` weights (ema or model) of a checkpoint or a .safetensors file of ddpm-export.
 
-    They fit the network that their config stands for, which names the data's folder if the run's own notes beside
-    the checkpoint do.
+    They are checked against the network of their config. The folder of the data is taken from the run folder, if the
+    checkpoint is in one. Raise `UserError`.
     """
     if path.suffix == ".safetensors":
         weights = read_weights(key, path)
@@ -62,7 +62,7 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
 
 
 def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Trained:
-    """The network that `ckpt` names, with its `ema` or `model` weights, ready to use. Raises `UserError`."""
+    """Return the network that `ckpt` names with its `ema` or `model` weights. Raise `UserError`."""
     path = find_checkpoint("ckpt", ckpt)
     on = resolve_device(device)
     held = load_weights("ckpt", path, weights)

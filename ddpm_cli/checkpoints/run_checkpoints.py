@@ -1,4 +1,4 @@
-"""The checkpoints of a run: checkpoints/step_XXXXXXXX.pt, and last.pt, which is the newest of them."""
+"""The checkpoints of a run: checkpoints/step_XXXXXXXX.pt, and last.pt, a link to the newest."""
 
 import logging
 import math
@@ -15,11 +15,11 @@ from ddpm_cli.files import atomic
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-"""What ddpm-export and ddpm-import call the network in their folders."""
+"""Name of the weights in the folders that ddpm-export and ddpm-import write."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of a state into a run folder, and make last.pt the same. Raises `NoRoom`."""
+    """Write a checkpoint into a run folder and make it last.pt too; return its path. Raise `NoRoom`."""
     path = folder / "checkpoints" / f"step_{state['step']:08d}.pt"
     path.parent.mkdir(exist_ok=True)
     write_checkpoint(path, state)
@@ -28,8 +28,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def prune(folder: Path, keep_last: int | None, window: float) -> None:
-    """Remove all checkpoints but the newest `keep_last`, and the first one in each `window` steps from the first
-    window on. None keeps all, and an infinite window none beside the newest.
+    """Remove all checkpoints except the newest `keep_last` and the first one in each window of `window` steps.
+
+    With `keep_last=None` all are kept; with an infinite window only the newest.
     """
     if keep_last is None:
         return
@@ -43,13 +44,14 @@ def prune(folder: Path, keep_last: int | None, window: float) -> None:
 
 
 def find_checkpoint(key: str, value: str) -> Path:
-    """The checkpoint that `value` names: a file, a run folder's last, or the one that ddpm-export or ddpm-import wrote
-    into a folder. `key` is for the message.
+    """Return the checkpoint file that `value` names: a file, a run folder, or a folder of ddpm-export or ddpm-import.
+
+    Raise `UserError`, which names `key`, if there is none.
     """
     path = Path(value).expanduser()
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+    except (OSError, ValueError) as error:  # a name that is too long or contains a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{key}={value}: cannot be read ({reason}); name another") from error
     if is_folder:
@@ -62,12 +64,12 @@ def find_checkpoint(key: str, value: str) -> Path:
     return path
 
 
-def newest_sound(key: str, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint in a run folder that is whole, and its contents; says which ones are not.
+def newest_valid_checkpoint(key: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the newest valid checkpoint in a run folder and its contents; log those that are damaged.
 
-    Raises `UserError` where none is.
+    Raise `UserError` if none is valid.
     """
-    last = folder / "checkpoints" / "last.pt"  # the only one where a run was copied without the others
+    last = folder / "checkpoints" / "last.pt"  # the only one if a run was copied without the others
     for path in [*(path for _, path in reversed(_by_step(folder))), last]:
         if path.is_file():
             try:
@@ -77,13 +79,13 @@ def newest_sound(key: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     raise UserError(f"{key}={folder}: none of its checkpoints is whole; start anew")
 
 
-def set_aside(folder: Path, step: int) -> None:
-    """Move the checkpoints after `step` out of the way of a run that goes on from there, and make last.pt of its."""
+def move_later_checkpoints(folder: Path, step: int) -> None:
+    """Move the checkpoints after `step` to a subfolder, and make last.pt the one of `step`, for a run resumed there."""
     later = [path for number, path in _by_step(folder) if number > step]
     if later:
         aside = folder / "checkpoints" / f"superseded_{time.time_ns()}"
         aside.mkdir()
-        for path in reversed(later):  # so that the newest one left is always on the way back
+        for path in reversed(later):  # newest first, so that an interruption leaves a consistent order
             path.replace(aside / path.name)
         log.warning("the %d checkpoints after step %d are in %s now; remove it if you like", len(later), step, aside)
     own = folder / "checkpoints" / f"step_{step:08d}.pt"
@@ -100,6 +102,6 @@ def _make_last(path: Path) -> None:
 
 
 def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """The steps of the checkpoints in a run folder, and their files, in order."""
+    """Return the checkpoints in a run folder as (step, path), in order."""
     found = (folder / "checkpoints").glob("step_*.pt")
     return sorted((int(path.stem[5:]), path) for path in found if path.stem[5:].isdecimal())

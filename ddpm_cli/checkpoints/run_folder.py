@@ -1,4 +1,4 @@
-"""The folders that commands write to: claimed before a run, held by one process, never another's."""
+"""Run folders: what is in them, claiming a new one, and the lock of the process that trains in one."""
 
 import contextlib
 import fcntl
@@ -28,14 +28,14 @@ OURS = (
     "tensorboard",
     "wandb",
 )
-"""What a run leaves in its folder."""
+"""Names of what a run writes into its folder."""
 FOLDERS = (NOTES, "checkpoints", "samples", "tensorboard", "wandb")
-"""Which of these are folders; the others are files."""
+"""Those of them that are folders."""
 BEFORE_A_CHECKPOINT = {NOTES, LOCK, "train.log", "checkpoints"}
 
 
 def new_folder(folder: Path) -> None:
-    """Create `folder`. Raises `UserError` where it holds anything already."""
+    """Create `folder`. Raise `UserError` if it is not empty."""
     if _made(folder):
         raise UserError(f"out={folder}: already holds files; choose another folder")
 
@@ -57,7 +57,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def reopened(key: str, folder: Path) -> Iterator[None]:
-    """Hold the folder of a run that goes on. Raises `UserError` where another process does, or where it is a trap."""
+    """Hold the folder of a run to resume. Raise `UserError` if another process holds it or it has links or pipes."""
     for name in OURS:
         path = folder / name
         if path.is_symlink():
@@ -73,7 +73,7 @@ def reopened(key: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(key: str, folder: Path) -> Iterator[None]:
-    """Hold `folder` until the end, be it a crash: the lock is the kernel's. Raises `UserError` where another does."""
+    """Hold the lock of `folder`, which the kernel releases even after a crash. Raise `UserError` if it is taken."""
     try:
         stream = (folder / LOCK).open("a+")
     except OSError as error:
@@ -98,7 +98,7 @@ def locked(key: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def log_into(file: Path) -> Iterator[None]:
-    """Send all log lines to `file` too, with the time, as far as the disk has room for them."""
+    """Write all log lines to `file` too, with the time; errors of a full disk are ignored."""
     handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # it would print a traceback
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -125,7 +125,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _made(folder: Path) -> bool:
-    """Create `folder`; returns whether it holds anything. Raises `UserError` where that cannot be."""
+    """Create `folder` and return whether it contains anything. Raise `UserError` if it cannot be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return any(folder.iterdir())

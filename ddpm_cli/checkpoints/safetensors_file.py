@@ -1,4 +1,4 @@
-"""A network as a .safetensors file: its weights, and in the metadata what else a sampler needs; data, never code."""
+"""A network as a .safetensors file: its weights, and in the metadata what else sampling needs."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from ddpm_cli.files import write
 
 FORMAT = 2
 MAX_HEADER = 8 * 2**20
-"""Bytes of a file's header, which has the tensors' names and shapes: several times those of the largest network."""
+"""Largest header in bytes: several times that of the largest network."""
 TYPES = {"format": int, "step": int, "weights": str, "classes": list, "config": dict}
-"""What the metadata's `ddpm_cli` holds, as JSON."""
+"""Keys of the JSON object in the metadata entry `ddpm_cli`."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint and a .safetensors file both hold. kind: ema or model. tensors: the network's, on the CPU."""
+    """Weights with their config. `kind` is ema or model; `tensors` are on the CPU."""
 
     config: TrainConfig
     classes: list[str]
@@ -36,7 +36,7 @@ class Weights:
 
 
 def write_weights(path: Path, weights: Weights) -> None:
-    """Write `weights` with a checksum; whole or not at all. Raises `NoRoom`, and `UserError` without safetensors."""
+    """Write `weights` with a checksum, atomically. Raise `NoRoom`, or `UserError` if safetensors is not installed."""
     about = json.dumps(
         {
             "format": FORMAT,
@@ -50,7 +50,7 @@ def write_weights(path: Path, weights: Weights) -> None:
 
 
 def read_weights(key: str, path: Path) -> Weights:
-    """What `write_weights` wrote; `key` is for messages. Raises `UserError` for any other file, or a damaged one."""
+    """Read what `write_weights` wrote. Raise `UserError`, which names `key`, for other and damaged files."""
     tensors, metadata = read_tensors(key, path)
     about = metadata.get("ddpm_cli")
     if about is None:
@@ -71,7 +71,7 @@ def read_weights(key: str, path: Path) -> Weights:
             "use the version of ddpm-cli that wrote it"
         )
     if wrong := _mismatch(state):
-        raise UserError(f"{key}={path}: not a file of ddpm-export: {', '.join(wrong)} amiss; name another")
+        raise UserError(f"{key}={path}: not a file of ddpm-export: invalid {', '.join(wrong)}; name another")
     try:
         config = from_stored(state["config"])
     except UserError as error:
@@ -80,7 +80,7 @@ def read_weights(key: str, path: Path) -> Weights:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A .safetensors file of tensors on the CPU. Raises `NoRoom`, and `UserError` where safetensors is missing."""
+    """Write tensors on the CPU. Raise `NoRoom`, or `UserError` if safetensors is not installed."""
     safetensors = _safetensors(str(path))
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write(path, safetensors.torch.save(contiguous, {"format": "pt", **metadata}))
@@ -120,7 +120,7 @@ def _check_header(path: Path) -> None:
 
 
 def _mismatch(state: Mapping[str, Any]) -> list[str]:
-    """Which entries are not as they are written."""
+    """Return the names of the metadata entries that are invalid."""
     wrong = sorted(name for name, kind in TYPES.items() if type(state.get(name)) is not kind)
     if wrong:
         return wrong
@@ -133,7 +133,7 @@ def _mismatch(state: Mapping[str, Any]) -> list[str]:
 
 
 def _sha256(about: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of the text and of every tensor's name and bytes, in hexadecimal."""
+    """Return the SHA-256 of the text and of the name and bytes of every tensor, in hexadecimal."""
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""A run's config as its checkpoints hold it: a plain dict, in which no path stands."""
+"""The config of a run as its checkpoints store it: a plain dict without paths."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,11 +13,11 @@ from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.untrusted_files import text_of
 
 MAX_NOTES = 65_536
-"""Bytes of a run's notes: many times what they have."""
+"""Largest config file of a run folder in bytes, many times its usual size."""
 
 
 def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as a dict, less its paths: they mean nothing elsewhere, and a stranger's are not to be opened."""
+    """Return a config as a dict without paths, which mean nothing elsewhere and must not be opened if untrusted."""
     dataset = data.get("dataset")
     if isinstance(dataset, dict) and "root" in dataset:
         dataset = {**dataset, "root": None}
@@ -26,12 +26,12 @@ def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_stored(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint holds of `config`."""
+    """Return `config` as a checkpoint stores it."""
     return without_paths(asdict(config))
 
 
 def from_stored(data: object) -> TrainConfig:
-    """The `TrainConfig` that `to_stored` made `data` of. Raises `UserError` for anything else."""
+    """Return the `TrainConfig` of a stored dict: the inverse of `to_stored`. Raise `UserError` for anything else."""
     if not isinstance(data, dict):
         raise UserError("config: is no table of keys")
     return train_config(without_paths(data))
@@ -50,7 +50,7 @@ def train_config(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def with_noted_root(config: TrainConfig, checkpoint: Path) -> TrainConfig:
-    """`config` with its data where they lay by the notes of the run whose `checkpoint` it is from, if there are any."""
+    """Return `config` with the data folder that is noted in the run folder of `checkpoint`, if there is one."""
     if not isinstance(config.dataset, ImageDataset):
         return config
     file = checkpoint.parent.parent / ".hydra" / "config.yaml"

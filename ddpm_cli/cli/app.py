@@ -1,4 +1,4 @@
-"""What the commands share: Hydra, the schemas, errors in one line, the folder that is written to."""
+"""The body of all commands: compose the config with Hydra, check it, run, and report errors in one line."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from ddpm_cli.cli.help import help_text
 from ddpm_cli.cli.overrides import check_groups, checked
 from ddpm_cli.cli.sweep import Plan, begin, finish, planned, quoted, run_job
 from ddpm_cli.config import GROUPS, CheckpointConfig, TrainConfig, option_name
-from ddpm_cli.distributed.launch import ONE_MACHINE, WorkerGroup, is_one_of_several, talks
+from ddpm_cli.distributed.launch import ONE_MACHINE, WorkerGroup, is_launch_rank_zero, is_one_of_several
 from ddpm_cli.errors import Failure, Stopped
 
 CONFIGS = "pkg://ddpm_cli.configs"
@@ -33,25 +33,30 @@ def launch(
     spelling: Mapping[str, str] = MappingProxyType({}),
     after_sweep: Callable[[Path], None] | None = None,
 ) -> None:
-    """The body of `ddpm-<name>`: Hydra composes configs/<name>.yaml, and `run` gets it as a `schema` with
-    the folder to write to, unless `check` refuses it: any job of a sweep before one starts. `usage` opens
-    the text of --help. `spelling`: the fields of `schema` for keys that are typed otherwise. `after_sweep` makes what
-    there is to be made of the folder of a sweep that is over.
+    """Run `ddpm-<name>`.
 
-    An error that the user can mend is one line on stderr and exit status 2, another one that is foreseen exit
-    status 1; HYDRA_FULL_ERROR=1 shows where they came from. A signal that stopped the command is 128 + its number.
+    Hydra composes configs/<name>.yaml into a `schema`; `check` may raise `UserError`, for every job of a sweep before
+    the first one starts; then `run` is called with the config and the folder to write to.
+
+    A `UserError` is printed as one line on stderr and the exit status is 2; for a `Failure` it is 1, and for a signal
+    128 plus its number. HYDRA_FULL_ERROR=1 shows the traceback.
+
+    Args:
+        usage: the first lines of --help.
+        spelling: fields of `schema` by the keys that are typed for them, where these differ.
+        after_sweep: called with the folder of a finished sweep.
     """
     register_schemas(name, schema)
     sys.argv[1:] = [_spelled(argument, spelling) for argument in sorted(sys.argv[1:], key=_is_no_flag)]
     traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, rather than print several lines and exit with 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing several lines
 
     def refuse(message: str, status: int = 2) -> NoReturn:
-        if talks():
+        if is_launch_rank_zero():
             print(f"ddpm-{name}: {on_one_line(message)}", file=sys.stderr)
         sys.exit(status)
 
-    def told(error: Exception) -> NoReturn:
+    def fail(error: Exception) -> NoReturn:
         if traceback:
             raise error
         refuse(one_line(error, schema), 1 if isinstance(error, Failure) else 2)
@@ -73,7 +78,7 @@ def launch(
         except Stopped as stop:
             refuse(one_line(stop, schema), stop.status)
         except FORESEEN as error:
-            told(error)  # here, because Hydra would add a line of its own
+            fail(error)  # here, because Hydra would print a line of its own
 
     try:
         parser = get_args_parser()
@@ -84,10 +89,10 @@ def launch(
             return
         check_groups(schema, args.overrides)
         if args.multirun and (args.cfg or args.info):
-            refuse("-m: not beside --cfg or --info, which show what one job is told; leave it out")
+            refuse("-m: cannot be combined with --cfg or --info, which show the config of one job; leave it out")
         if args.multirun:
             if is_one_of_several():
-                refuse("-m: not under torchrun or srun, whose processes do one job together; type devices=… instead")
+                refuse("-m: not under torchrun or srun, whose processes share one job; type devices=… instead")
             plan = planned(name, schema, args.overrides, check)
             begin(plan)
             sys.argv.append(f"hydra.sweep.dir={quoted(plan.folder)}")
@@ -95,17 +100,17 @@ def launch(
         if plan is not None:
             finish(plan, after_sweep)
     except FORESEEN as error:
-        told(error)
+        fail(error)
     except OSError as error:
         if started or traceback:
             raise
-        refuse(f"{error.filename}: {error.strerror}; choose another folder")  # Hydra's, hydra.run.dir=…
+        refuse(f"{error.filename}: {error.strerror}; choose another folder")  # raised by Hydra for hydra.run.dir=…
     except KeyboardInterrupt:
         refuse("interrupted", 130)
 
 
 def worker_group(config: TrainConfig | CheckpointConfig) -> WorkerGroup:
-    """The processes that a config asks for. Raises `UserError` where there are not the devices for them."""
+    """Return the processes that a config asks for. Raise `UserError` if there are too few devices."""
     from ddpm_cli.distributed.devices import processes_of
 
     distributed = config.distributed if isinstance(config, TrainConfig) else ONE_MACHINE
@@ -113,18 +118,18 @@ def worker_group(config: TrainConfig | CheckpointConfig) -> WorkerGroup:
 
 
 def _is_no_flag(argument: str) -> bool:
-    """-m comes first, for argparse takes no overrides after it that were begun before."""
+    """Sort key that moves -m to the front, since argparse accepts no positional arguments on both sides of it."""
     return argument not in ("-m", "--multirun")
 
 
 def _spelled(argument: str, spelling: Mapping[str, str]) -> str:
-    """An override with its key as the field that is meant."""
+    """Return an override with its key replaced by the field that it is spelled for."""
     key, equals, value = argument.partition("=")
     return spelling.get(key, key) + equals + value
 
 
 def register_schemas(name: str, schema: type) -> None:
-    """Tell Hydra the types of configs/<name>.yaml and of every option."""
+    """Register the schemas of configs/<name>.yaml and of all options with Hydra."""
     store = ConfigStore.instance()
     store.store(name=f"{name}_schema", node=schema)
     for base, options in GROUPS.items():
@@ -133,6 +138,6 @@ def register_schemas(name: str, schema: type) -> None:
 
 
 def _folder(config: Any) -> Path:
-    """Where to write: `out`, or the folder that Hydra made for a job of a sweep or was told of."""
+    """Return the folder to write to: `out`, or the one that Hydra created for a job of a sweep or for hydra.run.dir."""
     made = Path(HydraConfig.get().runtime.output_dir)
     return Path(config.out) if made == Path.cwd() else made

@@ -14,7 +14,7 @@ from ddpm_cli.config import GROUPS, Option, option_name
 from ddpm_cli.errors import Failure, UserError, one_of
 
 FORESEEN = (UserError, Failure, HydraException, OmegaConfBaseException)
-"""What is told in one line; anything else is a mistake of ours."""
+"""Exceptions that are reported in one line; any other is a bug."""
 PLUGGED = ("hydra/launcher", "hydra/sweeper")
 PLUGINS = "; pip install 'ddpm-cli[sweep]' brings joblib, submitit and Optuna"
 TYPES = {"Integer": "a whole number", "Float": "a number", "String": "a text"}

@@ -18,7 +18,7 @@ from ddpm_cli.checkpoints.run_folder import new_folder
 from ddpm_cli.cli.app import launch, worker_group
 from ddpm_cli.cli.overrides import check_checkpoint
 from ddpm_cli.config import FEWEST, Dataset, EvaluateConfig, ImageDataset
-from ddpm_cli.distributed.launch import together
+from ddpm_cli.distributed.launch import run_distributed
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.errors import check as check_value
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddpm_cli.checkpoints.loading import Trained
-    from ddpm_cli.evaluation.comparison import Comparison, Judge
-    from ddpm_cli.evaluation.samples import Drawn
+    from ddpm_cli.evaluation.comparison import Comparison, SampleEvaluator
+    from ddpm_cli.evaluation.samples import GeneratedSamples
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     evaluations.jsonl.
     """
     command = shlex.join(["ddpm-evaluate", *HydraConfig.get().overrides.task])
-    together(evaluate, (config, folder, command), worker_group(config))
+    run_distributed(evaluate, (config, folder, command), worker_group(config))
 
 
 def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
@@ -116,12 +116,12 @@ def _found(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset, 
     """Everything measured; what is missing is known before `folder` is made."""
     examples = _examples(config, trained, dataset) if trained and "nll" in config.metrics else None
     batches = _batches(config, trained, dataset) if config.distances else None
-    judge = _judge(config, trained, dataset) if config.distances else None
+    evaluator = _evaluator(config, trained, dataset) if config.distances else None
     new_folder(folder)
     metrics: dict[str, float] = {}
     found: dict[str, Any] = {"metrics": metrics}
-    if judge and batches is not None:
-        of_samples = _compared(config, judge, batches, folder)
+    if evaluator and batches is not None:
+        of_samples = _compared(config, evaluator, batches, folder)
         metrics |= of_samples.pop("metrics")
         found |= of_samples
     if trained and examples is not None:
@@ -146,30 +146,34 @@ def _subject(config: EvaluateConfig, trained: "Trained | None") -> dict[str, Any
     return {"ckpt": str(trained.path.absolute()), "step": trained.step, "weights": config.weights}
 
 
-def _batches(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset) -> "Drawn | tuple[Tensor, ...]":
+def _batches(
+    config: EvaluateConfig, trained: "Trained | None", dataset: Dataset
+) -> "GeneratedSamples | tuple[Tensor, ...]":
     """The samples: to be drawn, or given."""
     from ddpm_cli.data.sources import cache_folder
-    from ddpm_cli.evaluation.samples import DRAWN, Drawn, given
+    from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples, read_images
     from ddpm_cli.sampling.sample_generator import generator_of
 
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"metrics={config.distances}: compare images, and dataset={dataset.name} has points; use [nll]")
     if trained:
         generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
-        return Drawn(generator, config.n or DRAWN[_features(config, dataset)], config.seed, config.batch_size)
-    found = given(str(config.samples), dataset, cache_folder())[: config.n]
+        return GeneratedSamples(
+            generator, config.n or DEFAULT_N[_features(config, dataset)], config.seed, config.batch_size
+        )
+    found = read_images(str(config.samples), dataset, cache_folder())[: config.n]
     check_value(len(found) >= FEWEST, "samples", config.samples, f"at least {FEWEST} images")
     return found.split(config.batch_size)
 
 
-def _judge(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset) -> "Judge":
+def _evaluator(config: EvaluateConfig, trained: "Trained | None", dataset: Dataset) -> "SampleEvaluator":
     from ddpm_cli.data.sources import load_examples
     from ddpm_cli.distributed.devices import resolve_device
-    from ddpm_cli.evaluation.comparison import Judge
+    from ddpm_cli.evaluation.comparison import SampleEvaluator
 
     splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
     device = trained.device if trained else resolve_device(config.device)
-    return Judge(splits, config.split, config.distances, _features(config, dataset), device)
+    return SampleEvaluator(splits, config.split, config.distances, _features(config, dataset), device)
 
 
 def _features(config: EvaluateConfig, dataset: Dataset) -> str:
@@ -180,22 +184,22 @@ def _features(config: EvaluateConfig, dataset: Dataset) -> str:
 
 
 def _compared(
-    config: EvaluateConfig, judge: "Judge", batches: "Drawn | tuple[Tensor, ...]", folder: Path
+    config: EvaluateConfig, evaluator: "SampleEvaluator", batches: "GeneratedSamples | tuple[Tensor, ...]", folder: Path
 ) -> dict[str, Any]:
     """The distances, and what else there is to say of the samples; neighbours.png and samples.png."""
-    from ddpm_cli.evaluation.samples import Drawn
+    from ddpm_cli.evaluation.samples import GeneratedSamples
     from ddpm_cli.images.png_gif import grid, save_png
 
-    comparison = judge.compare(batches, config.seed)
+    comparison = evaluator.compare(batches, config.seed)
     save_png(grid(comparison.first), folder / "samples.png")
-    nearest = _neighbours(comparison.first, judge.splits["train"].values, judge.splits["test"].values, folder)
+    nearest = _neighbours(comparison.first, evaluator.splits["train"].values, evaluator.splits["test"].values, folder)
     _say(comparison, nearest)
     return {
         "metrics": comparison.metrics,
         "n": comparison.n,
-        "features": judge.features,
-        "data": judge.prints[0],
-        **(_sampling(batches) if isinstance(batches, Drawn) else {}),
+        "features": evaluator.features,
+        "data": evaluator.fingerprints[0],
+        **(_sampling(batches) if isinstance(batches, GeneratedSamples) else {}),
         "intervals": comparison.intervals,
         "floor": comparison.floor,
         "floor_n": comparison.floor_n,
@@ -204,7 +208,7 @@ def _compared(
     }
 
 
-def _sampling(drawn: "Drawn") -> dict[str, Any]:
+def _sampling(drawn: "GeneratedSamples") -> dict[str, Any]:
     generator = drawn.generator
     return {
         "sampler": asdict(generator.sampler),
@@ -246,8 +250,8 @@ def _examples(config: EvaluateConfig, trained: "Trained", dataset: Dataset) -> A
     examples = first_examples(load_examples(dataset, config.split == "train"), config.n or NLL_N)
     if trained.classes and examples.classes != trained.classes:
         raise UserError(
-            f"split={config.split}: its classes are {one_of(examples.classes or ['unknown'])}, and the network is told "
-            f"{one_of(trained.classes)}; name another split"
+            f"split={config.split}: its classes are {one_of(examples.classes or ['unknown'])}, and those of the "
+            f"network are {one_of(trained.classes)}; name another split"
         )
     return examples
 

@@ -50,7 +50,7 @@ def run(config: ImportConfig, folder: Path) -> None:
 
 
 def _defaults() -> TrainConfig:
-    """What ddpm-train is told where nothing is typed: of how the network was trained nothing is known."""
+    """Return the default config of ddpm-train, since nothing is known of how the network was trained."""
     register_schemas("train", TrainConfig)
     config = OmegaConf.to_object(compose("train"))
     assert isinstance(config, TrainConfig)

@@ -35,7 +35,7 @@ def main() -> None:
         if {"--help", "-h"} & {*sys.argv[1:]}:
             print(USAGE.strip())
         else:
-            run(*_told(sys.argv[1:]))
+            run(*_folders_and_page(sys.argv[1:]))
     except (UserError, Failure) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -82,7 +82,7 @@ def _make(folder: Path, out: Path) -> None:
         raise UserError(f"out={out}: {folder} is no folder; name another file") from error
 
 
-def _told(arguments: Sequence[str]) -> tuple[list[str], Path]:
+def _folders_and_page(arguments: Sequence[str]) -> tuple[list[str], Path]:
     """The folders and the file to write. Raises `UserError`."""
     folders: list[str] = []
     out = None

@@ -11,7 +11,7 @@ from ddpm_cli.checkpoints.run_folder import new_folder
 from ddpm_cli.cli.app import launch, worker_group
 from ddpm_cli.cli.overrides import check_checkpoint
 from ddpm_cli.config import SampleConfig
-from ddpm_cli.distributed.launch import together
+from ddpm_cli.distributed.launch import run_distributed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ ddpm-sample makes images from a checkpoint of ddpm-train.
 
   ddpm-sample ckpt=outputs/train/fashion_mnist/… n=64
   ddpm-sample ckpt=….pt n=16 sampler=ddim sampler.steps=50 gif=true seed=7 device=cpu
-  ddpm-sample ckpt=… class=sneaker guidance_scale=3       of a network that is told classes
+  ddpm-sample ckpt=… class=sneaker guidance_scale=3       of a class-conditional network
   ddpm-sample ckpt=… task=interpolate a=this.png b=that.png
   ddpm-sample ckpt=… task=inpaint image=torn.png mask=hole.png
 """
@@ -45,7 +45,7 @@ def main() -> None:
 
 def run(config: SampleConfig, folder: Path) -> None:
     """Write grid.png, images/ and what else `config` asks for into `folder`, which must be new or empty."""
-    together(draw, (config, folder), worker_group(config))
+    run_distributed(draw, (config, folder), worker_group(config))
 
 
 def draw(config: SampleConfig, folder: Path) -> None:

@@ -32,7 +32,7 @@ RESUME = "sweep.resume="
 
 @dataclass(frozen=True)
 class Job:
-    """A row of jobs.csv. status: done or failed; value: what the sweeper was told; error: why it failed, in a line."""
+    """A row of jobs.csv: status is done or failed, value what the job returned, error why it failed, in one line."""
 
     job: int
     status: str
@@ -167,8 +167,8 @@ def _summary(jobs: Mapping[int, Job]) -> str:
     width = max(map(len, own.values()), default=0)
     lines = []
     for number, job in jobs.items():
-        told = f"{job.value:.6g}" if job.value is not None else job.error
-        lines.append(f"{number:4d}  {own[number]:{width}}  {job.status:6}  {told}".rstrip())
+        outcome = f"{job.value:.6g}" if job.value is not None else job.error
+        lines.append(f"{number:4d}  {own[number]:{width}}  {job.status:6}  {outcome}".rstrip())
     return "\n".join(lines)
 
 

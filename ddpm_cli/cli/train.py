@@ -13,9 +13,9 @@ from ddpm_cli.checkpoints.run_folder import NOTES
 from ddpm_cli.cli.app import launch, worker_group
 from ddpm_cli.cli.sweep import jobs_of, typed_overrides
 from ddpm_cli.config import ImageDataset, ImageFolder, TrainConfig
-from ddpm_cli.distributed.launch import Lost, together
+from ddpm_cli.distributed.launch import WorkerFailed, run_distributed
 from ddpm_cli.errors import Failure, UserError
-from ddpm_cli.training.start import Job, check_parts, checkpoint_to_resume, how_to_go_on, to_resume, train
+from ddpm_cli.training.start import TrainingJob, check_parts, checkpoint_to_resume, load_for_resume, resume_hint, train
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +59,19 @@ def run(config: TrainConfig, folder: Path) -> float | None:
     """Train as `config` says into `folder`, or go on with a run in its own; returns what train.report asks for."""
     if config.sweep.resume is not None:
         return _again(config, folder)
-    return _begun(Job(config, folder, typed_overrides(), config.resume, tuple(HydraConfig.get().overrides.task)))
+    return _begun(
+        TrainingJob(config, folder, typed_overrides(), config.resume, tuple(HydraConfig.get().overrides.task))
+    )
 
 
-def _begun(job: Job) -> float | None:
+def _begun(job: TrainingJob) -> float | None:
     """A job, in as many processes as its config says, or that of the run that it goes on with."""
-    config = job.config if job.resume is None else to_resume(job.config, job.resume, job.changes)[1]["config"]
+    config = job.config if job.resume is None else load_for_resume(job.config, job.resume, job.changes)[1]["config"]
     try:
-        return together(train, (job,), worker_group(config))
-    except Lost as error:
+        return run_distributed(train, (job,), worker_group(config))
+    except WorkerFailed as error:
         folder = job.folder if job.resume is None else checkpoint_to_resume(job.resume).parent.parent
-        raise Failure(f"{error}; {how_to_go_on(folder)}") from error
+        raise Failure(f"{error}; {resume_hint(folder)}") from error
 
 
 def _again(config: TrainConfig, folder: Path) -> float | None:
@@ -88,7 +90,7 @@ def _again(config: TrainConfig, folder: Path) -> float | None:
         log.info("job %d is done", number)
         return job.value
     begun = (folder / "checkpoints" / "last.pt").is_file()
-    return _begun(Job(config, folder, typed_overrides(), str(folder) if begun else None))
+    return _begun(TrainingJob(config, folder, typed_overrides(), str(folder) if begun else None))
 
 
 def _check_report(config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""What the other commands are told."""
+"""Configuration of the commands other than ddpm-train."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ IMPORTS = ("diffusers",)
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """What the commands that use a checkpoint are told alike; the rest comes from the checkpoint."""
+    """Keys that all commands which use a checkpoint share; the rest of the config comes from the checkpoint."""
 
     ckpt: str
     batch_size: int
@@ -46,7 +46,7 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class SampleConfig(CheckpointConfig):
-    """All that `ddpm-sample` is told."""
+    """Configuration of `ddpm-sample`."""
 
     n: int | None  # None: as many as the task likes
     classes: Any  # typed class=…: a number, a name, a list of these, or None for all in turn
@@ -90,7 +90,7 @@ class SampleConfig(CheckpointConfig):
 
 @dataclass(kw_only=True)
 class EvaluateConfig(CheckpointConfig):
-    """All that `ddpm-evaluate` is told."""
+    """Configuration of `ddpm-evaluate`."""
 
     samples: str | None  # instead of ckpt: a folder of images, or an npz file
     dataset: Dataset | None  # that samples are held against; a checkpoint knows its own
@@ -113,7 +113,7 @@ class EvaluateConfig(CheckpointConfig):
 
     @property
     def distances(self) -> list[str]:
-        """Those of the metrics that take samples."""
+        """The metrics that need samples."""
         return [metric for metric in dict.fromkeys(self.metrics) if metric != "nll"]
 
     def _check_samples(self) -> None:
@@ -132,7 +132,7 @@ class EvaluateConfig(CheckpointConfig):
 
 @dataclass(kw_only=True)
 class ExportConfig:
-    """All that `ddpm-export` is told."""
+    """Configuration of `ddpm-export`."""
 
     ckpt: str
     format: str
@@ -146,7 +146,7 @@ class ExportConfig:
 
 @dataclass(kw_only=True)
 class ImportConfig:
-    """All that `ddpm-import` is told."""
+    """Configuration of `ddpm-import`."""
 
     path: str
     format: str
@@ -159,7 +159,7 @@ class ImportConfig:
 
 @dataclass(kw_only=True)
 class ForwardConfig:
-    """All that `ddpm-forward` is told."""
+    """Configuration of `ddpm-forward`."""
 
     image: str | None
     dataset: Dataset | None

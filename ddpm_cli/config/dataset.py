@@ -1,4 +1,4 @@
-"""The group `dataset`: images, or points of the plane."""
+"""The config group `dataset`: images, or points in the plane."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from ddpm_cli.errors import check
 
 @dataclass(kw_only=True)
 class Dataset(Option):
-    """What is learned. `shape` is that of one example, the channels first."""
+    """A dataset. `shape` is that of one example, channels first."""
 
     group: ClassVar[str] = "dataset"
     bounded: ClassVar[bool] = True  # to [-1, 1]
@@ -37,7 +37,7 @@ class ImageDataset(Dataset):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
+        """Shape of an image: (channels, height, width)."""
         sides = self.image_size if isinstance(self.image_size, list) else [self.image_size]
         return self.channels, sides[0], sides[-1]
 
@@ -74,13 +74,13 @@ class ImageFolder(ImageDataset):
         check(0 <= self.test_fraction < 1, "dataset.test_fraction", self.test_fraction, "in [0, 1)")
 
     def check_root(self) -> None:
-        """Raise `UserError` where the folder is not named; a checkpoint's config names none."""
+        """Raise `UserError` if root is null. (The configs in checkpoints have no root.)"""
         check(self.root is not None, "dataset.root", None, "a folder of images: dataset.root=/pictures")
 
 
 @dataclass(kw_only=True)
 class SwissRoll(Dataset):
-    """Points (x, y) on a spiral, within some 1.5 of the origin."""
+    """Points (x, y) on a spiral, within about 1.5 of the origin."""
 
     bounded: ClassVar[bool] = False
     name: str = "swiss_roll"
@@ -94,5 +94,5 @@ class SwissRoll(Dataset):
 
     @property
     def shape(self) -> tuple[int]:
-        """The two coordinates."""
+        """Shape of a point: (2,)."""
         return (2,)

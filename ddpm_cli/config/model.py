@@ -1,4 +1,4 @@
-"""The group `model`: the networks."""
+"""The config group `model`: the networks."""
 
 import math
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class Model(Option):
         check(0 < self.time_scale < math.inf, "model.time_scale", self.time_scale, "a finite number above 0")
 
     def check_against(self, dataset: Dataset) -> None:
-        """Raise `UserError` where the network cannot take the examples of `dataset`."""
+        """Raise `UserError` if the network does not accept the examples of `dataset`."""
         raise NotImplementedError
 
 
 @dataclass(kw_only=True)
 class ImageModel(Model):
-    """A network for images, whose sides must be divisible by `stride`; `remedy`: what makes that smaller."""
+    """A network for images with sides divisible by `stride`; `remedy` says what reduces it."""
 
     remedy: ClassVar[str] = ""
 
@@ -87,7 +87,7 @@ class LevelledUNet(ImageModel):
 
 @dataclass(kw_only=True)
 class UNet(LevelledUNet):
-    """The annotated one."""
+    """The U-Net of "The Annotated Diffusion Model"."""
 
     name: str = "unet"
     head_dim: int
@@ -105,7 +105,7 @@ class UNet(LevelledUNet):
 
 @dataclass(kw_only=True)
 class DdpmUNet(LevelledUNet):
-    """Ho et al.'s, and Nichol & Dhariwal's."""
+    """The U-Net of Ho et al. 2020 and of Nichol & Dhariwal 2021."""
 
     name: str = "ddpm_unet"
     scale_shift: bool  # the embedding scales and shifts the second norm, rather than being added before it
@@ -141,7 +141,7 @@ class ConvUNet(ImageModel):
 
 @dataclass(kw_only=True)
 class Mlp(Model):
-    """For points: `blocks` residual blocks of fully connected layers."""
+    """A network for points: `blocks` residual blocks of fully connected layers."""
 
     name: str = "mlp"
     blocks: int

@@ -56,7 +56,7 @@ class Hybrid(Loss):
 
 @dataclass(kw_only=True)
 class Weighting(Option):
-    """How much each timestep counts in the loss."""
+    """The weight of each timestep in the loss."""
 
     group: ClassVar[str] = "weighting"
 
@@ -90,7 +90,7 @@ class P2(Weighting):
 
 @dataclass(kw_only=True)
 class TimestepSampler(Option):
-    """Which timesteps a batch is trained at."""
+    """The distribution of the timesteps of a batch."""
 
     group: ClassVar[str] = "timestep_sampler"
 
@@ -102,7 +102,7 @@ class UniformTimesteps(TimestepSampler):
 
 @dataclass(kw_only=True)
 class LossSecondMoment(TimestepSampler):
-    """More often where the loss is large; `uniform_mix` of the draws are uniform."""
+    """Importance sampling by the loss; a share `uniform_mix` of the draws is uniform."""
 
     name: str = "loss_second_moment"
     history: int  # losses remembered for each timestep
@@ -117,7 +117,7 @@ class LossSecondMoment(TimestepSampler):
 
 @dataclass(kw_only=True)
 class Conditioning(Option):
-    """What the network is told beside x_t and t."""
+    """What the network is conditioned on besides x_t and t."""
 
     group: ClassVar[str] = "conditioning"
 
@@ -129,7 +129,7 @@ class Unconditional(Conditioning):
 
 @dataclass(kw_only=True)
 class ClassLabels(Conditioning):
-    """The class; hidden from `dropout` of the examples, so that guidance is possible."""
+    """Class labels, dropped for a share `dropout` of the examples for classifier-free guidance."""
 
     name: str = "class"
     dropout: float

@@ -1,4 +1,4 @@
-"""The group `sampler`: how x_T becomes x_0."""
+"""The config group `sampler`: how samples are drawn."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,13 +10,13 @@ from ddpm_cli.errors import UserError, check, one_of
 
 SPACINGS = ("time", "stride", "logsnr")
 NOISY = 0.75
-"""The share of the timesteps after which samplers may begin."""
+"""Smallest share of T at which a sampler may start."""
 THRESHOLDINGS = ("clip", "dynamic", "none")
 
 
 @dataclass(kw_only=True)
 class Sampler(Option):
-    """How x_T becomes x_0, at `steps` of the timesteps (None: all T)."""
+    """A sampler that visits `steps` of the timesteps (None: all T)."""
 
     group: ClassVar[str] = "sampler"
     steps: int | None
@@ -40,7 +40,7 @@ class Sampler(Option):
         )
 
     def check_against(self, schedule: Schedule, dataset: Dataset) -> None:
-        """Raise `UserError` where `schedule` has too few timesteps, or `dataset` reaches beyond the thresholds."""
+        """Raise `UserError` if `schedule` has too few timesteps or the data of `dataset` exceed the thresholds."""
         if self.thresholding != "none" and not dataset.bounded:
             raise UserError(
                 f"sampler.thresholding={self.thresholding}: must be none for dataset={dataset.name}, which reaches "

@@ -1,4 +1,4 @@
-"""The group `schedule`: the betas of the forward process."""
+"""The config group `schedule`: the betas of the forward process."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,7 +44,7 @@ class Ramp(Schedule):
 
     @property
     def scale(self) -> float:
-        """What the betas are multiplied by."""
+        """Factor of the betas."""
         return 1000 / self.timesteps if self.rescale else 1.0
 
 

@@ -1,4 +1,4 @@
-"""What ddpm-train is told."""
+"""Configuration of ddpm-train."""
 
 import math
 import re
@@ -25,7 +25,7 @@ PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 REPORTS = ("val_loss", "nll", "fd_classifier", "fid")
 FEWEST = 10
-"""Samples that a distance can be computed of."""
+"""Fewest samples that a distance can be computed from."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("adam", "adamw", "muon")
 LOGGERS = ("csv", "tensorboard", "wandb")
@@ -34,7 +34,7 @@ STRATEGIES = ("ddp", "fsdp")
 
 @dataclass(kw_only=True)
 class Train:
-    """How a network is trained; `batch_size` images make a step, in `accumulate` equal parts."""
+    """Training options; a step uses `batch_size` images in `accumulate` equal parts."""
 
     steps: int | None
     epochs: float | None
@@ -57,7 +57,7 @@ class Train:
     samples: int  # in a milestone's picture
     max_bad_steps: int  # in a row, whose loss or gradient is not finite
     on_disk_full: str
-    report: str | None  # what a sweeper is told: None: the last loss
+    report: str | None  # the metric reported to a sweeper; None: the last loss
     report_n: int | None  # of how many examples or samples
 
     def __post_init__(self) -> None:
@@ -96,18 +96,18 @@ class Train:
         check(ok, "train.report_n", self.report_n, f"at least {least}, or null")
 
     def total_steps(self, examples: int) -> int:
-        """The length of a run over a data set of so many examples."""
+        """Return the number of steps of a run on a dataset with so many examples."""
         if self.epochs is not None:
             return math.ceil(self.epochs * examples / self.batch_size)
         return self.steps or 0
 
     def is_milestone(self, step: int, examples: int) -> bool:
-        """Whether a checkpoint and a picture are due after `step` steps (1 is the first)."""
+        """Return whether a checkpoint and a grid are due after `step` steps (1 is the first)."""
         every = self.milestone_steps(examples)
         return math.floor(step / every) > math.floor((step - 1) / every)
 
     def milestone_steps(self, examples: int) -> float:
-        """Steps from one milestone to the next; where given in epochs, not whole in general."""
+        """Return the number of steps between milestones, which may be fractional if it is given in epochs."""
         return steps_of("train.milestone_every", self.milestone_every, examples, self.batch_size)
 
     def _length_hint(self) -> str:
@@ -117,7 +117,7 @@ class Train:
 
 
 def steps_of(key: str, every: object, examples: int, batch_size: int) -> float:
-    """The steps in `every`: a number of them, or of epochs as in 1epoch and 0.5epochs. Raises `UserError`."""
+    """Return the steps in `every`: a number of steps, or of epochs as in 1epoch and 0.5epochs. Raise `UserError`."""
     epochs = re.fullmatch(r"(\d{1,9}|\d{0,9}\.\d{1,9}) ?epochs?", every) if isinstance(every, str) else None
     steps = float(epochs[1]) * examples / batch_size if epochs else float(every) if type(every) is int else 0.0
     check(0 < steps <= 10**15, key, every, "a number of steps from 1 up, or of epochs, as in 1epoch")
@@ -126,7 +126,7 @@ def steps_of(key: str, every: object, examples: int, batch_size: int) -> float:
 
 @dataclass(kw_only=True)
 class Checkpointing:
-    """Which checkpoints of a run stay; the others are removed as newer ones come."""
+    """Which checkpoints of a run are kept."""
 
     keep_last: int | None  # None: all
     keep_every: Any  # steps or epochs, or None
@@ -137,7 +137,7 @@ class Checkpointing:
         self.window(1, 1)
 
     def window(self, examples: int, batch_size: int) -> float:
-        """The first checkpoint in each so many steps stays; infinite where none does for this reason."""
+        """Return the length in steps of the windows whose first checkpoint is kept; infinite for none."""
         if self.keep_every is None:
             return math.inf
         return steps_of("checkpoint.keep_every", self.keep_every, examples, batch_size)
@@ -149,7 +149,7 @@ class Distributed:
 
     strategy: str  # a copy of the network in each, or a part
     nnodes: int
-    rdzv_endpoint: str | None  # host:port of one of the machines, told to all
+    rdzv_endpoint: str | None  # host:port of one of the machines, the same on all
     max_restarts: int
 
     def __post_init__(self) -> None:
@@ -163,21 +163,21 @@ class Distributed:
 
 
 def check_devices(devices: object) -> None:
-    """Raise `UserError` unless `devices` is a number of them, or auto."""
+    """Raise `UserError` unless `devices` is a positive number or auto."""
     ok = devices == "auto" or (type(devices) is int and 1 <= devices <= 10_000)
     check(ok, "devices", devices, "a number of processes from 1 up, one a device, or auto")
 
 
 @dataclass(kw_only=True)
 class Sweep:
-    """What the jobs of a sweep are told."""
+    """Options of a sweep."""
 
     resume: str | None  # the folder of one that was stopped: what is missing or unfinished is run
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """All that `ddpm-train` is told; it stands in each checkpoint as a plain dict."""
+    """Configuration of `ddpm-train`; every checkpoint contains it as a plain dict."""
 
     dataset: Dataset
     schedule: Schedule
@@ -217,7 +217,7 @@ class TrainConfig:
 
     @property
     def loggers(self) -> list[str]:
-        """Those beside csv, which is always there."""
+        """The loggers besides csv, which is always on."""
         return [name for name in dict.fromkeys(self._logger_words()) if name != "csv"]
 
     def _logger_words(self) -> list[Any]:
@@ -246,13 +246,13 @@ class TrainConfig:
 
 
 def check_guidance(guidance_scale: float, conditioning: Conditioning) -> None:
-    """Raise `UserError` for a scale out of range, or of a network that cannot be guided."""
+    """Raise `UserError` for a scale out of range or a network that does not support guidance."""
     check(0 <= guidance_scale <= 1000, "guidance_scale", guidance_scale, "in [0, 1000]")
     if guidance_scale == 1:
         return
     if not isinstance(conditioning, ClassLabels):
         raise UserError(
-            f"guidance_scale={guidance_scale}: this network is not told classes; train one with conditioning=class"
+            f"guidance_scale={guidance_scale}: this network is unconditional; train one with conditioning=class"
         )
     if conditioning.dropout == 0:
         raise UserError(

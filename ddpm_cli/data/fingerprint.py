@@ -1,4 +1,4 @@
-"""By what a run knows its data again, wherever they lie."""
+"""Fingerprint of a dataset, used to detect changed data on resume."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ AT_ONCE = 4096
 
 
 def fingerprint(examples: Examples) -> str:
-    """The SHA-256 of all values, labels and class names, in hexadecimal."""
+    """Return the SHA-256 of all values, labels and class names, in hexadecimal."""
     digest = hashlib.sha256(repr((tuple(examples.values.shape), examples.values.dtype, examples.classes)).encode())
     for part in examples.values.split(AT_ONCE):
         digest.update(part.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""A folder of images of any kind, decoded once and kept as a memory-mapped table."""
+"""A folder of image files, decoded once and cached as a memory-mapped table."""
 
 import hashlib
 import logging
@@ -30,7 +30,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Examples:
-    """The images below `dataset.root`, sorted by name; sub-folders directly below it are the classes.
+    """Load the images below `dataset.root`, sorted by name; its direct sub-folders are the classes.
 
     Splits: the sub-folders train/ and test/ where there are both, else a share of `test_fraction` held out by
     a hash of each file's name. Raises `UserError` for a folder without images and for an image that cannot
@@ -68,7 +68,7 @@ def decode(file: Path, height: int, width: int, channels: int) -> np.ndarray:
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """8 bits a channel and opaque."""
+    """Return the image with 8 bits for each channel and without transparency."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known")
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow's convert would clip
@@ -84,7 +84,7 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _split(dataset: ImageFolder, train: bool) -> tuple[Path, list[Path], list[Path]]:
-    """The folder that names are relative to, all images below it, and those of the split."""
+    """Return the folder that names are relative to, all images below it, and those of the split."""
     dataset.check_root()
     root = Path(str(dataset.root)).expanduser()
     try:
@@ -102,7 +102,7 @@ def _split(dataset: ImageFolder, train: bool) -> tuple[Path, list[Path], list[Pa
 
 
 def _images_below(folder: Path, root: Path, follow_links: bool) -> Iterator[Path]:
-    """The images below `folder`, each folder once; links that lead out of `root` only if told to follow them."""
+    """Yield the images below `folder`, each folder once; links out of `root` are followed only if asked for."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -127,12 +127,12 @@ def _images_below(folder: Path, root: Path, follow_links: bool) -> Iterator[Path
 
 
 def _share(name: Path) -> float:
-    """A number in [0, 1) that depends on the file's name alone, so that adding files moves no other."""
+    """Return a number in [0, 1) that depends only on the file name, so that adding files does not move others."""
     return zlib.crc32(os.fsencode(name.as_posix())) / 2**32
 
 
 def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) -> tuple[np.ndarray, list[int]]:
-    """The decoded files, (N, C, H, W), and which of `files` they are; decoded once while none changes."""
+    """Return the decoded files (N, C, H, W) and which of `files` they are; cached until a file changes."""
     key = hashlib.sha256(repr((str(root.resolve()), dataset.shape, dataset.skip_broken)).encode())
     for file in files:
         stat = file.stat() if file.is_file() else file.lstat()  # a link that leads nowhere is a broken image
@@ -159,7 +159,7 @@ def _cached(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) ->
 
 
 def _decode_into(table: Path, dataset: ImageFolder, files: list[Path]) -> list[int]:
-    """Decode `files` one after the other into the file `table`; returns which of them are sound."""
+    """Decode `files` one by one into the file `table`; return those that could be decoded."""
     channels, height, width = dataset.shape
 
     def read(file: Path) -> np.ndarray | Exception:

@@ -1,4 +1,4 @@
-"""Points of the plane, drawn anew rather than read."""
+"""Datasets of points in the plane, generated rather than read."""
 
 import math
 
@@ -10,7 +10,7 @@ from ddpm_cli.data.table import Examples
 
 
 def swiss_roll(dataset: SwissRoll, train: bool) -> Examples:
-    """`dataset.points` points of a Swiss roll seen from its end, a tenth of scikit-learn's size.
+    """Return `dataset.points` points of a Swiss roll seen from its end, a tenth of the size of scikit-learn's.
 
     (u cos u, u sin u) / 10 for u uniform in [1.5 pi, 4.5 pi] (scikit-learn's make_swiss_roll, without the axis of
     the roll), each coordinate with Gaussian noise of standard deviation dataset.noise / 10. The test split is as

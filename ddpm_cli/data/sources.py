@@ -1,4 +1,4 @@
-"""Where data come from: each source becomes one `Examples` of the size and channels its config asks for."""
+"""Load each dataset as one `Examples` of the size and channels that its config asks for."""
 
 import os
 import tempfile
@@ -23,16 +23,16 @@ AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
 DIGITS_IN_TRAIN = 1500
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError, KeyError, TypeError, zlib.error)
-"""What torchvision raises for files that are missing or damaged, and for a download that fails."""
+"""Exceptions of torchvision for missing or damaged files and failed downloads."""
 
 
 def cache_folder() -> Path:
-    """Where downloads and decoded folders are kept for all runs of a user."""
+    """Return the folder of downloads and decoded images that all runs of a user share."""
     return Path(os.environ.get("DDPM_CACHE", "~/.cache/ddpm_cli")).expanduser()
 
 
 def load_examples(dataset: Dataset, train: bool) -> Examples:
-    """The train or the test split; images resized to `dataset.image_size` and with `dataset.channels`.
+    """Return the train or the test split; images are resized to `dataset.image_size` and with `dataset.channels`.
 
     Raises `UserError` where the data cannot be had, with what to do.
     """
@@ -56,7 +56,7 @@ def load_examples(dataset: Dataset, train: bool) -> Examples:
 
 
 def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
-    """`dataset` where it lies now: at `root`, unless that is None. Raises `UserError` for one that has no root."""
+    """Return `dataset` with `root` replaced unless it is None. Raise `UserError` for a dataset without a root."""
     if root is None:
         return dataset
     if not isinstance(dataset, ImageDataset):
@@ -65,14 +65,14 @@ def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
 
 
 def check_labels(dataset: Dataset, examples: Examples) -> None:
-    """Raise `UserError` where `examples`, which are those of `dataset`, have no labels."""
+    """Raise `UserError` if the examples of `dataset` have no labels."""
     if examples.labels is None:
         how = " (sub-folders directly below dataset.root are the classes)" if isinstance(dataset, ImageFolder) else ""
         raise UserError(f"conditioning=class: dataset={dataset.name} has no labels{how}; use conditioning=none")
 
 
 def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
-    """From `dataset.root`, in torchvision's layout or as idx files, else Debian's, else downloaded."""
+    """Load from `dataset.root` (torchvision's layout or idx files), else from Debian's package, else download."""
     folders = [DEBIAN_FASHION_MNIST] if dataset.root is None else [Path(dataset.root), DEBIAN_FASHION_MNIST]
     for folder in folders:
         try:
@@ -96,7 +96,7 @@ def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
 
 
 def _torchvision(source: str, dataset: ImageDataset, train: bool) -> Examples:
-    """A torchvision data set from `dataset.root`, else from the cache, downloaded where it is missing."""
+    """Load a torchvision dataset from `dataset.root`, else from the cache, downloading it if it is missing."""
     try:
         return _downloaded(source, train) if dataset.root is None else _opened(source, dataset.root, train)
     except UNREADABLE as error:
@@ -112,7 +112,7 @@ def _torchvision(source: str, dataset: ImageDataset, train: bool) -> Examples:
 
 
 def _downloaded(source: str, train: bool) -> Examples:
-    """A torchvision data set in the cache, fetched where it is missing, cut short or damaged by its checksums."""
+    """Load a torchvision dataset from the cache; download it if its files are missing or their checksums differ."""
     import torchvision.datasets
     from torchvision.datasets.utils import check_integrity
 
@@ -143,7 +143,7 @@ def _opened(source: str, folder: Path | str, train: bool, download: bool = False
 
 
 def _from_idx(source: str, folder: Path, train: bool) -> Examples:
-    """The idx files of `folder`, gzipped or plain, through torchvision's reader."""
+    """Read the idx files of `folder`, compressed or not, with torchvision's reader."""
     from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory() as unpacked:
@@ -179,7 +179,7 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
 
 
 def _resized(pixels: Tensor, dataset: ImageDataset) -> Tensor:
-    """Resized, and centre-cropped where the proportions differ, to the config's height and width."""
+    """Resize to the height and width of the config; crop the centre if the aspect ratio differs."""
     height, width = dataset.shape[1:]
     if tuple(pixels.shape[2:]) == (height, width):
         return pixels

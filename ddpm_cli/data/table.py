@@ -1,4 +1,4 @@
-"""A data set in memory, and its batches as a pure function of the step."""
+"""A dataset in memory whose batches are a pure function of the step."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from ddpm_cli import rng
 from ddpm_cli.distributed import collectives
 
 DEVICE_LIMIT = 2 * 2**30
-"""Bytes up to which a table lives on the training device."""
+"""Largest table in bytes that is kept on the training device."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Examples:
 
 
 def to_float(values: Tensor) -> Tensor:
-    """uint8 images in [-1, 1], points as they are: float32."""
+    """Return uint8 images scaled to [-1, 1], and points unchanged, as float32."""
     return values.float().div_(127.5).sub_(1) if values.dtype == torch.uint8 else values
 
 
 class Batch(NamedTuple):
-    """x0: (B, C, ...) float32; y: (B,) int64 class numbers, or None where the data have no labels."""
+    """x0: (B, C, ...) float32; y: (B,) int64 class numbers, or None for unlabelled data."""
 
     x0: Tensor
     y: Tensor | None
@@ -66,7 +66,7 @@ class Table:
         return len(self.values)
 
     def batch(self, step: int, batch_size: int) -> Batch:
-        """This process's share of the examples of `step`, 0 being the first, on the training device."""
+        """Return this rank's part of the examples of `step` (0 is the first) on the training device."""
         own = collectives.shard_slice(batch_size)
         indices = self.indices(step * batch_size + own.start, own.stop - own.start)
         # On a CPU index_select copies an image at once where values[indices] goes number by number: 15 times faster.
@@ -78,13 +78,13 @@ class Table:
         return Batch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
 
     def _on_device(self, part: Tensor) -> Tensor:
-        """`part` on the training device; CUDA is not waited for, which takes pinned memory."""
+        """Return `part` on the training device; it is pinned, so that the copy to CUDA is asynchronous."""
         if self.device.type == "cuda" and part.device.type == "cpu":
             part = part.pin_memory()
         return part.to(self.device, non_blocking=True)
 
     def indices(self, start: int, count: int) -> Tensor:
-        """The places in the table of examples `start` to `start + count - 1` of the sequence: (count,)."""
+        """Return the table indices (count,) of examples `start` to `start + count - 1` of the sequence."""
         parts: list[Tensor] = []
         while count > 0:
             epoch, first = divmod(start, len(self))
@@ -101,6 +101,6 @@ class Table:
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """(N, H, W, C) or (N, H, W) uint8 array -> (N, C, H, W) tensor."""
+    """Return a (N, H, W, C) or (N, H, W) uint8 array as a (N, C, H, W) tensor."""
     tensor = torch.from_numpy(pixels)
     return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()

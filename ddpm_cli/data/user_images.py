@@ -1,4 +1,4 @@
-"""Single images that a command is given: a file, or the number of an image of the test split."""
+"""Images given to a command: a file, or the number of an image of the test split."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from ddpm_cli.errors import UserError, check
 
 
 def read_file(key: str, value: str, height: int, width: int, channels: int) -> Tensor:
-    """The file `value` as (channels, height, width) uint8, resized and centre-cropped. Raises `UserError`."""
+    """Return the file `value` as (channels, height, width) uint8, resized and centre-cropped. Raise `UserError`."""
     try:
         return torch.from_numpy(np.array(decode(Path(value).expanduser(), height, width, channels)))
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
@@ -24,7 +24,7 @@ def read_file(key: str, value: str, height: int, width: int, channels: int) -> T
 
 
 def read_images(given: Mapping[str, object], dataset: ImageDataset) -> list[Tensor]:
-    """The images that keys were given, each (C, H, W) uint8 of the size that `dataset` has.
+    """Return the images that keys name, each (C, H, W) uint8 of the size of `dataset`.
 
     A value is a file, or the number of an image of the test split. Raises `UserError`.
     """
@@ -42,7 +42,7 @@ def read_images(given: Mapping[str, object], dataset: ImageDataset) -> list[Tens
 
 
 def read_mask(mask: str, image: object, dataset: ImageDataset) -> Tensor:
-    """Where the file `mask` is white: (1, H, W) bool. It must be as large as `image` (see `read_images`) is itself.
+    """Return where the file `mask` is white: (1, H, W) bool. It must have the size of `image` (see `read_images`).
 
     Raises `UserError` for another size, and for one without any white.
     """
@@ -57,6 +57,6 @@ def read_mask(mask: str, image: object, dataset: ImageDataset) -> Tensor:
 
 
 def _upright_size(file: str) -> tuple[int, int]:
-    """The width and height of an image that can be read, turned by EXIF as `decode` turns it."""
+    """Return the width and height of a readable image, rotated by its EXIF orientation as in `decode`."""
     with Image.open(Path(file).expanduser()) as opened:
         return ImageOps.exif_transpose(opened).size

@@ -1,7 +1,6 @@
-"""The processes that work on one thing together: torch.distributed's default group, or this one alone without it.
+"""Collective operations of the default process group of torch.distributed; with one process they do nothing.
 
-Rank 0 is the main one: it alone writes files and talks. Every process of a group must come by the same calls in the
-same order.
+Rank 0 alone writes files and prints. All ranks must call the same operations in the same order.
 """
 
 import os
@@ -14,36 +13,36 @@ from torch import distributed as dist
 
 from ddpm_cli.errors import Failure, UserError
 
-Thing = TypeVar("Thing")
+T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_rank_zero() -> bool:
-    """Whether this one writes and talks."""
+    """Return whether this process writes files and prints."""
     return rank() == 0
 
 
 def progress_bar_disabled() -> bool | None:
-    """tqdm's `disable`: None, which is where there is no terminal, but True in processes that do not talk."""
+    """Return tqdm's `disable`: None on rank 0, which disables the bar without a terminal, and True on other ranks."""
     return None if is_rank_zero() else True
 
 
 def shard_slice(count: int) -> slice:
-    """The part of `count` things in a row that is this process's: as many as another's, give or take one."""
+    """Return this rank's slice of `count` items; the sizes of any two ranks differ by at most one."""
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """The mean of `value` over the processes, on its device, which is not waited for."""
+    """Return the mean of `value` over all ranks, without waiting for the device."""
     if world_size() == 1:
         return value
     total = value.clone()
@@ -52,7 +51,7 @@ def all_reduce_mean(value: Tensor) -> Tensor:
 
 
 def all_gather(values: Tensor) -> Tensor:
-    """`values` (B, ...) of all, of one shape, by rank: (B * size, ...)."""
+    """Return `values` (B, ...) of all ranks, concatenated by rank: (B * world size, ...). All have one shape."""
     if world_size() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(world_size())]
@@ -61,60 +60,61 @@ def all_gather(values: Tensor) -> Tensor:
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest `number` of all. The hosts wait for each other, and not for their devices."""
+    """Return the largest `number` of all ranks. The hosts wait for each other, but not for their devices."""
     if world_size() == 1:
         return number
-    numbers = torch.tensor(number)  # on the CPU, for gloo
+    numbers = torch.tensor(number)  # on the CPU, so that gloo reduces it
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return int(numbers)
 
 
-def all_gather_object(thing: Thing) -> list[Thing]:
-    """What each process has, by rank: anything that can be pickled, for they trust each other."""
+def all_gather_object(value: T) -> list[T]:
+    """Return the objects of all ranks, by rank. They are pickled, since the ranks trust each other."""
     if world_size() == 1:
-        return [thing]
-    things = [thing] * world_size()
-    dist.all_gather_object(things, thing)
-    return things
+        return [value]
+    values = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-class _Outcome(NamedTuple, Generic[Thing]):
-    value: Thing | None
+class _Outcome(NamedTuple, Generic[T]):
+    value: T | None
     error: UserError | Failure | None
 
-    def taken(self) -> Thing:
+    def unwrap(self) -> T:
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]
 
 
-def _outcome(work: Callable[[], Thing]) -> _Outcome[Thing]:
+def _outcome(work: Callable[[], T]) -> _Outcome[T]:
     try:
         return _Outcome(work(), None)
     except (UserError, Failure) as error:
         return _Outcome(None, error)
 
 
-def on_rank_zero(work: Callable[[], Thing]) -> Thing:
-    """What `work` returns or raises in the main process, which alone does it.
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Call `work` on rank 0 alone and return its result on every rank.
 
-    A foreseen error is everyone's. Another one ends the main process, and by that the group.
+    A `UserError` or `Failure` is raised on every rank; any other error ends rank 0, and with it the group.
     """
     if world_size() == 1:
         return work()
     shared = [_outcome(work) if is_rank_zero() else None]
     dist.broadcast_object_list(shared, src=0)
     assert shared[0] is not None
-    return shared[0].taken()
+    return shared[0].unwrap()
 
 
-def local_rank_zero_first(work: Callable[[], Thing]) -> Thing:
-    """What `work` returns in each process. The first one of each machine does it before the others there, which find
-    what it fetched and kept. A foreseen error of one is everyone's.
+def local_rank_zero_first(work: Callable[[], T]) -> T:
+    """Call `work` on every rank, on local rank 0 of each machine first, so that the others find what it downloaded.
+
+    A `UserError` or `Failure` of one rank is raised on every rank.
     """
     if world_size() == 1:
         return work()
-    outcome: _Outcome[Thing] | None = None
+    outcome: _Outcome[T] | None = None
     for first in (True, False):
         if first == (int(os.environ["LOCAL_RANK"]) == 0):
             outcome = _outcome(work)
@@ -122,4 +122,4 @@ def local_rank_zero_first(work: Callable[[], Thing]) -> Thing:
             if error is not None:
                 raise error
     assert outcome is not None
-    return outcome.taken()
+    return outcome.unwrap()

@@ -1,4 +1,4 @@
-"""The device and the precision that the config's words stand for."""
+"""Resolve the device, the number of processes, the precision and the compilation that a config asks for."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ STEPS_WORTH_COMPILING = 10_000
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU. Raises `UserError` for a device that is not here."""
+    """Return the device; `auto` is CUDA, else MPS, else the CPU. Raise `UserError` if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def processes_of(devices: int | str, device: str) -> int:
-    """How many processes devices=… asks for on a machine, one a device. Raises `UserError` for more than are here."""
+    """Return the number of processes on this machine, one for each device. Raise `UserError` if there are too few."""
     on = resolve_device(device)
     cuda = torch.cuda.device_count() if on.type == "cuda" and on.index is None else 1
     if devices == "auto":
@@ -51,7 +51,7 @@ def processes_of(devices: int | str, device: str) -> int:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that the network computes in; `auto` is bf16 where the hardware has it, else fp32."""
+    """Return the dtype that the network computes in; `auto` is bf16 if the hardware supports it, else fp32."""
     if name == "auto":
         return torch.bfloat16 if _has_bf16(device) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
@@ -94,7 +94,7 @@ def _has_bf16(device: torch.device) -> bool:
         case "cuda":
             return torch.cuda.is_bf16_supported(including_emulation=False)
         case "cpu":
-            # torch offers no public question for this; without it, the slower float32 is always right.
+            # There is no public function for this. If the private one is missing, the slower float32 is always correct.
             ask = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
             return bool(ask())
     return False

@@ -1,5 +1,7 @@
-"""Several processes for one command, each on a device of its own: started here by torch's elastic launcher, or before
-by torchrun or srun, which are joined. Hydra runs in none of those that are started here.
+"""Run a command in several processes, each on its own device.
+
+The processes are started here by torch's elastic launcher, or already by torchrun or srun. Hydra runs in the launching
+process only.
 """
 
 import json
@@ -26,35 +28,36 @@ import yaml
 from ddpm_cli.config import Distributed
 from ddpm_cli.errors import Failure, Stopped, UserError, check
 
-Thing = TypeVar("Thing")
+T = TypeVar("T")
 HEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-"""Signals that are passed on to the processes."""
+"""Signals that the launching process forwards to its workers."""
 LOGS = "hydra/job_logging/ddpm.yaml"
 GRACE = 60
-"""Seconds to save in."""
+"""Seconds that a worker has to save after its launcher has died."""
 PORTS = range(20_000, 60_000)
-"""Where the processes of a SLURM step meet, by the number of their job."""
+"""Ports for the rendezvous of a SLURM step, chosen by the job id."""
 
 
 ONE_MACHINE = Distributed(strategy="ddp", nnodes=1, rdzv_endpoint=None, max_restarts=0)
 
 
-class Lost(Failure):
-    """One of the processes ended for a reason that nobody foresaw."""
+class WorkerFailed(Failure):
+    """A worker ended unexpectedly."""
 
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """The processes to start on this machine."""
+    """The processes to start on this machine: their number and the device they run on."""
 
     count: int
     device: str
     distributed: Distributed
 
 
-def together(work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGroup) -> Thing:
-    """What `work(*args)` returns or raises in the main process of those that come by it: of `team`, of those that
-    this one was started with, or this one alone.
+def run_distributed(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup) -> T:
+    """Call `work(*args)` in all processes of a group and return or raise what it does on rank 0.
+
+    The group is the one that torchrun or srun has started, or the workers of `team`, or this process alone.
     """
     if is_one_of_several(team.distributed.rdzv_endpoint):
         if team.count > 1:
@@ -62,18 +65,21 @@ def together(work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGrou
         with _process_group(team.device):
             return work(*args)
     alone = team.count == 1 and team.distributed.nnodes == 1 and team.distributed.max_restarts == 0
-    return work(*args) if alone else _launched(work, args, team)
+    return work(*args) if alone else _launch_workers(work, args, team)
 
 
-def talks() -> bool:
-    """Whether this process is alone, or the main one of those that it was started with."""
+def is_launch_rank_zero() -> bool:
+    """Return whether this process is the only one or rank 0 of those started by torchrun or srun."""
     return not is_one_of_several() or os.environ["RANK"] == "0"
 
 
 def is_one_of_several(endpoint: str | None = None) -> bool:
-    """Whether torchrun or srun has started this process beside others. SLURM's words for that become torch's.
+    """Return whether torchrun or srun has started this process as one of several.
 
-    endpoint: where they meet, host:port, if not on the machine of SLURM's first one.
+    SLURM's environment variables are translated to torch's.
+
+    Args:
+        endpoint: host:port of the rendezvous; by default the first machine of the SLURM step.
     """
     env = os.environ
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
@@ -89,17 +95,19 @@ def is_one_of_several(endpoint: str | None = None) -> bool:
     return True
 
 
-def _launched(work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGroup) -> Thing:
+def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup) -> T:
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # A store for each time that they meet: in one that the launcher kept they would find, and wait for, those before.
+    # A new store for each rendezvous: in a shared one, restarted workers would wait for the addresses of dead ones.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")  # of what killed processes leave
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what matters is said here
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore:resource_tracker:UserWarning"
+    )  # about what killed processes leave behind
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # errors are reported below
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
     own = team.distributed
     with tempfile.TemporaryDirectory(prefix="ddpm-cli_") as name, _forward_signals(asked := Path(name, "asked")):
@@ -117,10 +125,10 @@ def _launched(work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGro
         )
         threads = max(1, torch.get_num_threads() // team.count)
         try:
-            # Not in the main thread, where the launcher would take the signals, and not wait long for checkpoints.
+            # Not in the main thread, where the launcher would handle signals and kill workers that still save.
             with ThreadPoolExecutor(1, initializer=_block_signals) as thread:
-                launch = elastic_launch(config, _process)
-                values: dict[int, Thing] = thread.submit(launch, work, args, team, name, threads).result()
+                launch = elastic_launch(config, _worker_main)
+                values: dict[int, T] = thread.submit(launch, work, args, team, name, threads).result()
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             lost = f"process {rank} was lost: {failure.message.strip().splitlines()[-1]}"
@@ -136,17 +144,15 @@ def _launched(work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGro
             number = int(asked.read_text())
             raise Stopped(number, f"{signal.Signals(number).name}: stopped")
         if not values:
-            raise Lost(lost)  # not from the error above, which would keep all that the launcher holds
+            raise WorkerFailed(lost)  # without the original error, which keeps references to the launcher's state
     return values[min(values)]
 
 
-def _process(
-    work: Callable[..., Thing], args: tuple[Any, ...], team: WorkerGroup, name: str, threads: int
-) -> Thing | None:
-    """What each process that is started does. How it ended, if by an error that was foreseen, stands in a file."""
+def _worker_main(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup, name: str, threads: int) -> T | None:
+    """The main function of a worker. Expected errors are written to a file for the launching process."""
     import torch
 
-    os.setpgid(0, 0)  # so that Ctrl-C on a terminal reaches the launcher alone, which passes it on
+    os.setpgid(0, 0)  # so that Ctrl-C reaches the launcher alone, which forwards it
     ended = Path(name, "ended")
     restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
     if restarted and (ended.exists() or Path(name, "asked").exists()):
@@ -163,13 +169,13 @@ def _process(
         _write(error, ended)
     except KeyboardInterrupt:
         _write(Stopped(signal.SIGINT, "interrupted"), ended)
-    if os.getppid() != launcher:  # which torch would wait for
+    if os.getppid() != launcher:  # the launcher has died; torch would wait for it
         os._exit(1)
     return value
 
 
 def _exit_with_launcher(launcher: int) -> None:
-    """End this process a while after its launcher, which was killed: on Linux, torch has it asked to stop at once."""
+    """End this process `GRACE` seconds after its launcher was killed."""
     while os.getppid() == launcher:
         time.sleep(1)
     time.sleep(GRACE)
@@ -178,7 +184,7 @@ def _exit_with_launcher(launcher: int) -> None:
 
 @contextmanager
 def _process_group(device: str) -> Iterator[None]:
-    """Be one of the processes that the environment tells of."""
+    """Initialise the default process group from the environment variables."""
     import torch
     from torch import distributed as dist
 
@@ -203,7 +209,7 @@ def _process_group(device: str) -> Iterator[None]:
 
 @contextmanager
 def _forward_signals(asked: Path) -> Iterator[None]:
-    """Pass signals on to the processes started meanwhile, and note in the file `asked` one that asks to stop."""
+    """Forward signals to the workers, and write one that asks to stop to the file `asked`."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGUSR1:
@@ -211,8 +217,8 @@ def _forward_signals(asked: Path) -> Iterator[None]:
             if sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
         for child in active_children():
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                os.kill(child.pid, number)  # type: ignore[arg-type]  # it was started
+            with suppress(ProcessLookupError):  # it has ended in the meantime
+                os.kill(child.pid, number)  # type: ignore[arg-type]  # the process has been started
 
     before = {number: signal.getsignal(number) for number in HEARD}
     for number, handler in before.items():
@@ -226,12 +232,12 @@ def _forward_signals(asked: Path) -> Iterator[None]:
 
 
 def _block_signals() -> None:
-    """Have the processes that this thread starts hear no signal before they are ready."""
+    """Block signals in the processes that this thread starts, until they are ready to handle them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
 
 
 def _first_host(nodes: str) -> str:
-    """node03 of `node[03-07,9],other`."""
+    """Return the first host of a SLURM node list: node03 of `node[03-07,9],other`."""
     found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
     return f"{found[1]}{found[2] or ''}" if found else nodes
 
@@ -245,7 +251,7 @@ def _write(error: UserError | Failure | Stopped, path: Path) -> None:
 
 
 def _read(path: Path) -> UserError | Failure | Stopped:
-    told = json.loads(path.read_text())
-    if told["status"] is not None:
-        return Stopped(told["status"] - 128, told["message"])
-    return UserError(told["message"]) if told["kind"] == "UserError" else Failure(told["message"])
+    error = json.loads(path.read_text())
+    if error["status"] is not None:
+        return Stopped(error["status"] - 128, error["message"])
+    return UserError(error["message"]) if error["kind"] == "UserError" else Failure(error["message"])

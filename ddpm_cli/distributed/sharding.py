@@ -1,6 +1,6 @@
-"""A network trained by several processes: a copy in each (ddp), or a part of it in each (fsdp).
+"""A network trained by several processes: replicated (DDP) or sharded (FSDP2).
 
-What torch has for that takes most of a second to import, which one process alone does not wait for.
+The imports are local, since they take most of a second, which a single process does not need.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ddpm_cli.distributed import collectives
 
 
-def shared(network: nn.Module, average: nn.Module, strategy: str, device: torch.device) -> nn.Module:
-    """What to call in training for the network that several processes train: its gradients are the means over them.
+def wrap_distributed(network: nn.Module, average: nn.Module, strategy: str, device: torch.device) -> nn.Module:
+    """Return the module to call in training, whose gradients are averaged over all ranks.
 
-    fsdp: of the parameters of `network` and of `average` each process keeps a part from now on.
+    With the strategy "fsdp", shard the parameters of `network` and of `average` in place.
     """
     if collectives.world_size() == 1:
         return network
@@ -30,7 +30,7 @@ def shared(network: nn.Module, average: nn.Module, strategy: str, device: torch.
 
 
 def _shard(network: nn.Module) -> None:
-    """Each block by itself, so that one at a time is whole while it computes (Zhao et al. 2023, arXiv:2304.11277)."""
+    """Shard each block by itself, so that one block at a time is gathered (Zhao et al. 2023, arXiv:2304.11277)."""
     from torch.distributed.fsdp import fully_shard
 
     for block in list(_blocks(network)):
@@ -39,7 +39,7 @@ def _shard(network: nn.Module) -> None:
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The largest modules with parameters and no lists of modules in them."""
+    """Yield the largest modules that have parameters and contain no ModuleList."""
     for child in network.children():
         if any(isinstance(module, nn.ModuleList) for module in child.modules()):
             yield from _blocks(child)
@@ -49,7 +49,7 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def gradient_sync(module: nn.Module, now: bool) -> Iterator[None]:
-    """While in it, gradients are shared among the processes, or where it is not `now`, kept and added up."""
+    """Within the context, average gradients over all ranks if `now`, else accumulate them locally."""
     if collectives.world_size() == 1:
         yield
         return
@@ -61,12 +61,12 @@ def gradient_sync(module: nn.Module, now: bool) -> Iterator[None]:
     elif now:
         yield
     else:
-        with module.no_sync():  # type: ignore[operator]  # of DistributedDataParallel
+        with module.no_sync():  # type: ignore[operator]  # a method of DistributedDataParallel
             yield
 
 
 def unshard(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process may hold a part; every process must ask for it."""
+    """Return the full tensor if it is sharded. All ranks must call it."""
     if collectives.world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor
@@ -75,7 +75,7 @@ def unshard(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `unshard`: a copy that is sharded, and lies in memory, as `like` does; or of what is no part."""
+    """Return a copy of a full tensor that is sharded, and has the memory layout, as `like`; a plain copy otherwise."""
     if tensor.shape != like.shape:
         return tensor.clone()
     if collectives.world_size() > 1:
@@ -87,7 +87,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def replicate_like(flag: Tensor, like: Tensor) -> Tensor:
-    """The same `flag` in each process, fit to be used beside parted tensors if `like` is one."""
+    """Return `flag`, equal on all ranks, as a replicated DTensor if `like` is one."""
     if collectives.world_size() == 1:
         return flag
     from torch.distributed.tensor import DTensor, Replicate
@@ -98,7 +98,7 @@ def replicate_like(flag: Tensor, like: Tensor) -> Tensor:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: all of it unless it is sharded."""
+    """Return this rank's part of a tensor, which is all of it unless the tensor is sharded."""
     if collectives.world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor
@@ -107,7 +107,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def unshard_rows(stacked: Tensor, like: Tensor) -> Tensor:
-    """All rows of matrices (N, own rows, C), if parameters such as `like` are sharded by rows: (N, rows, C)."""
+    """Gather the rows of matrices (N, own rows, C) if parameters such as `like` are sharded by rows: (N, rows, C)."""
     if collectives.world_size() == 1:
         return stacked
     from torch.distributed.tensor import DTensor

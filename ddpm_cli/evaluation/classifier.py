@@ -1,4 +1,4 @@
-"""A small classifier of a data set, whose features say how alike two sets of its images are."""
+"""A small classifier of a data set. Its features measure how similar two sets of images are."""
 
 import hashlib
 import logging
@@ -18,22 +18,22 @@ from ddpm_cli.files import atomic
 log = logging.getLogger(__name__)
 
 SIDE = 32
-"""Larger images are shown to it at about this many pixels a side."""
+"""Larger images are reduced to about this many pixels on the shorter side."""
 WIDTHS = (12, 48, 96)
-"""Channels at the full, half and quarter size; few where they cost most."""
+"""Channels at full, half and quarter resolution; few at full resolution, where they are most expensive."""
 FEATURES = WIDTHS[-1]
-EPOCHS, LEAST_STEPS = 4, 400
+EPOCHS, MIN_STEPS = 4, 400
 BATCH_SIZE = 128
 LR = 5e-3
 SMOOTHING = 0.05
 SEED = 0
-AT_ONCE = 500
+EVAL_BATCH_SIZE = 500
 VERSION = 1
-"""Of all of the above: a cached classifier of another one is not used."""
+"""Version of all constants above. A cached classifier of another version is not used."""
 
 
 class Classifier(nn.Module):
-    """Convolutions at three sizes, their channels' means, and a linear layer."""
+    """Convolutions at three resolutions, global average pooling and a linear layer."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -50,20 +50,23 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, classes)
 
     def features(self, x0: Tensor) -> Tensor:
-        """x0: (B, C, H, W) in [-1, 1] -> (B, FEATURES)."""
+        """Return the features (B, FEATURES) of images x0 (B, C, H, W) in [-1, 1]."""
         scale = SIDE / min(x0.shape[2:])
         if scale < 1:
             x0 = F.interpolate(x0, scale_factor=scale, mode="bilinear", antialias=True)
         return self.body(x0).mean(dim=(2, 3))
 
     def forward(self, x0: Tensor) -> Tensor:
-        """x0: (B, C, H, W) in [-1, 1] -> logits (B, classes)."""
+        """Return the logits (B, classes) of images x0 (B, C, H, W) in [-1, 1]."""
         return self.head(self.features(x0))
 
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """For evaluation, on the CPU. accuracy: on the test split; digest: by which its weights are known."""
+    """A classifier in evaluation mode on the CPU.
+
+    accuracy: on the test split, in 0..1. digest: a hash that identifies the weights.
+    """
 
     network: Classifier
     classes: list[str]
@@ -71,39 +74,39 @@ class TrainedClassifier:
     digest: str
 
 
-def trained_classifier(
+def load_or_train_classifier(
     train: Examples, test: Examples, fingerprint: str, cache: Path, device: torch.device
 ) -> TrainedClassifier:
-    """The classifier of the labels of `train`, from `cache` or trained now and kept there.
+    """Return the classifier of the labels of `train`: load it from `cache`, or train it and save it there.
 
-    The same data make the same classifier on the same kind of machine. `fingerprint`: that of `train`.
+    The same data give the same classifier on the same kind of machine. `fingerprint` is that of `train`.
     """
     with torch.random.fork_rng():
         network = Classifier(train.values.shape[1], len(train.classes))
     file = cache / f"{fingerprint}_{VERSION}.pt"
     if file.is_file():
-        kept = torch.load(file, weights_only=True)
-        network.load_state_dict(kept["network"])
-        accuracy = kept["accuracy"]
+        cached = torch.load(file, weights_only=True)
+        network.load_state_dict(cached["network"])
+        accuracy = cached["accuracy"]
     else:
-        log.info("training the classifier of %s, once: it is kept in %s", ", ".join(train.classes), file)
-        network = _fitted(train, device)
+        log.info("training the classifier of %s, once: it will be saved as %s", ", ".join(train.classes), file)
+        network = _train(train, device)
         accuracy = _accuracy(network, test, device)
         cache.mkdir(parents=True, exist_ok=True)
         size = sum(tensor.numel() * 4 for tensor in network.state_dict().values())
         with atomic(file, size) as partial:
             torch.save({"network": network.state_dict(), "accuracy": accuracy}, partial)
     digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values()))
-    log.info("its accuracy on the test split is %.1f%%", 100 * accuracy)
+    log.info("classifier: accuracy on the test split %.1f%%", 100 * accuracy)
     return TrainedClassifier(network.eval().requires_grad_(False), train.classes, accuracy, digest.hexdigest()[:12])
 
 
-def _fitted(train: Examples, device: torch.device) -> Classifier:
-    """A few epochs of AdamW at a rate that rises and falls; back on the CPU."""
+def _train(train: Examples, device: torch.device) -> Classifier:
+    """Train for a few epochs with AdamW and a one-cycle learning rate. Return the network on the CPU."""
     with torch.random.fork_rng():
         rng.seed_everything(SEED, "classifier")
         network = Classifier(train.values.shape[1], len(train.classes)).to(device)
-    steps = max(LEAST_STEPS, EPOCHS * len(train) // BATCH_SIZE)
+    steps = max(MIN_STEPS, EPOCHS * len(train) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.2)
     table = Table(train, flip=False, seed=SEED, device=device)
@@ -123,9 +126,9 @@ def _fitted(train: Examples, device: torch.device) -> Classifier:
 @torch.no_grad()
 def _accuracy(network: Classifier, test: Examples, device: torch.device) -> float:
     network = network.to(device).eval()
-    found = [network(to_float(part.to(device))).argmax(1).cpu() for part in test.values.split(AT_ONCE)]
+    predicted = [network(to_float(part.to(device))).argmax(1).cpu() for part in test.values.split(EVAL_BATCH_SIZE)]
     network.cpu()
-    return torch.cat(found).eq(torch.as_tensor(test.labels)).float().mean().item()
+    return torch.cat(predicted).eq(torch.as_tensor(test.labels)).float().mean().item()
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Samples held against a split of real images: distances, their floor, the classes that are found."""
+"""Compare samples with a split of real images: distances, their floor and the predicted classes."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -14,28 +14,35 @@ from ddpm_cli.data.fingerprint import fingerprint
 from ddpm_cli.data.sources import cache_folder
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
-from ddpm_cli.evaluation.classifier import TrainedClassifier, trained_classifier
-from ddpm_cli.evaluation.fidelity import Extractor, extractors, interval, least_samples, measured, named
+from ddpm_cli.evaluation.classifier import TrainedClassifier, load_or_train_classifier
+from ddpm_cli.evaluation.fidelity import (
+    Extractor,
+    bootstrap_interval,
+    compute_metric,
+    extractors,
+    min_samples,
+    rename_metrics,
+)
 from ddpm_cli.files import atomic
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 128
-SHOWN = 64
-"""Samples kept to look at."""
+BATCH_SIZE = 128
+PREVIEW = 64
+"""Number of samples that are kept for pictures."""
 OTHER = {"train": "test", "test": "train"}
 
 Features = dict[str, dict[str, Tensor]]
-"""What each extractor, by its name, sees in its layers: (N, D)."""
+"""Features (N, D) by extractor name and layer name."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found of n samples.
+    """The result of comparing n samples with the reference split.
 
-    intervals: 95%, by resampling. floor: the same figures of `floor_n` real images of the other split. classifier: its
-    accuracy and digest, how many samples it finds in each class, and its mean confidence. first: the first samples,
-    (B, C, H, W) uint8.
+    intervals: 95% intervals from the bootstrap. floor: the same metrics of `floor_n` real images of the other split.
+    classifier: its accuracy and digest, the number of samples it predicts for each class, and its mean confidence; None
+    without a classifier. first: the first samples, (B, C, H, W) uint8.
     """
 
     n: int
@@ -47,99 +54,115 @@ class Comparison:
     first: Tensor
 
 
-class Judge:
-    """What holds samples against `split` by `metrics`: fid, kid, is and prc.
+class SampleEvaluator:
+    """Compares samples with the real images of `split` by `metrics`, some of fid, kid, is and prc.
 
-    splits: train and test. features: inception, or classifier, which takes labels and is trained now if it never was.
-    Raises `UserError` where the one's weights or the other's labels are missing.
+    splits: the train and test split by name. features: inception, or classifier, which needs labels and is trained now
+    unless it is cached. Raises `UserError` if the weights of the networks for inception or the labels are missing.
     """
 
     def __init__(
         self, splits: Mapping[str, Examples], split: str, metrics: list[str], features: str, device: torch.device
     ) -> None:
-        prints = {name: fingerprint(examples) for name, examples in splits.items()}
-        self.classifier = _classifier(splits, prints["train"], device) if features == "classifier" else None
+        fingerprints = {name: fingerprint(examples) for name, examples in splits.items()}
+        self.classifier = _classifier(splits, fingerprints["train"], device) if features == "classifier" else None
         self.by_metric = extractors(metrics, self.classifier, device)
         self.extractors = list({extractor.name: extractor for extractor in self.by_metric.values()}.values())
         self.splits = splits
         self.reference, self.real = splits[split], splits[OTHER[split]]
-        self.prints = prints[split], prints[OTHER[split]]  # of the reference, and of the others
+        self.fingerprints = fingerprints[split], fingerprints[OTHER[split]]  # of the reference and of the real images
         self.features = features
         self.device = device
 
     def compare(self, batches: Iterable[Tensor], seed: int) -> Comparison:
-        """What there is to say of `batches` of samples, (B, C, H, W) uint8; `seed`: of what is drawn to say it."""
-        samples, first, n = _seen(batches, self.extractors, self.device)
-        _warn_of_few(n, self.by_metric, self.features)
+        """Compare batches of samples, (B, C, H, W) uint8, with the reference. `seed` is that of the random subsets."""
+        samples, first, n = _extract_features(batches, self.extractors, self.device)
+        _warn_if_few(n, self.by_metric, self.features)
         floor_n = min(n, len(self.real))
-        reference = _kept(self.reference, len(self.reference), self.prints[0], self.extractors, self.device)
-        real = _kept(self.real, floor_n, self.prints[1], self.extractors, self.device)
+        reference = _cached_features(
+            self.reference, len(self.reference), self.fingerprints[0], self.extractors, self.device
+        )
+        real = _cached_features(self.real, floor_n, self.fingerprints[1], self.extractors, self.device)
         intervals = {}
         if "fid" in self.by_metric:
-            (key,) = named({"fid": 0.0}, self.features)
-            intervals[key] = interval(self._of("fid", samples), self._of("fid", reference), seed)
-        told = None if self.classifier is None else _told(self.classifier, samples)
-        metrics, floor = self._figures(samples, reference, seed), self._figures(real, reference, seed)
-        return Comparison(n, metrics, intervals, floor, floor_n, told, first)
+            (key,) = rename_metrics({"fid": 0.0}, self.features)
+            intervals[key] = bootstrap_interval(
+                self._features_for("fid", samples), self._features_for("fid", reference), seed
+            )
+        classes = None if self.classifier is None else _classes_found(self.classifier, samples)
+        metrics, floor = self._metrics(samples, reference, seed), self._metrics(real, reference, seed)
+        return Comparison(n, metrics, intervals, floor, floor_n, classes, first)
 
-    def _figures(self, of: Features, reference: Features, seed: int) -> dict[str, float]:
+    def _metrics(self, features: Features, reference: Features, seed: int) -> dict[str, float]:
         found: dict[str, float] = {}
         for metric in self.by_metric:
-            found |= measured(metric, self._of(metric, of), self._of(metric, reference), seed)
-        return named(found, self.features)
+            found |= compute_metric(
+                metric, self._features_for(metric, features), self._features_for(metric, reference), seed
+            )
+        return rename_metrics(found, self.features)
 
-    def _of(self, metric: str, seen: Features) -> Tensor:
-        """The features, (N, D), that `metric` is about."""
+    def _features_for(self, metric: str, features: Features) -> Tensor:
+        """Return the features (N, D) that `metric` is computed from."""
         extractor = self.by_metric[metric]
-        return seen[extractor.name][extractor.layers[metric]]
+        return features[extractor.name][extractor.layers[metric]]
 
 
-def _classifier(splits: Mapping[str, Examples], print_of_train: str, device: torch.device) -> TrainedClassifier:
+def _classifier(splits: Mapping[str, Examples], train_fingerprint: str, device: torch.device) -> TrainedClassifier:
     if any(examples.labels is None for examples in splits.values()):
-        raise UserError("features=classifier: these data have no labels to train one on; use features=inception")
-    return trained_classifier(splits["train"], splits["test"], print_of_train, cache_folder() / "classifier", device)
+        raise UserError(
+            "features=classifier: these data have no labels to train a classifier on; use features=inception"
+        )
+    return load_or_train_classifier(
+        splits["train"], splits["test"], train_fingerprint, cache_folder() / "classifier", device
+    )
 
 
-def _seen(batches: Iterable[Tensor], by: list[Extractor], device: torch.device) -> tuple[Features, Tensor, int]:
-    """What the extractors see in `batches`, the first of their images, and how many there were."""
+def _extract_features(
+    batches: Iterable[Tensor], by: list[Extractor], device: torch.device
+) -> tuple[Features, Tensor, int]:
+    """Return the features of `batches`, the first images and the number of images."""
     parts: dict[str, dict[str, list[Tensor]]] = {extractor.name: {} for extractor in by}
     first: list[Tensor] = []
     n = 0
     for batch in batches:
-        if n < SHOWN:
+        if n < PREVIEW:
             first.append(batch)
         n += len(batch)
         for extractor in by:
             for layer, found in extractor(batch.to(device)).items():
                 parts[extractor.name].setdefault(layer, []).append(found)
     whole = {name: {layer: torch.cat(found) for layer, found in layers.items()} for name, layers in parts.items()}
-    return whole, torch.cat(first)[:SHOWN], n
+    return whole, torch.cat(first)[:PREVIEW], n
 
 
-def _kept(examples: Examples, count: int, print_of: str, by: list[Extractor], device: torch.device) -> Features:
-    """What the extractors see in `count` of `examples`, drawn once and for all; kept for the next time."""
+def _cached_features(
+    examples: Examples, count: int, data_fingerprint: str, by: list[Extractor], device: torch.device
+) -> Features:
+    """Return the features of `count` of `examples`, always the same random choice. They are cached in a file."""
     found: Features = {}
     chosen = torch.randperm(len(examples), generator=rng.generator("reference"))[:count]
     for extractor in by:
-        file = cache_folder() / "features" / f"{print_of}_{extractor.name}_{count}.pt"
+        file = cache_folder() / "features" / f"{data_fingerprint}_{extractor.name}_{count}.pt"
         layers = set(extractor.layers.values())
-        kept = torch.load(file, weights_only=True) if file.is_file() else {}
-        if not layers <= kept.keys():
-            log.info("looking at %d real images, once: what is seen is kept in %s", count, file)
-            kept |= _seen(examples.values[chosen].split(AT_ONCE), [extractor], device)[0][extractor.name]
-            _keep(kept, file)
-        found[extractor.name] = kept
+        cached = torch.load(file, weights_only=True) if file.is_file() else {}
+        if not layers <= cached.keys():
+            log.info("computing the features of %d real images, once: they will be saved as %s", count, file)
+            cached |= _extract_features(examples.values[chosen].split(BATCH_SIZE), [extractor], device)[0][
+                extractor.name
+            ]
+            _save(cached, file)
+        found[extractor.name] = cached
     return found
 
 
-def _keep(tensors: dict[str, Tensor], file: Path) -> None:
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) as partial:
         torch.save(tensors, partial)
 
 
-def _told(classifier: TrainedClassifier, samples: Features) -> dict[str, Any]:
-    """What the classifier says of the samples."""
+def _classes_found(classifier: TrainedClassifier, samples: Features) -> dict[str, Any]:
+    """Return the predicted classes of the samples as counts, and facts about the classifier."""
     (layers,) = samples.values()
     with torch.no_grad():
         logits = classifier.network.cpu().head(layers["features"]) if "features" in layers else layers["logits"]
@@ -153,12 +176,12 @@ def _told(classifier: TrainedClassifier, samples: Features) -> dict[str, Any]:
     }
 
 
-def _warn_of_few(n: int, metrics: Iterable[str], features: str) -> None:
+def _warn_if_few(n: int, metrics: Iterable[str], features: str) -> None:
     for metric in metrics:
-        if n < (enough := least_samples(metric, features)):
+        if n < (enough := min_samples(metric, features)):
             log.warning(
-                "n=%d is few for %s, whose bias grows as n falls: compare it only with figures of the same n, such "
-                "as its floor; n=%d is enough",
+                "n=%d is few for %s, whose bias grows as n falls: compare it only with values of the same n, such as "
+                "its floor; n=%d is enough",
                 n,
                 metric,
                 enough,

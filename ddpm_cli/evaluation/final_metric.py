@@ -1,4 +1,4 @@
-"""What a run tells a sweeper of itself."""
+"""The metric that a run reports to a sweeper when it ends."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from ddpm_cli.config import Train
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
 from ddpm_cli.evaluation.record import append
-from ddpm_cli.evaluation.samples import DRAWN, Drawn
+from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
 from ddpm_cli.evaluation.val_loss import val_loss
 from ddpm_cli.sampling.sample_generator import generator_of
 
@@ -20,11 +20,14 @@ VAL_N = 2048
 SEED = 0
 
 
-def reported(train: Train, folder: Path, device: str) -> float:
-    """What train.report asks for, of the averaged weights of the run in `folder`, in float32; it is noted there too."""
+def final_metric(train: Train, folder: Path, device: str) -> float:
+    """Compute the metric train.report for the run in `folder`, with the EMA weights in float32.
+
+    The value is also appended to the evaluations of the run.
+    """
     started = time.perf_counter()
     trained = load_trained(str(folder), "ema", device, "fp32")
-    value, n = _measured(str(train.report), trained, train.report_n, train.batch_size)
+    value, n = _compute(str(train.report), trained, train.report_n, train.batch_size)
     record = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"ddpm-train train.report={train.report}",
@@ -43,8 +46,8 @@ def reported(train: Train, folder: Path, device: str) -> float:
     return value
 
 
-def _measured(report: str, trained: Trained, n: int | None, batch_size: int) -> tuple[float, int]:
-    """The figure, and of how many images or samples it is."""
+def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> tuple[float, int]:
+    """Return the value and the number of images or samples that it is computed from."""
     dataset = trained.config.dataset
     test = load_examples(dataset, train=False)
     match report:
@@ -54,11 +57,11 @@ def _measured(report: str, trained: Trained, n: int | None, batch_size: int) -> 
         case "nll":
             examples = first_examples(test, n or NLL_N)
             return bound(trained, examples, batch_size, SEED).total, len(examples)
-    from ddpm_cli.evaluation.comparison import Judge  # torch-fidelity is an extra
+    from ddpm_cli.evaluation.comparison import SampleEvaluator  # needs torch-fidelity, which is optional
 
     features = {"fd_classifier": "classifier", "fid": "inception"}[report]
     splits = {"train": load_examples(dataset, train=True), "test": test}
-    judge = Judge(splits, "test", ["fid"], features, trained.device)
-    n = n or DRAWN[features]
-    found = judge.compare(Drawn(generator_of(trained, None, None, None), n, SEED, batch_size), SEED)
+    evaluator = SampleEvaluator(splits, "test", ["fid"], features, trained.device)
+    n = n or DEFAULT_N[features]
+    found = evaluator.compare(GeneratedSamples(generator_of(trained, None, None, None), n, SEED, batch_size), SEED)
     return found.metrics[report], n

@@ -1,4 +1,4 @@
-"""Are samples copies? The training images that are nearest to them."""
+"""Nearest training images of samples, to see whether samples are copies."""
 
 import torch
 from PIL import Image
@@ -6,26 +6,28 @@ from torch import Tensor
 
 from ddpm_cli.images.png_gif import grid
 
-AT_ONCE = 8192
+CHUNK_SIZE = 8192
 
 
 def nearest(images: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` of `among` (N, C, H, W) nearest to each of `images` (B, C, H, W), both uint8, by root mean square
-    difference in [0, 255]: the differences, rising, and which they are, both (B, count).
+    """Find the `count` images of `among` (N, C, H, W) that are nearest to each of `images` (B, C, H, W), both uint8.
+
+    Returns the distances (B, count) in ascending order, as root mean square differences in [0, 255], and the indices
+    (B, count) into `among`.
     """
     x = images.flatten(1).float()
-    distances, places = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.long)
-    for start in range(0, len(among), AT_ONCE):
-        part = among[start : start + AT_ONCE].flatten(1).float()
+    distances, indices = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.long)
+    for start in range(0, len(among), CHUNK_SIZE):
+        part = among[start : start + CHUNK_SIZE].flatten(1).float()
         new = torch.cdist(x, part, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
         numbers = torch.arange(start, start + len(part)).expand(len(x), -1)
-        distances, places = torch.cat([distances, new], dim=1), torch.cat([places, numbers], dim=1)
+        distances, indices = torch.cat([distances, new], dim=1), torch.cat([indices, numbers], dim=1)
         distances, order = distances.topk(min(count, distances.shape[1]), dim=1, largest=False)
-        places = places.gather(1, order)
-    return distances, places
+        indices = indices.gather(1, order)
+    return distances, indices
 
 
-def neighbours_picture(images: Tensor, among: Tensor, places: Tensor) -> Image.Image:
-    """A row for each of `images`: it, and then those of `among` at its `places` (B, K)."""
-    rows = torch.cat([images.unsqueeze(1), among[places]], dim=1)
+def neighbours_picture(images: Tensor, among: Tensor, indices: Tensor) -> Image.Image:
+    """Return a picture with one row for each of `images`: the image, then those of `among` at `indices` (B, K)."""
+    rows = torch.cat([images.unsqueeze(1), among[indices]], dim=1)
     return grid(rows.flatten(0, 1), columns=rows.shape[1])

@@ -1,4 +1,4 @@
-"""The variational bound of a trained network on real data."""
+"""The variational bound on the negative log-likelihood of real data under a trained network."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
 
 NLL_N = 64
-"""Examples that are measured, unless it is said how many."""
+"""Default number of examples."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """In bits per dimension: the mean over the examples, its standard error, and the means of its terms.
+    """A bound in bits per dimension: the mean over the examples, its standard error and the means of its terms.
 
-    terms: T of them, that of p(x_{t-1} | x_t) at t. prior: L_T.
+    terms: T values; the one at index t belongs to p(x_{t-1} | x_t). prior: L_T.
     """
 
     total: float
@@ -32,31 +32,31 @@ class Bound:
 
 
 def first_examples(examples: Examples, n: int | None) -> Examples:
-    """The first n, or all."""
+    """Return the first n examples, or all of them."""
     labels = None if examples.labels is None else examples.labels[:n]
     return Examples(examples.values[:n], labels, examples.classes)
 
 
 @torch.no_grad()
 def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> Bound:
-    """The bound on `examples`, one draw of noise for each and each timestep; given the class where it is told.
+    """Compute the bound on `examples`, with one noise sample for each example and timestep.
 
-    The noise is the same whatever the batch size, for the same examples.
+    A conditional network is given the class. The noise does not depend on the batch size.
     """
     denoiser, device = trained.denoiser, trained.device
     timesteps = denoiser.process.timesteps
     discrete = isinstance(trained.config.dataset, ImageDataset)
-    told = isinstance(trained.config.conditioning, ClassLabels)
+    conditional = isinstance(trained.config.conditioning, ClassLabels)
 
     def measure(numbers: range) -> tuple[Tensor, Tensor]:
-        """The terms, (T, B), and the priors, (B,), of some."""
+        """Return the terms (T, B) and the priors (B,) of the examples at these indices."""
         part = slice(numbers.start, numbers.stop)
         x0 = to_float(examples.values[part].to(device))
-        y = examples.labels[part].to(device) if told and examples.labels is not None else None
+        y = examples.labels[part].to(device) if conditional and examples.labels is not None else None
         generators = [rng.generator(seed, "nll", i) for i in numbers]
         terms = torch.zeros(timesteps, len(numbers), dtype=torch.float64)
-        quiet = collectives.progress_bar_disabled()
-        for t in tqdm(range(timesteps), f"{numbers.stop}/{len(examples)}", unit="call", leave=False, disable=quiet):
+        hidden = collectives.progress_bar_disabled()
+        for t in tqdm(range(timesteps), f"{numbers.stop}/{len(examples)}", unit="call", leave=False, disable=hidden):
             eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
             term = bound_term(denoiser, x0, t, eps.to(device), y, discrete)
             terms[t] = term.cpu().double()

@@ -1,4 +1,4 @@
-"""What an evaluation found, as a line of JSON in evaluations.jsonl of the run that it judges."""
+"""Results of evaluations as lines of JSON in the evaluations.jsonl of the evaluated run."""
 
 import json
 import logging
@@ -16,13 +16,13 @@ FILE = "evaluations.jsonl"
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, if it does."""
+    """Return the run folder that contains a checkpoint, or None if it is not in one."""
     folder = checkpoint.parent.parent
     return folder if checkpoint.parent.name == "checkpoints" and (folder / ".hydra").is_dir() else None
 
 
 def to_json(record: Mapping[str, Any], indent: int | None = None) -> str:
-    """`record` as JSON, which has no NaN: null stands for what is not finite, as of a network that diverged."""
+    """Return `record` as JSON. JSON has no NaN, so null replaces values that are not finite."""
     return json.dumps(_finite(record), indent=indent, allow_nan=False)
 
 
@@ -38,9 +38,9 @@ def _finite(value: Any) -> Any:
 
 
 def append(record: Mapping[str, Any], run: Path) -> None:
-    """Add `record` to what was found of `run`, in one write, for others may be adding too, and tell the run's loggers.
+    """Append `record` to the evaluations of `run` and send it to the loggers of the run.
 
-    What fails is said.
+    It is written in a single call, because other processes may append at the same time. Errors are logged as warnings.
     """
     line = f"{to_json(record)}\n".encode()
     try:
@@ -50,5 +50,5 @@ def append(record: Mapping[str, Any], run: Path) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        log.warning("%s: cannot be added to (%s)", run / FILE, error.strerror)
+        log.warning("%s: cannot be written (%s)", run / FILE, error.strerror)
     log_evaluation(record, run)

@@ -1,4 +1,4 @@
-"""Where the images that are judged come from: drawn now, or given as a folder or an npz file."""
+"""The images to evaluate: generated now, or read from a folder or an npz file."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,27 +19,27 @@ from ddpm_cli.errors import UserError
 from ddpm_cli.images.png_gif import to_uint8
 from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry, cycle_labels
 
-DRAWN = {"classifier": 2000, "inception": 10_000}
-"""Samples that are drawn, unless it is said how many, for each kind of features."""
+DEFAULT_N = {"classifier": 2000, "inception": 10_000}
+"""Default number of generated samples, by kind of features."""
 KEYS = ("images", "arr_0")
-"""What arrays of images are called in npz files: ours, and those of guided-diffusion."""
+"""Keys of arrays of images in npz files: those of ddpm-sample and those of guided-diffusion."""
 
 
-class Drawn:
-    """n images of `seed`, batch by batch, of all classes in turn. They are those that ddpm-sample makes.
+class GeneratedSamples:
+    """Iterable over batches of n images generated from `seed`, with all classes in turn, as by ddpm-sample.
 
-    nfe: how often the network was called for an image, once some have been drawn.
+    nfe: number of network evaluations for an image; known after the first batch.
     """
 
     def __init__(self, generator: SampleGenerator, n: int, seed: int, batch_size: int) -> None:
-        self._shown = 0
-        counted = replace(generator.denoiser, network=self._counting(generator.denoiser.network))
+        self._evaluated = 0
+        counted = replace(generator.denoiser, network=self._counted(generator.denoiser.network))
         self.generator = replace(generator, denoiser=counted)
         self.n, self.seed, self.batch_size = n, seed, batch_size
         self.nfe = 0.0
 
     def __iter__(self) -> Iterator[Tensor]:
-        """(B, C, H, W) uint8, on the CPU."""
+        """Yield batches (B, C, H, W) uint8 on the CPU."""
         labels = cycle_labels(self.n, range(max(1, self.generator.classes)))
         with tqdm(
             total=self.n, desc="samples", unit="image", leave=False, disable=collectives.progress_bar_disabled()
@@ -51,25 +51,26 @@ class Drawn:
                 yield pixels
 
     def _batch(self, labels: Sequence[int], images: range) -> Tensor:
-        self._shown = 0
+        self._evaluated = 0
         x = torch.empty(0)
         for step in self.generator.steps(self.seed, labels, images):
             x = step.x
-        self.nfe = self._shown / len(images)
+        self.nfe = self._evaluated / len(images)
         return to_uint8(x)
 
-    def _counting(self, network: Network) -> Network:
+    def _counted(self, network: Network) -> Network:
         def call(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-            self._shown += len(x)
+            self._evaluated += len(x)
             return network(x, t, y)
 
         return call
 
 
-def given(samples: str, dataset: ImageDataset, cache: Path) -> Tensor:
-    """The images of a folder or an npz file, (N, C, H, W) uint8, as large as those of `dataset`.
+def read_images(samples: str, dataset: ImageDataset, cache: Path) -> Tensor:
+    """Read the images of a folder or an npz file, (N, C, H, W) uint8, of the size of those of `dataset`.
 
-    Those of a folder are resized to that. Raises `UserError` where there are none, or an npz file has others.
+    Images of a folder are resized to this size. Raises `UserError` if there are none, or if an npz file has another
+    size or type.
     """
     path = Path(samples).expanduser()
     if path.is_dir():
@@ -98,7 +99,7 @@ def given(samples: str, dataset: ImageDataset, cache: Path) -> Tensor:
 
 def _npz(samples: str, path: Path) -> np.ndarray:
     try:
-        with np.load(path) as arrays:  # no pickles unless asked for
+        with np.load(path) as arrays:  # does not load pickles by default
             return next(arrays[key] for key in KEYS if key in arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, StopIteration, TypeError, AttributeError) as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What network calls buy: the evaluations of a sweep over samplers in one picture."""
+"""Sample quality against the number of network evaluations, for a sweep over samplers."""
 
 import csv
 import io
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ["job", "ckpt", "sampler", "nfe", "metric", "value", "low", "high", "floor", "n"]
 DISTANCES = ("fid", "fd_classifier", "kid", "kd_classifier")
-"""What is drawn, the first that there is."""
+"""The first of these metrics that was measured is plotted."""
 
 
 def save_tradeoff(sweep: Path) -> None:
-    """tradeoff.csv and tradeoff.png in the folder of a sweep whose jobs evaluated samples; nothing where none did."""
+    """Write tradeoff.csv and tradeoff.png into the folder of a sweep, unless none of its jobs evaluated samples."""
     rows = [row for file in _by_job(sweep) for row in _rows(file)]
     if not rows:
         return
@@ -54,7 +54,7 @@ def _rows(file: Path) -> Iterable[dict[str, Any]]:
             low, high = record["intervals"].get(metric, (value, value))
             yield {
                 "job": int(file.parent.name),
-                "ckpt": "/".join(Path(record["ckpt"]).parts[-3:]),  # the run's name, checkpoints, the file
+                "ckpt": "/".join(Path(record["ckpt"]).parts[-3:]),  # run name, checkpoints, file
                 "sampler": record["sampler"]["name"],
                 "nfe": record["nfe"],
                 "metric": metric,

@@ -1,4 +1,4 @@
-"""The validation loss: what a network says of the same noise on the same images, whatever it was trained to say."""
+"""The validation loss: the error of the predicted noise, whatever the network was trained to predict."""
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
 
 @torch.no_grad()
 def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> float:
-    """The mean squared error of eps over n of `examples`, noised to timesteps spread evenly over 0..T-1.
+    """Return the mean squared error of eps over n of `examples`, noised at timesteps spaced evenly over 0..T-1.
 
-    Which examples, timesteps and noise: the same for all runs, so that they compare to the last digit; but a schedule
-    says what a timestep is, so runs with different ones do not. A class is told where the network is told one; a
-    self-conditioned network sees no estimate.
+    The examples, timesteps and noise are the same for all runs, so their values can be compared to the last digit. Runs
+    with different noise schedules cannot be compared, because the schedule defines what a timestep means. A conditional
+    network is given the class. A self-conditioned network is given no estimate.
     """
     denoiser, device = trained.denoiser, trained.device
     process = denoiser.process

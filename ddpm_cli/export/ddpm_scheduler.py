@@ -1,4 +1,4 @@
-"""A schedule and what samples by it as the diffusers library's `DDPMScheduler`, and back."""
+"""Convert a noise schedule and its sampler to and from the settings of diffusers' `DDPMScheduler`."""
 
 import logging
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small"} | {
     name: name for name in ("fixed_large", "learned_range")
 }
-"""Theirs, and what they are here."""
+"""Our name of each variance type of diffusers."""
 COSINE: dict[str, Any] = {"s": 0.008, "max_beta": 0.999}
-"""What squaredcos_cap_v2 has."""
+"""Constants of squaredcos_cap_v2."""
 UNBOUNDED = 1e9
-"""How far dynamic thresholds reach: as far as they like."""
-THEIRS: dict[str, Any] = {
+"""Maximum of a dynamic threshold, so large that there is none."""
+DEFAULTS: dict[str, Any] = {
     "_class_name": "DDPMScheduler",
     "beta_end": 0.02,
     "beta_schedule": "linear",
@@ -38,12 +38,12 @@ THEIRS: dict[str, Any] = {
     "trained_betas": None,
     "variance_type": "fixed_small",
 }
-"""DDPMScheduler's own values of all its settings, which stand where a file says nothing of one."""
+"""Default values of DDPMScheduler, used for settings that a file does not contain."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """What a DDPMScheduler says of a network."""
+    """The part of a config that a DDPMScheduler defines."""
 
     schedule: Schedule
     sampler: Sampler
@@ -52,15 +52,15 @@ class Process:
 
 
 def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """scheduler_config.json of the DDPMScheduler that draws what sampler=ddpm does with the settings of `config`."""
+    """Return scheduler_config.json of the DDPMScheduler that is equivalent to sampler=ddpm with `config`."""
     thresholding = config.sampler.thresholding
     if thresholding == "dynamic":
         log.warning(
             "sampler.thresholding=dynamic: diffusers interpolates between pixels to find its threshold, so its images "
-            "differ slightly from ours"
+            "differ slightly from those of ddpm-sample"
         )
     return (
-        THEIRS
+        DEFAULTS
         | _to_betas(config.schedule)
         | {
             "clip_sample": thresholding == "clip",
@@ -75,14 +75,14 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_settings(settings: Mapping[str, Any]) -> Process:
-    """What scheduler_config.json stands for, all timesteps being taken. Raises `UserError` for what cannot be done."""
-    named = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
-    if unknown := sorted(named.keys() - THEIRS.keys()):
-        raise UserError(f"{unknown[0]}: no setting of a DDPMScheduler that is known here")
-    full = THEIRS | named
+    """Convert scheduler_config.json. The sampler uses all timesteps. Raises `UserError` for unsupported settings."""
+    public = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
+    if unknown := sorted(public.keys() - DEFAULTS.keys()):
+        raise UserError(f"{unknown[0]}: not a supported setting of a DDPMScheduler")
+    full = DEFAULTS | public
     for key in ("_class_name", "clip_sample_range", "dynamic_thresholding_ratio", "trained_betas"):
-        if full[key] != THEIRS[key]:
-            raise UserError(f"{key}={str(full[key])[:50]}: must be {THEIRS[key]}")
+        if full[key] != DEFAULTS[key]:
+            raise UserError(f"{key}={str(full[key])[:50]}: must be {DEFAULTS[key]}")
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
     for key, known in {"prediction_type": predictions, "variance_type": VARIANCES}.items():
         if full[key] not in known:
@@ -98,7 +98,7 @@ def from_settings(settings: Mapping[str, Any]) -> Process:
 
 
 def _to_betas(schedule: Schedule) -> dict[str, Any]:
-    """By name where DDPMScheduler has the formula, else the betas themselves."""
+    """Return the name and ends of the schedule if DDPMScheduler has its formula, else the list of betas."""
     match schedule:
         case Schedule(zero_terminal_snr=True):
             pass

@@ -1,4 +1,4 @@
-"""The model card: README.md beside an exported network, with the front matter that the Hugging Face hub reads."""
+"""The model card: README.md of an exported network, with the front matter for the Hugging Face hub."""
 
 import math
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from ddpm_cli.config import ImageDataset
 from ddpm_cli.export.run_record import Record
 
 LIBRARY = {"safetensors": "ddpm-cli", "diffusers": "diffusers", "onnx": "onnx"}
-LONGEST = 60
-"""Letters of a class's name, or of what a line of evaluations.jsonl says, that are shown."""
-MANY = 20
-"""Classes that are named."""
+MAX_LENGTH = 60
+"""Maximum length of the name of a class and of a value from evaluations.jsonl."""
+MAX_CLASSES = 20
+"""Maximum number of class names."""
 
 
-def card(weights: Weights, record: Record, form: str) -> str:
-    """The text of README.md: what it learned, how, how well, and how to use it; nothing that is not known."""
-    parts = [_front_matter(weights, form), f"# {_title(weights)}\n\n{_summary(weights)}\n"]
+def model_card(weights: Weights, record: Record, file_format: str) -> str:
+    """Return the text of README.md: usage, training, evaluation and config. It states only what is known."""
+    parts = [_front_matter(weights, file_format), f"# {_title(weights)}\n\n{_summary(weights)}\n"]
     if record.grid is not None:
-        parts.append("![samples, drawn while it was trained](samples.png)\n")
+        parts.append("![Samples generated during training](samples.png)\n")
     parts += [
-        f"## Use\n\n{_use(weights, form)}\n",
-        "## What it learned, and how\n\n" + _table(("what", "value"), _facts(weights, record)),
-        f"## Measured\n\n{_measured(record)}",
-        "Nothing else was measured: not what biases its data have, nor how near its samples come to them.\n",
-        "No licence is stated here; whoever publishes this names one, as `license:` at the top.\n",
-        f"## All settings\n\n```yaml\n{_settings(weights)}```\n",
+        f"## Usage\n\n{_use(weights, file_format)}\n",
+        "## Model and training\n\n" + _table(("Property", "Value"), _facts(weights, record)),
+        f"## Evaluation\n\n{_evaluation(record)}",
+        "Biases of the training data were not evaluated, nor was the similarity of samples to training images.\n",
+        "No license is stated. If you publish this model, add one as `license:` at the top of this file.\n",
+        f"## Configuration\n\n```yaml\n{_settings(weights)}```\n",
     ]
     return "\n".join(parts)
 
 
-def _front_matter(weights: Weights, form: str) -> str:
-    fields: dict[str, Any] = {"library_name": LIBRARY[form], "tags": ["ddpm-cli", "ddpm", "diffusion"]}
+def _front_matter(weights: Weights, file_format: str) -> str:
+    fields: dict[str, Any] = {"library_name": LIBRARY[file_format], "tags": ["ddpm-cli", "ddpm", "diffusion"]}
     if isinstance(weights.config.dataset, ImageDataset) and not weights.classes:
         fields["pipeline_tag"] = "unconditional-image-generation"
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n"
@@ -44,64 +44,64 @@ def _front_matter(weights: Weights, form: str) -> str:
 def _title(weights: Weights) -> str:
     dataset = weights.config.dataset
     size = "x".join(map(str, dataset.shape))
-    return f"{dataset.name}, {size}: a denoising diffusion model"
+    return f"Denoising diffusion model of {dataset.name} ({size})"
 
 
 def _summary(weights: Weights) -> str:
     if weights.step == 0:
-        return "Of no step of `ddpm-train`: it is untrained, or came from elsewhere through `ddpm-import`."
-    return f"Trained by `ddpm-train` for {weights.step} steps; these are its `{weights.kind}` weights."
+        return "Not trained by `ddpm-train`: it is untrained or was imported by `ddpm-import`."
+    return f"Trained by `ddpm-train` for {weights.step} steps. These are the `{weights.kind}` weights."
 
 
 def _facts(weights: Weights, record: Record) -> Iterator[tuple[str, str]]:
     config, train = weights.config, weights.config.train
     parameters = sum(tensor.numel() for tensor in weights.tensors.values() if tensor.is_floating_point())
-    yield "data", f"{config.dataset.name}, {'x'.join(map(str, config.dataset.shape))}"
+    yield "dataset", f"{config.dataset.name}, {'x'.join(map(str, config.dataset.shape))}"
     if weights.classes:
-        named = ", ".join(_plain(name) for name in weights.classes[:MANY])
-        yield "classes it is told", f"{len(weights.classes)}: {named}{', …' if len(weights.classes) > MANY else ''}"
-    yield "network", f"{config.model.name}, {parameters / 1e6:.2f}M weights"
-    yield "predicts", f"{config.prediction}; variance {config.variance}"
-    yield "schedule", f"{config.schedule.name}, T={config.schedule.timesteps}"
+        names = ", ".join(_plain(name) for name in weights.classes[:MAX_CLASSES])
+        yield "classes", f"{len(weights.classes)}: {names}{', …' if len(weights.classes) > MAX_CLASSES else ''}"
+    yield "network", f"{config.model.name}, {parameters / 1e6:.2f}M parameters"
+    yield "prediction", f"{config.prediction}; variance {config.variance}"
+    yield "noise schedule", f"{config.schedule.name}, T={config.schedule.timesteps}"
     if weights.step:
         yield "loss", f"{config.loss.name}, weighting {config.weighting.name}"
-        yield "steps", f"{weights.step} of {train.batch_size} examples: {weights.step * train.batch_size} in all"
+        yield "steps", f"{weights.step}, batch size {train.batch_size}: {weights.step * train.batch_size} examples"
         yield "optimizer", f"{train.optimizer}, learning rate {train.lr:g}"
     if weights.kind == "ema" and weights.step:
-        yield "average", f"of decay {train.ema_decay:g}"
+        yield "EMA decay", f"{train.ema_decay:g}"
     if record.loss is not None and math.isfinite(record.loss):
-        yield "loss at the end", f"{record.loss:.4g}, on what it was trained on"
+        yield "final training loss", f"{record.loss:.4g}"
 
 
-def _measured(record: Record) -> str:
+def _evaluation(record: Record) -> str:
     rows = [row for entry in record.evaluations for row in _rows(entry)]
     if not rows:
-        return "Nothing; `ddpm-evaluate ckpt=<the run>` before `ddpm-export` puts its figures here.\n"
-    return _table(("metric", "value", "interval", "of real images", "how"), rows)
+        return "None. Run `ddpm-evaluate ckpt=<the run>` before `ddpm-export` to include its results here.\n"
+    return _table(("Metric", "Value", "95% interval", "Floor (real images)", "Settings"), rows)
 
 
 def _rows(entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     intervals, floor = _mapping(entry.get("intervals")), _mapping(entry.get("floor"))
     sampler = _mapping(entry.get("sampler")).get("name")
     known = {"n": entry.get("n"), "split": entry.get("split"), "sampler": sampler, "nfe": entry.get("nfe")}
-    how = ", ".join(f"{key}={_plain(value)}" for key, value in known.items() if value is not None)
+    used = ", ".join(f"{key}={_plain(value)}" for key, value in known.items() if value is not None)
     for name, value in _mapping(entry.get("metrics")).items():
         if isinstance(value, int | float):
             ends = intervals.get(name)
-            between = " to ".join(map(_figure, ends)) if isinstance(ends, list) else ""
-            yield _plain(name), _figure(value), between, _figure(floor.get(name)), how
+            between = " to ".join(map(_number, ends)) if isinstance(ends, list) else ""
+            yield _plain(name), _number(value), between, _number(floor.get(name)), used
 
 
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _figure(value: object) -> str:
+def _number(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, int | float) else ""
 
 
-def _use(weights: Weights, form: str) -> str:
-    match form:
+def _use(weights: Weights, file_format: str) -> str:
+    match file_format:
         case "diffusers":
             return _use_diffusers(weights)
         case "onnx":
@@ -128,24 +128,28 @@ pipeline = DDPMPipeline.from_pretrained(".")  # this folder
 images = pipeline(batch_size=16, num_inference_steps={weights.config.schedule.timesteps}).images
 ```
 
-It draws what `ddpm-sample sampler=ddpm sampler.steps=null` does."""
+This is equivalent to `ddpm-sample sampler=ddpm sampler.steps=null`."""
 
 
 def _use_onnx(weights: Weights) -> str:
     config = weights.config
     channels, *rest = config.dataset.shape
-    seen = 2 * channels if config.model.self_condition else channels
-    shape = ", ".join(map(str, (16, seen, *rest)))
-    told = ', "y": np.zeros(16, dtype=np.int64)' if weights.classes else ""
+    input_channels = 2 * channels if config.model.self_condition else channels
+    shape = ", ".join(map(str, (16, input_channels, *rest)))
+    labels = ', "y": np.zeros(16, dtype=np.int64)' if weights.classes else ""
     notes = [
-        f"`output` is its estimate of {config.prediction} in x_t, for t from 0 to {config.schedule.timesteps - 1}."
+        f"`output` is the estimate of {config.prediction} for x_t, with t from 0 to {config.schedule.timesteps - 1}."
     ]
     if config.model.self_condition:
-        notes.append("The first half of x's channels is its last estimate of x0, zeros at first; x_t is the second.")
+        notes.append(
+            "The first half of the channels of x is the previous estimate of x0, at first zeros; the second is x_t."
+        )
     if config.variance == "learned_range":
-        notes.append("The second half of its channels is where between its bounds the log-variance lies, from -1 to 1.")
+        notes.append(
+            "The second half of the channels of `output` is the log-variance, from -1 (lower bound) to 1 (upper bound)."
+        )
     if weights.classes:
-        notes.append(f"y is the number of a class; {len(weights.classes)} means none.")
+        notes.append(f"y is the index of the class; {len(weights.classes)} means none.")
     return f"""```python
 import numpy as np
 import onnxruntime
@@ -153,17 +157,19 @@ import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 x = np.random.randn({shape}).astype(np.float32)
 t = np.full(16, {config.schedule.timesteps - 1}, dtype=np.int64)
-(output,) = session.run(None, {{"x": x, "t": t{told}}})
+(output,) = session.run(None, {{"x": x, "t": t{labels}}})
 ```
 
 {" ".join(notes)}"""
 
 
 def _settings(weights: Weights) -> str:
-    """The config as YAML, less what is of the machine."""
+    """Return the config as YAML, without the keys that depend on the machine."""
     stored = to_stored(weights.config)
-    told = {key: value for key, value in stored.items() if key not in ("device", "compile", "out")}
-    return yaml.safe_dump({key: value for key, value in told.items() if not key.startswith("resume")}, sort_keys=False)
+    settings = {key: value for key, value in stored.items() if key not in ("device", "compile", "out")}
+    return yaml.safe_dump(
+        {key: value for key, value in settings.items() if not key.startswith("resume")}, sort_keys=False
+    )
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:
@@ -172,6 +178,6 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
 
 
 def _plain(value: object) -> str:
-    """In a cell of a table: names of folders, and what stands in evaluations.jsonl, may be anything."""
+    """Return text that is safe in a table cell. Class names and evaluations.jsonl may contain anything."""
     text = "".join(letter if letter.isprintable() and letter not in "|<>`[]" else "?" for letter in str(value))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 1]}…"

@@ -1,4 +1,4 @@
-"""A network as an ONNX file: forward(x, t[, y]) -> output, for a batch of any size."""
+"""Export a network as an ONNX file: forward(x, t[, y]) -> output, for any batch size."""
 
 import io
 import logging
@@ -14,14 +14,15 @@ from ddpm_cli.files import amount, write
 from ddpm_cli.sampling.build import network_of
 
 LARGEST = 2**31 - 2**20
-"""Bytes of weights: an ONNX file is a protocol buffer, which ends at 2 GiB."""
+"""Maximum bytes of weights. An ONNX file is a protocol buffer, which is limited to 2 GiB."""
 OPSET = 18
-"""What onnxruntime 1.14 and later run."""
+"""Supported by onnxruntime 1.14 and later."""
 
 
 def inputs_of(weights: Weights, batch: int) -> dict[str, torch.Tensor]:
-    """What the network takes, by name, of zeros: x (B, C, ...) float32, t (B,) int64, and y (B,) int64 where it is told
-    classes. C is twice that of an example with self-conditioning, the estimate first.
+    """Return example inputs of zeros by name: x (B, C, ...) float32, t (B,) int64 and, with classes, y (B,) int64.
+
+    With self-conditioning, C is twice that of an example, and the estimate comes first.
     """
     channels, *rest = weights.config.dataset.shape
     if weights.config.model.self_condition:
@@ -31,15 +32,18 @@ def inputs_of(weights: Weights, batch: int) -> dict[str, torch.Tensor]:
 
 
 def write_onnx(path: Path, weights: Weights) -> None:
-    """Write the network of `weights`. Raises `NoRoom`, and `UserError` where it is too large."""
+    """Write the network of `weights` to `path`.
+
+    Raises `UserError` if it is too large for the format, and `NoRoom` if the disk is full.
+    """
     size = sum(tensor.nbytes for tensor in weights.tensors.values())
     check(size <= LARGEST, "format", f"onnx with {amount(size)} of weights", f"at most {amount(LARGEST)}")
     network = network_of(weights.config, weights.classes)
     network.load_state_dict(weights.tensors)
-    inputs = inputs_of(weights, batch=2)  # a 1 is taken for a constant by some releases of the exporter
+    inputs = inputs_of(weights, batch=2)  # some releases of the exporter treat a batch size of 1 as a constant
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, of itself
+        warnings.simplefilter("ignore")  # from the exporter's own code
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
@@ -56,7 +60,7 @@ def write_onnx(path: Path, weights: Weights) -> None:
         finally:
             logging.disable(level)
     for node in program.model.graph:
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
+        node.metadata_props.clear()  # stack traces, which contain local paths
     buffer = io.BytesIO()
     program.save(buffer)
     write(path, buffer.getvalue())

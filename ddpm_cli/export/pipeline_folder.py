@@ -1,4 +1,4 @@
-"""The diffusers library's folder of a `DDPMPipeline`: written, and read in the layouts of its releases."""
+"""Write and read the folder of a `DDPMPipeline` of diffusers, in the layouts of all its releases."""
 
 import json
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from ddpm_cli.export import ddpm_scheduler, unet2d
 from ddpm_cli.files import write
 
 VERSION = "0.30.0"
-"""The oldest release that reads what is written."""
+"""The oldest release that can read the written folder."""
 MAX_SETTINGS = 2**20
-"""Bytes of a file of settings, which may list thousands of betas."""
+"""Maximum bytes of a file of settings, which may list thousands of betas."""
 TENSORS = "diffusion_pytorch_model.safetensors"
 PIPELINE = {
     "_class_name": "DDPMPipeline",
@@ -30,7 +30,7 @@ PIPELINE = {
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a folder holds. shape: (channels, height, width) of an image. tensors: under UNet2DModel's names."""
+    """The content of a folder. shape: (channels, height, width) of an image. tensors: by UNet2DModel's names."""
 
     model: DdpmUNet
     process: ddpm_scheduler.Process
@@ -40,7 +40,7 @@ class Pipeline:
 
 
 def write_pipeline(folder: Path, weights: Weights) -> None:
-    """A DDPMPipeline of `weights`, which `unet2d.check_expressible` let pass. Raises `NoRoom`."""
+    """Write a DDPMPipeline of `weights`. Call `unet2d.check_expressible` first. Raises `NoRoom` if the disk is full."""
     config = weights.config
     assert isinstance(config.model, DdpmUNet)
     for name in ("unet", "scheduler"):
@@ -52,10 +52,11 @@ def write_pipeline(folder: Path, weights: Weights) -> None:
 
 
 def read_pipeline(key: str, folder: Path) -> Pipeline:
-    """The DDPMPipeline in `folder`: in unet/ and scheduler/, or, as google/ddpm-cifar10-32 has it, all at the top.
+    """Read the DDPMPipeline in `folder`.
 
-    Only .safetensors weights: a .bin is a pickle, which could run code. Raises `UserError` where anything is missing,
-    damaged, or has no counterpart here; `key` is for the message.
+    Its files are in unet/ and scheduler/, or all in the folder itself, as in google/ddpm-cifar10-32. Weights are read
+    from .safetensors only, because a .bin is a pickle, which could run code. Raises `UserError` if a file is missing or
+    damaged, or if a setting is not supported; `key` is named in the message.
     """
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
@@ -77,23 +78,24 @@ def read_pipeline(key: str, folder: Path) -> Pipeline:
     file = unet / TENSORS
     if not file.is_file():
         raise UserError(
-            f"{key}={folder}: no {file.relative_to(folder)}; a .bin is not read, for it may hold code: let diffusers "
-            "load and save it anew (save_pretrained)"
+            f"{key}={folder}: no {file.relative_to(folder)}; a .bin is not read, because it may contain code: load it "
+            "with diffusers and save it again (save_pretrained)"
         )
     return Pipeline(model, process, (channels, height, width), file, read_tensors(key, file)[0])
 
 
 def weights_of(key: str, pipeline: Pipeline, defaults: TrainConfig, dataset: Dataset) -> Weights:
-    """A pipeline's network as one of ours, of step 0, that learned `dataset`.
+    """Convert the network of a pipeline to weights of ours, at step 0, trained on `dataset`.
 
-    defaults: what stands for all that no pipeline tells, such as how it was trained. Its weights are taken for an
-    average, since they are those to sample with. Raises `UserError` where they do not fit its settings, or the data.
+    defaults: values for everything that a pipeline does not contain, such as the settings of training. The weights are
+    stored as EMA weights, because these are used for sampling. Raises `UserError` if the weights do not match the
+    settings of the pipeline or the data.
     """
     if dataset.shape != pipeline.shape:
         ours, theirs = ("x".join(map(str, shape)) for shape in (dataset.shape, pipeline.shape))
         raise UserError(
-            f"dataset={dataset.name}: has examples of {ours}, and the network is for images of {theirs}; name what it "
-            "learned, with dataset.channels and dataset.image_size"
+            f"dataset={dataset.name}: has examples of {ours}, and the network is for images of {theirs}; name the data "
+            "that it was trained on, with dataset.channels and dataset.image_size"
         )
     process = pipeline.process
     learned = process.variance == "learned_range"
@@ -110,7 +112,7 @@ def weights_of(key: str, pipeline: Pipeline, defaults: TrainConfig, dataset: Dat
     like = weights_like(config, [])
     try:
         tensors = unet2d.from_weights(pipeline.model, pipeline.tensors, like)
-    except (UserError, RuntimeError) as error:  # torch's, of shapes that cannot be put together
+    except (UserError, RuntimeError) as error:  # RuntimeError: shapes that torch cannot concatenate
         raise UserError(f"{key}={pipeline.file}: {' '.join(str(error).split())[:LONGEST]}; name another") from error
     check_matches(key, pipeline.file, {"ema": tensors}, {"ema": like})
     return Weights(config, [], 0, "ema", tensors)
@@ -122,7 +124,7 @@ def _write_settings(file: Path, settings: dict[str, Any]) -> None:
 
 
 def _read_settings(key: str, file: Path) -> dict[str, Any]:
-    if not file.is_file():  # a pipe would be waited for
+    if not file.is_file():  # reading a pipe would block
         raise UserError(f"{key}={file.parent}: no {file.name}; name the folder of a DDPMPipeline")
     try:
         settings = json.loads(file.read_text()) if file.stat().st_size <= MAX_SETTINGS else None

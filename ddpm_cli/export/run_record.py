@@ -1,6 +1,6 @@
-"""What a run folder tells of a checkpoint in it, for its model card: how it was measured, its loss, its picture.
+"""Read facts about a checkpoint from its run folder, for the model card: evaluations, loss and sample grid.
 
-Whatever is missing there, cut short or not as it should be is passed over: a card is written all the same.
+Whatever is missing, truncated or malformed is skipped, so that a model card can always be written.
 """
 
 import csv
@@ -12,14 +12,18 @@ from typing import Any
 
 from ddpm_cli.untrusted_files import content_of, text_of
 
-MOST = 64 * 2**20
-"""Bytes of a file that is read: far more than a run leaves."""
+MAX_BYTES = 64 * 2**20
+"""Maximum bytes of a file that is read, far more than a run writes."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Record:
-    """evaluations: lines of evaluations.jsonl on these weights, newest last. grid: a PNG of the last milestone."""
+    """Facts about the weights of a checkpoint.
+
+    evaluations: the lines of evaluations.jsonl about these weights, newest last. loss: the last one logged. grid: the
+    PNG file of the last milestone.
+    """
 
     evaluations: list[dict[str, Any]]
     loss: float | None
@@ -27,7 +31,7 @@ class Record:
 
 
 def record_of(checkpoint: Path, step: int, kind: str) -> Record:
-    """What the run that `checkpoint` lies in tells of its `kind` weights, ema or model, after `step` steps."""
+    """Return the facts in the run folder of `checkpoint` about its `kind` weights, ema or model, after `step` steps."""
     if checkpoint.parent.name != "checkpoints":
         return Record([], None, None)
     run = checkpoint.parent.parent
@@ -36,7 +40,7 @@ def record_of(checkpoint: Path, step: int, kind: str) -> Record:
 
 def _evaluations(run: Path, step: int, kind: str) -> list[dict[str, Any]]:
     found = []
-    for line in text_of(run / "evaluations.jsonl", MOST).splitlines():
+    for line in text_of(run / "evaluations.jsonl", MAX_BYTES).splitlines():
         with suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and (entry.get("step"), entry.get("weights")) == (step, kind):
@@ -45,9 +49,9 @@ def _evaluations(run: Path, step: int, kind: str) -> list[dict[str, Any]]:
 
 
 def _loss(run: Path, step: int) -> float | None:
-    """The last one logged until then."""
+    """Return the last loss logged up to `step`."""
     loss = None
-    for row in csv.DictReader(text_of(run / "metrics.csv", MOST).splitlines()):
+    for row in csv.DictReader(text_of(run / "metrics.csv", MAX_BYTES).splitlines()):
         with suppress(ValueError, TypeError, KeyError):
             if int(row["step"]) <= step:
                 loss = float(row["loss"])
@@ -56,7 +60,7 @@ def _loss(run: Path, step: int) -> float | None:
 
 def _grid(run: Path, step: int) -> bytes | None:
     upto = [path for path in (run / "samples").glob("step_*.png") if _number(path) <= step]
-    content = content_of(max(upto, key=_number), MOST) if upto else None
+    content = content_of(max(upto, key=_number), MAX_BYTES) if upto else None
     return content if content and content.startswith(PNG) else None
 
 

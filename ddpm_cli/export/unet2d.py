@@ -1,7 +1,7 @@
-"""`DdpmUNet` as the diffusers library's `UNet2DModel`, and back: its settings and the names of its weights.
+"""Convert the settings and weights of `DdpmUNet` to and from those of diffusers' `UNet2DModel`.
 
-Both are the network of Ho et al. 2020; UNet2DModel has attention of linear layers where ours has 1x1 convolutions, and
-three of them where ours has one. Written for diffusers 0.30 and later, which is not needed here.
+Both are the network of Ho et al. 2020. The attention of UNet2DModel has linear layers where ours has 1x1 convolutions,
+and three of them where ours has one. Written for diffusers 0.30 and later, which need not be installed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpm_cli.config import ClassLabels, DdpmUNet, TrainConfig
 from ddpm_cli.errors import UserError, one_of
 
-OURS: dict[str, Any] = {
+FIXED_SETTINGS: dict[str, Any] = {
     "_class_name": "UNet2DModel",
     "act_fn": "silu",
     "add_attention": True,
@@ -31,8 +31,8 @@ OURS: dict[str, Any] = {
     "time_embedding_type": "positional",
     "upsample_type": "conv",
 }
-"""What UNet2DModel calls what our network always does."""
-THEIRS: dict[str, Any] = OURS | {
+"""Settings of UNet2DModel that our network has no choice for."""
+DEFAULTS: dict[str, Any] = FIXED_SETTINGS | {
     "attention_head_dim": 8,
     "attn_norm_num_groups": None,
     "block_out_channels": [224, 448, 672, 896],
@@ -52,42 +52,48 @@ THEIRS: dict[str, Any] = OURS | {
     "time_embedding_dim": None,
     "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }
-"""UNet2DModel's own values of all its settings, which stand where a file says nothing of one."""
-ATTENTIONS = {"none": ("DownBlock2D", "UpBlock2D"), "full": ("AttnDownBlock2D", "AttnUpBlock2D")}
-LEGACY = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names of the attention's layers in files of older releases, google/ddpm-cifar10-32 among them."""
+"""Default values of UNet2DModel, used for settings that a file does not contain."""
+BLOCK_TYPES = {"none": ("DownBlock2D", "UpBlock2D"), "full": ("AttnDownBlock2D", "AttnUpBlock2D")}
+LEGACY_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Names of attention layers in files of older releases, such as google/ddpm-cifar10-32."""
 
 
 def check_expressible(config: TrainConfig) -> None:
-    """Raise `UserError` unless a DDPMPipeline can hold and run the network of `config`."""
+    """Raise `UserError` unless a DDPMPipeline can represent the network of `config`."""
     model = config.model
 
-    def refuse(key: str, value: object, why: str) -> UserError:
+    def unsupported(key: str, value: object, why: str) -> UserError:
         return UserError(
             f"{key}={value}: format=diffusers has no counterpart: {why}; use format=safetensors or format=onnx"
         )
 
     if not isinstance(model, DdpmUNet):
-        raise refuse("model", model.name, "its UNet2DModel is the network of model=ddpm_cifar10 and improved_cifar10")
+        raise unsupported(
+            "model", model.name, "its UNet2DModel is the network of model=ddpm_cifar10 and improved_cifar10"
+        )
     if isinstance(config.conditioning, ClassLabels):
-        raise refuse("conditioning", "class", "its DDPMPipeline tells the network no class")
+        raise unsupported("conditioning", "class", "its DDPMPipeline has no class labels")
     if model.self_condition:
-        raise refuse("model.self_condition", "true", "its DDPMPipeline shows the network no estimate")
+        raise unsupported("model.self_condition", "true", "its DDPMPipeline has no self-conditioning")
     if model.time_scale != 1:
-        raise refuse("model.time_scale", model.time_scale, "its UNet2DModel takes t as it is")
+        raise unsupported("model.time_scale", model.time_scale, "its UNet2DModel does not scale t")
     if model.heads > 1 and len(_attended(model)) > 1:
-        raise refuse("model.heads", model.heads, "its UNet2DModel counts channels a head, and attended levels differ")
+        raise unsupported(
+            "model.heads",
+            model.heads,
+            "its UNet2DModel has a fixed number of channels per head, but levels with attention differ",
+        )
 
 
 def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """config.json of the UNet2DModel that is the network of `config`, which `check_expressible` let pass."""
+    """Return config.json of the UNet2DModel equal to the network of `config`. Call `check_expressible` first."""
     model = config.model
     assert isinstance(model, DdpmUNet)
     channels, height, width = config.dataset.shape
-    kinds = [ATTENTIONS[kind] for kind in model.attention]
-    return OURS | {
+    kinds = [BLOCK_TYPES[kind] for kind in model.attention]
+    return FIXED_SETTINGS | {
         "attention_head_dim": None if model.heads == 1 else _attended(model).pop() // model.heads,
-        "attn_norm_num_groups": model.groups,  # of the middle, where scale_shift has it go without a norm else
+        "attn_norm_num_groups": model.groups,  # of the middle block, which has no norm by default with scale_shift
         "block_out_channels": [model.width * multiplier for multiplier in model.multipliers],
         "down_block_types": [down for down, _ in kinds],
         "dropout": model.dropout,
@@ -102,29 +108,29 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_settings(settings: Mapping[str, Any]) -> tuple[DdpmUNet, list[int], int, int]:
-    """What config.json of a UNet2DModel stands for: the network, (height, width), and the channels in and out.
+    """Convert config.json of a UNet2DModel to our network, [height, width], input channels and output channels.
 
-    Raises `UserError` for a setting that our network has no counterpart of.
+    Raises `UserError` for a setting that our network does not support.
     """
-    named = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
-    if unknown := sorted(named.keys() - THEIRS.keys()):
-        raise UserError(f"{unknown[0]}: no setting of a UNet2DModel that is known here")
-    full = THEIRS | named
-    for key, ours in OURS.items():
+    public = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
+    if unknown := sorted(public.keys() - DEFAULTS.keys()):
+        raise UserError(f"{unknown[0]}: not a supported setting of a UNet2DModel")
+    full = DEFAULTS | public
+    for key, ours in FIXED_SETTINGS.items():
         if full[key] != ours:
-            raise UserError(f"{key}={full[key]}: must be {ours}, which is what model=ddpm_unet does")
+            raise UserError(f"{key}={full[key]}: must be {ours}, as in model=ddpm_unet")
     dims = [int(dim) for dim in full["block_out_channels"]]
     width = dims[0]
     if any(dim % width for dim in dims):
         raise UserError(f"block_out_channels={dims}: must be multiples of the first")
     if full["time_embedding_dim"] not in (None, 4 * width):
         raise UserError(f"time_embedding_dim={full['time_embedding_dim']}: must be {4 * width}")
-    kinds = {down: kind for kind, (down, _) in ATTENTIONS.items()}
+    kinds = {down: kind for kind, (down, _) in BLOCK_TYPES.items()}
     for name in full["down_block_types"]:
         if name not in kinds:
             raise UserError(f"down_block_types={name}: must be {one_of(kinds)}")
     attention = [kinds[name] for name in full["down_block_types"]]
-    mirrored = [ATTENTIONS[kind][1] for kind in reversed(attention)]
+    mirrored = [BLOCK_TYPES[kind][1] for kind in reversed(attention)]
     if list(full["up_block_types"]) != mirrored:
         raise UserError(f"up_block_types={full['up_block_types']}: must mirror down_block_types: {mirrored}")
     shifts = {"default": False, "scale_shift": True}
@@ -156,12 +162,12 @@ def _heads(head_dim: int | None, model: DdpmUNet) -> int:
         return 1
     counts = {dim // max(1, head_dim) for dim in _attended(model)}
     if len(counts) > 1 or any(dim % head_dim for dim in _attended(model)):
-        raise UserError(f"attention_head_dim={head_dim}: must leave every attended level as many heads")
+        raise UserError(f"attention_head_dim={head_dim}: must give all levels with attention the same number of heads")
     return counts.pop()
 
 
 def to_weights(model: DdpmUNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of our network under UNet2DModel's names."""
+    """Return the weights of our network by UNet2DModel's names."""
     modules = dict(_modules(model))
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -174,9 +180,10 @@ def to_weights(model: DdpmUNet, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def from_weights(model: DdpmUNet, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a UNet2DModel under our names, as float32; `like`: those of our network, maybe on the meta device.
+    """Return the weights of a UNet2DModel by our names, as float32.
 
-    Raises `UserError` where one is missing, or there is one too many. Their shapes are for `check_matches` to judge.
+    like: the weights of our network, of which only names and shapes are used; they may be on the meta device. Raises
+    `UserError` if a weight is missing or unexpected. Shapes are not checked here but by `check_matches`.
     """
     modules = dict(_modules(model))
     left = {_current(name): tensor for name, tensor in tensors.items()}
@@ -185,29 +192,29 @@ def from_weights(model: DdpmUNet, tensors: Mapping[str, Tensor], like: Mapping[s
         module, _, leaf = name.rpartition(".")
         parts = [f"{part}.{leaf}" for part in modules[module].split(" ")]
         if missing := [part for part in parts if part not in left]:
-            raise UserError(f"lacks the weights {missing[0]}, which its settings ask for")
+            raise UserError(f"lacks the weights {missing[0]}, which its settings require")
         tensor = torch.cat([left.pop(part) for part in parts]).float()
         found[name] = tensor[:, :, None, None] if wanted.ndim == 4 and tensor.ndim == 2 else tensor
     if left:
-        raise UserError(f"has the weights {min(left)}, which its settings know nothing of")
+        raise UserError(f"has the weights {min(left)}, which its settings do not include")
     return found
 
 
 def _attended(model: DdpmUNet) -> set[int]:
-    """The channels of the levels with attention, and of the middle, which always has it."""
+    """Return the channels of the levels with attention and of the middle block, which always has attention."""
     dims = [model.width * multiplier for multiplier in model.multipliers]
     return {dims[-1], *(dim for dim, kind in zip(dims, model.attention, strict=True) if kind == "full")}
 
 
 def _current(name: str) -> str:
-    for old, new in LEGACY.items():
+    for old, new in LEGACY_NAMES.items():
         if ".attentions." in name and old in name:
             return name.replace(old, new)
     return name
 
 
 def _modules(model: DdpmUNet) -> Iterator[tuple[str, str]]:
-    """Our modules and UNet2DModel's, by name; three of theirs, with spaces between, for our to_qkv."""
+    """Yield pairs of module names, ours and UNet2DModel's. Our to_qkv has three, separated by spaces."""
     yield from [
         ("embedding.mlp.0", "time_embedding.linear_1"),
         ("embedding.mlp.2", "time_embedding.linear_2"),

@@ -1,4 +1,4 @@
-"""Figures: losses, schedules, noised examples in rows, points, the terms of the bound."""
+"""Figures of losses, schedules, noised examples, points and the terms of the bound."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def save_loss_plot(steps: Sequence[int], losses: Sequence[float], epochs: Mappin
 
 
 def save_schedule_plot(alphas_cumprod: Mapping[str, Sequence[float]], path: Path) -> None:
-    """alphas_cumprod and log-SNR over t, a line per schedule."""
+    """Plot alphas_cumprod and log-SNR over t, with a line for each schedule."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, table in alphas_cumprod.items():
@@ -50,7 +50,7 @@ def save_schedule_plot(alphas_cumprod: Mapping[str, Sequence[float]], path: Path
 
 
 def save_labelled_rows(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
-    """A table of pictures: for each name a row of examples, with a heading per column.
+    """Plot a table of examples: a row for each name and a heading for each column.
 
     An example is an image (C, H, W) in [-1, 1], or a cloud of points (N, 2).
     """
@@ -71,14 +71,14 @@ def save_labelled_rows(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[s
 
 
 def scatter(points: Tensor) -> Image.Image:
-    """A cloud of points (N, 2)."""
+    """Return a scatter plot of points (N, 2)."""
     figure = Figure(figsize=(4, 4), layout="constrained")
     _scatter(figure.subplots(), points, size=1.5)
     return Image.open(_png(figure)).convert("RGB")
 
 
 def save_bound_plot(terms: Sequence[float], path: Path) -> None:
-    """The bits per dimension that each timestep of the bound costs, and what they sum to from t = 0 on."""
+    """Plot the bits per dimension of each term of the bound, and their cumulative sum from t = 0."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(terms, linewidth=1)
@@ -96,7 +96,7 @@ def save_bound_plot(terms: Sequence[float], path: Path) -> None:
 def save_tradeoff_plot(
     lines: Mapping[str, Sequence[tuple[float, float, float, float]]], metric: str, floor: float, path: Path
 ) -> None:
-    """`metric` over network calls, a line per sampler, of points (calls, value, and the interval around it)."""
+    """Plot `metric` over network calls with a line for each sampler; points are (calls, value, low, high)."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():

@@ -1,4 +1,4 @@
-"""Between tensors in [-1, 1] and what people look at: PNGs, grids, films."""
+"""Convert tensors in [-1, 1] to PNGs, grids and GIFs."""
 
 import io
 import math
@@ -23,18 +23,18 @@ LAST_FRAME_SECONDS = 2.0
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] float -> 0..255 uint8, rounded, values outside clipped; any shape, to the CPU."""
+    """Return [-1, 1] floats of any shape as 0..255 uint8 on the CPU, rounded and clipped."""
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu()
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """(C, H, W) uint8, C 1 or 3."""
+    """Return a (C, H, W) uint8 tensor with C = 1 or 3 as a PIL image."""
     array = pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def grid(pixels: Tensor, columns: int | None = None) -> Image.Image:
-    """(N, C, H, W) uint8 images side by side, as near to a square as may be."""
+    """Return a nearly square grid of (N, C, H, W) uint8 images."""
     factor = max(1, CELL // pixels.shape[2])
     large = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     columns = columns or math.ceil(len(pixels) ** 0.5)
@@ -45,7 +45,7 @@ def grid(pixels: Tensor, columns: int | None = None) -> Image.Image:
 
 
 def labelled_grid(pixels: Tensor, labels: Sequence[str]) -> Image.Image:
-    """(N, C, H, W) uint8 images with a label each: a row for each label, in order of appearance, named beside it."""
+    """Return a grid of (N, C, H, W) uint8 images with a named row for each label, in order of appearance."""
     names = list(dict.fromkeys(labels))
     shown = [_drawable(name) for name in names]
     columns = max(labels.count(name) for name in names)
@@ -66,20 +66,20 @@ def labelled_grid(pixels: Tensor, labels: Sequence[str]) -> Image.Image:
 
 
 def _drawable(name: str) -> str:
-    """The name of a class in a line of its own: folders may be named anything."""
+    """Return a class name that can be drawn on one line, since folders may have any name."""
     line = "".join(letter if letter.isprintable() else "?" for letter in name)
     return line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…"
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write `image`, whole or not at all."""
+    """Write `image` atomically."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     write(path, buffer.getvalue())
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
-    """A looping film that holds its last frame."""
+    """Write a looping GIF that holds its last frame."""
     each = round(1000 * FILM_SECONDS / len(frames))
     held = [each] * (len(frames) - 1) + [round(1000 * LAST_FRAME_SECONDS)]
     buffer = io.BytesIO()

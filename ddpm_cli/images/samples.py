@@ -1,4 +1,4 @@
-"""What samples look like in one picture, be they images or points."""
+"""A picture of samples, which may be images or points."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from ddpm_cli.images.png_gif import grid, labelled_grid, to_uint8
 
 
 def picture(samples: Tensor, labels: Sequence[str] | None = None) -> Image.Image:
-    """Images (N, C, H, W) in [-1, 1] as a grid, with a row for each of their `labels`; points (N, 2) as a cloud."""
+    """Return images (N, C, H, W) in [-1, 1] as a grid with a row for each label, or points (N, 2) as a scatter plot."""
     if samples.ndim == 2:
         return scatter(samples)
     pixels = to_uint8(samples)

@@ -14,10 +14,10 @@ from ddpm_cli.models.unet import UNet
 
 
 def build_network(model: Model, channels: int, classes: int = 0, outputs: int = 1) -> nn.Module:
-    """The network of `model` for examples of `channels`.
+    """Return the network of `model` for examples with `channels` channels.
 
-    It takes twice the channels where it is self-conditioned, and returns `outputs` times as many. `classes`: how
-    many it can be told of; label number `classes` means none of them. 0: it is not told any.
+    It takes twice the channels if it is self-conditioned, and returns `outputs` times as many. `classes` is the number
+    of class labels, 0 for an unconditional network; the label `classes` is the null label.
     """
     in_channels = channels * (2 if model.self_condition else 1)
     out_channels = channels * outputs

@@ -1,4 +1,4 @@
-"""A network for points: fully connected residual blocks, told t and the class."""
+"""A network for points: fully connected residual blocks, conditioned on t and the class."""
 
 from torch import Tensor, nn
 

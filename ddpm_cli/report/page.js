@@ -1,31 +1,31 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const runs = data.runs.map((run, index) => ({ ...run, index, hay: haystack(run) }));
+const runs = data.runs.map((run, index) => ({ ...run, index, searchText: searchText(run) }));
 const byId = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)").matches;
 const COLOURS = 8;
-const STROKES = [["solid", "solid"], ["dash", "dashed"], ["dot", "dotted"]]; // by Plotly's name and by CSS's
+const STROKES = [["solid", "solid"], ["dash", "dashed"], ["dot", "dotted"]]; // Plotly's name, CSS's name
 
-let shown = runs; // those that the filter lets through, in the table's order
+let shown = runs; // the runs that match the filter, in the order of the table
 
-/* Text only: names of runs and values of settings are not to be trusted with HTML. */
+/* Adds strings as text, never as HTML, because names of runs and values of settings are untrusted. */
 function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined) made.setAttribute(name, value);
+    if (value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null));
-  return made;
+  node.append(...children.filter((child) => child !== null));
+  return node;
 }
 
-/* Plotly reads a little HTML in texts. */
+/* Escapes text, because Plotly interprets some HTML tags. */
 function plain(text) {
   return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
-function haystack(run) {
+function searchText(run) {
   const settings = Object.entries(run.settings).map(([key, value]) => `${key}=${value}`);
   return [run.name, ...settings].join(" ").toLowerCase();
 }
@@ -34,7 +34,7 @@ function difference(run) {
   return Object.entries(run.settings).map(([key, value]) => `${key}=${value}`).join(", ");
 }
 
-/* Four digits, zeros too, so that they stand below each other. */
+/* Four digits including trailing zeros, so that the digits line up in a column. */
 function figure(value) {
   const size = Math.abs(value);
   return size !== 0 && (size >= 1e4 || size < 1e-3) ? value.toExponential(2) : value.toPrecision(4);
@@ -126,7 +126,7 @@ function best(column) {
 }
 
 function compare(a, b, descending) {
-  if (a === null || b === null) return (a === null) - (b === null); // what is missing comes last, always
+  if (a === null || b === null) return (a === null) - (b === null); // missing values always come last
   const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
   return descending ? -order : order;
 }
@@ -160,10 +160,10 @@ const CONFIG = {
   displaylogo: false,
   responsive: true,
   displayModeBar: coarse ? true : "hover",
-  modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]], // none that shares or uploads
+  modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]], // no button that uploads data
 };
 
-function look() {
+function theme() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(`--${name}`).trim();
   const axis = { gridcolor: colour("line"), linecolor: colour("line"), zerolinecolor: colour("line"), automargin: true };
@@ -175,7 +175,7 @@ function look() {
     showlegend: false,
     hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("line"), font: { color: colour("ink") }, namelength: -1 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("accent") },
-    dragmode: coarse ? false : "zoom", // a finger scrolls the page
+    dragmode: coarse ? false : "zoom", // touch scrolls the page
   };
   return { colour, axis, layout };
 }
@@ -193,7 +193,7 @@ function smoothed(losses, weight) {
 
 function showCurves() {
   if (byId("loss").hidden) return;
-  const { colour, axis, layout } = look();
+  const { colour, axis, layout } = theme();
   const weight = Number(byId("smooth").value);
   const logarithmic = byId("log").checked;
   const traces = shown.map((run) => ({
@@ -207,7 +207,7 @@ function showCurves() {
   }));
   Plotly.react(byId("curves"), traces, {
     ...layout,
-    uirevision: `${logarithmic}`, // what was zoomed stays so
+    uirevision: `${logarithmic}`, // keeps the zoom
     xaxis: { ...axis, title: { text: "step", standoff: 8 } },
     yaxis: { ...axis, title: { text: "loss", standoff: 8 }, type: logarithmic ? "log" : "linear", nticks: 7 },
   }, CONFIG);
@@ -226,7 +226,7 @@ function zoomByKey(event) {
   event.preventDefault();
 }
 
-const colourings = [
+const heatMetrics = [
   ...data.metrics.map(({ name }) => ({ title: name, value: (run) => run.scores[name]?.value ?? null })),
   { title: "final loss", value: (run) => run.loss },
   { title: "images/s", value: (run) => run.speed },
@@ -240,8 +240,8 @@ function mean(values) {
 function showHeat() {
   if (byId("heat").hidden) return;
   const [down, across] = data.heat;
-  const { colour, axis, layout } = look();
-  const { title, value } = colourings[byId("heat-metric").selectedIndex];
+  const { colour, axis, layout } = theme();
+  const { title, value } = heatMetrics[byId("heat-metric").selectedIndex];
   const name = (text) => plain(text === "" ? "(default)" : text);
   const cells = down.values.map((y) => across.values.map((x) => {
     const inside = shown.filter((run) => run.swept[down.key] === y && run.swept[across.key] === x);
@@ -274,7 +274,7 @@ function showHeat() {
 /* --- pictures -------------------------------------------------------------------------------------------------- */
 
 const milestones = [...new Set(runs.flatMap((run) => Object.keys(run.grids).map(Number)))].sort((a, b) => a - b);
-const filmed = runs.some((run) => run.film);
+const hasFilms = runs.some((run) => run.film);
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 function card(run, picture, note) {
@@ -283,7 +283,7 @@ function card(run, picture, note) {
   return element("figure", { "data-run": run.index }, caption, picture);
 }
 
-/* The newest grid that a run had at a step. */
+/* The step of the newest grid of a run up to a step. */
 function gridAt(run, step) {
   const past = Object.keys(run.grids).map(Number).filter((own) => own <= step);
   return past.length ? Math.max(...past) : null;
@@ -299,15 +299,15 @@ function showGrids() {
     const own = gridAt(run, step);
     if (own === null) return card(run, element("p", { class: "empty" }, Object.keys(run.grids).length ? "none yet" : "no samples"), null);
     const picture = element("img", { src: run.grids[own], alt: `samples of run ${run.name} at step ${own}`, "data-step": own });
-    return card(run, picture, own === step ? null : `of step ${own}`);
+    return card(run, picture, own === step ? null : `from step ${own}`);
   }));
 }
 
 function showFilms() {
-  if (!filmed) return;
+  if (!hasFilms) return;
   byId("play").textContent = playing ? "Stop" : "Play";
   byId("films-cards").replaceChildren(...shown.filter((run) => run.film).map((run) => {
-    const alt = `${playing ? "noise becoming" : "the end of noise becoming"} samples of run ${run.name}`;
+    const alt = `${playing ? "denoising film" : "last frame of the denoising film"} of run ${run.name}`;
     return card(run, element("img", { src: playing ? run.film.moving : run.film.still, alt }), null);
   }));
 }
@@ -317,7 +317,7 @@ function showFilms() {
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch { // not allowed to a page from disk, here and there
+  } catch { // some browsers forbid it for pages opened from disk
     const area = element("textarea", { class: "announce" });
     area.value = text;
     document.body.append(area);
@@ -334,7 +334,7 @@ function showCommands() {
       await copy(run.command);
       button.focus();
       button.textContent = "Copied";
-      byId("announce").textContent = `the command of run ${run.name} is copied`;
+      byId("announce").textContent = `copied the command of run ${run.name}`;
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
     const who = element("span", { class: "who" }, swatch(run), element("b", {}, run.name), ` `, element("span", { class: "none" }, run.path));
@@ -342,11 +342,11 @@ function showCommands() {
   }));
 }
 
-/* --- all of it ------------------------------------------------------------------------------------------------- */
+/* --- page ------------------------------------------------------------------------------------------------------ */
 
 function update() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  shown = runs.filter((run) => words.every((word) => run.hay.includes(word)));
+  shown = runs.filter((run) => words.every((word) => run.searchText.includes(word)));
   if (sorting.column) {
     shown.sort((a, b) => compare(sorting.column.value(a), sorting.column.value(b), sorting.descending) || a.index - b.index);
   }
@@ -357,9 +357,9 @@ function update() {
 function hideEmpty() {
   byId("filter-bar").hidden = runs.length < 2;
   byId("loss").hidden = !runs.some((run) => run.curve.losses.some((loss) => loss !== null));
-  byId("heat").hidden = !data.heat || !colourings.length;
+  byId("heat").hidden = !data.heat || !heatMetrics.length;
   byId("samples").hidden = !milestones.length;
-  byId("films").hidden = !filmed;
+  byId("films").hidden = !hasFilms;
   for (const section of document.querySelectorAll("main > section:not([hidden])")) {
     document.querySelector("nav").append(element("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
   }
@@ -367,21 +367,21 @@ function hideEmpty() {
 
 function describe() {
   document.querySelector("h1").textContent = data.title;
-  byId("made").textContent = `by ddpm-report, ${data.made}`;
-  const notes = Object.entries(data.unlike).map(([names, ways]) => element("li", {}, `${names}: not measured alike in all runs, but by ${ways.join(" or ")}`));
+  byId("made").textContent = `created by ddpm-report, ${data.made}`;
+  const notes = Object.entries(data.unlike).map(([names, ways]) => element("li", {}, `${names}: not measured with the same settings in all runs: ${ways.join(" or ")}`));
   byId("unlike").replaceChildren(...notes);
   byId("unlike").hidden = !notes.length;
-  if (coarse) byId("curves-keys").textContent = "The buttons + and − zoom, the arrows move by finger, the house shows all.";
+  if (coarse) byId("curves-keys").textContent = "Buttons: + and − zoom, the arrows let you pan by touch, the house resets.";
   const better = (higher) => data.metrics.filter((metric) => metric.higher === higher).map((metric) => metric.name).join(", ");
-  const said = [better(false) && `lower is better: ${better(false)}`, better(true) && `higher is better: ${better(true)}`].filter(Boolean);
-  byId("legend-metrics").textContent = said.join("; ");
-  byId("legend-metrics").hidden = !said.length;
+  const legend = [better(false) && `lower is better: ${better(false)}`, better(true) && `higher is better: ${better(true)}`].filter(Boolean);
+  byId("legend-metrics").textContent = legend.join("; ");
+  byId("legend-metrics").hidden = !legend.length;
 }
 
 describe();
 hideEmpty();
 buildHead();
-byId("heat-metric").append(...colourings.map(({ title }) => element("option", {}, title)));
+byId("heat-metric").append(...heatMetrics.map(({ title }) => element("option", {}, title)));
 byId("milestone").max = Math.max(0, milestones.length - 1);
 byId("milestone").value = byId("milestone").max;
 update();

@@ -1,4 +1,4 @@
-"""The page: one HTML file with its data, its pictures and a plotting library in it."""
+"""The report page: a single HTML file that contains its data, its pictures and the plotting library."""
 
 import html
 import json
@@ -11,54 +11,63 @@ from typing import Any
 
 from ddpm_cli.report.pictures import FILM_SHARE, small_film, small_grids
 from ddpm_cli.report.runs import Row, Run
-from ddpm_cli.report.table import command_of, differing, higher_is_better, metrics_of, number, swept, unlike
+from ddpm_cli.report.table import (
+    command_of,
+    differing,
+    higher_is_better,
+    measured_differently,
+    metrics_of,
+    number,
+    swept,
+)
 
 GENERATOR = '<meta name="generator" content="ddpm-report">'
-"""By which a page is known to be ours."""
+"""Identifies a page written by ddpm-report."""
 SIZE = 9_400_000
-"""Bytes of a page of up to `FULL` runs, all in all; each run beyond adds as much as one of these."""
+"""Maximum total bytes of a page of up to `FULL` runs. Each further run adds as much as one of these."""
 FULL = 12
 TEXT = 400_000
-"""Of these for what is neither picture nor library."""
+"""Bytes of these for everything except pictures and the library."""
 POINTS = 500
-"""Of a loss curve."""
+"""Maximum number of points of a loss curve."""
 
 
 def page_of(runs: Sequence[Run], title: str, plotly: str) -> str:
-    """The HTML of a report; `plotly`: the source of plotly.js."""
-    pictures = (SIZE - TEXT - len(plotly.encode())) * 3 // 4  # base64 writes 3 bytes in 4 letters
-    room = files("ddpm_cli.report")
+    """Return the HTML of a report. `plotly` is the source of plotly.js."""
+    pictures = (SIZE - TEXT - len(plotly.encode())) * 3 // 4  # base64 encodes 3 bytes as 4 characters
+    resources = files("ddpm_cli.report")
     parts = {
         "generator": GENERATOR,
         "title": html.escape(title),
-        "style": (room / "page.css").read_text(encoding="utf-8"),
-        "script": (room / "page.js").read_text(encoding="utf-8"),
+        "style": (resources / "page.css").read_text(encoding="utf-8"),
+        "script": (resources / "page.js").read_text(encoding="utf-8"),
         "plotly": plotly.replace("</script", "<\\/script"),
         "data": _json(_data(runs, title, pictures // min(FULL, len(runs)))),
     }
-    # In one go, so that nothing put in is taken for a place to put something.
-    return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], (room / "page.html").read_text(encoding="utf-8"))
+    template = (resources / "page.html").read_text(encoding="utf-8")
+    # In a single pass, so that inserted text is never taken for a placeholder.
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], template)
 
 
 def is_page(head: str) -> bool:
-    """Whether a file that begins like this is a page of ours."""
+    """Return whether a file that starts with `head` is a page written by ddpm-report."""
     return GENERATOR in head
 
 
 def _json(data: Any) -> str:
-    """JSON that may stand in a <script>: nothing in it can end that."""
+    """Return JSON that is safe inside a <script> element, because nothing in it can end the element."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _data(runs: Sequence[Run], title: str, pictures: int) -> dict[str, Any]:
-    """All that page.js shows; `pictures`: bytes for those of a run."""
+    """Return the data for page.js. `pictures` is the maximum number of bytes for the pictures of a run."""
     settings, overrides = differing(runs), swept(runs)
     return {
         "title": title,
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "settings": list(settings),
         "metrics": [{"name": name, "higher": higher_is_better(name)} for name in metrics_of(runs)],
-        "unlike": unlike(runs),
+        "unlike": measured_differently(runs),
         "heat": [{"key": key, "values": _in_order(texts)} for key, texts in overrides.items()]
         if len(overrides) == 2
         else None,
@@ -86,7 +95,7 @@ def _run(run: Run, pictures: int) -> dict[str, Any]:
         "loss": _finite(run.loss),
         "diverged": run.loss is not None and not math.isfinite(run.loss),
         "scores": {
-            name: {"value": score.value, "interval": score.interval, "step": score.step, "how": _words(score.how)}
+            name: {"value": score.value, "interval": score.interval, "step": score.step, "how": _joined(score.how)}
             for name, score in run.scores.items()
         },
         "curve": {"steps": steps, "losses": losses},
@@ -95,12 +104,15 @@ def _run(run: Run, pictures: int) -> dict[str, Any]:
     }
 
 
-def _words(how: dict[str, str]) -> str:
+def _joined(how: dict[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in how.items())
 
 
 def _curve(rows: Sequence[Row]) -> tuple[list[int], list[float | None]]:
-    """Steps and losses to draw: all rows or, of very many, means of some at a time; None where none is finite."""
+    """Return the steps and losses to plot: all rows or, if there are too many, means of groups of rows.
+
+    A loss is None if no loss of its group is finite.
+    """
     each = math.ceil(len(rows) / POINTS) or 1
     parts = [rows[i : i + each] for i in range(0, len(rows), each)]
     return [part[-1].step for part in parts], [_mean([row.loss for row in part]) for part in parts]
@@ -116,7 +128,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _in_order(texts: Sequence[str]) -> list[str]:
-    """The different ones of `texts`: numbers by size, others as they come."""
+    """Return the distinct values of `texts`, sorted if all are numbers, else in the order of appearance."""
     values = list(dict.fromkeys(texts))
     numbers = [number(text) for text in values]
     if None in numbers:

@@ -1,4 +1,4 @@
-"""Grids and films made small enough to stand in a page: WebP, as data: addresses."""
+"""Compress sample grids and films for embedding in a page, as data: URLs of WebP images."""
 
 import base64
 import io
@@ -15,34 +15,34 @@ from ddpm_cli.untrusted_files import content_of
 log = logging.getLogger(__name__)
 
 MILESTONES = 10
-"""Grids of a run that are shown at most, evenly taken."""
+"""Maximum number of grids shown per run, spread evenly over its milestones."""
 FRAMES = 24
-"""Frames of a film that are, at most."""
+"""Maximum number of frames shown of a film."""
 FILM_SHARE = 3
-"""A film takes this part of its run's bytes, the grids the others."""
+"""A film gets 1/FILM_SHARE of the bytes of its run, the grids get the rest."""
 LARGEST = 800  # pixels a side
 SMALLEST = 32
 QUALITIES = (82, 60, 30)
-SHRINK = (0.6, 0.9)  # at a time, where the worst quality is still too large: no more, no less than
-METHOD = 0  # the fastest of WebP's, which costs a fifth more bytes than the usual one
+SHRINK = (0.6, 0.9)  # range of the scale factor of one step, if the lowest quality is still too large
+METHOD = 0  # the fastest of WebP, which needs a fifth more bytes than the default
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 40_000_000  # of a picture
 MAX_FILM_PIXELS = 2_000_000_000  # of all frames
 MAX_FRAMES = 2000
 
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises on pictures that are none."""
+"""Exceptions that Pillow raises for invalid images."""
 
 
-def small_grids(grids: dict[int, Path], most: int) -> dict[int, str]:
-    """By step, some of `grids` in `most` bytes together; less those that cannot be read."""
+def small_grids(grids: dict[int, Path], max_bytes: int) -> dict[int, str]:
+    """Return some of `grids` by step, compressed to `max_bytes` in total. Unreadable ones are left out."""
     steps = evenly(list(grids), MILESTONES)
-    small = {step: _small_grid(grids[step], most // len(steps)) for step in steps}
+    small = {step: _small_grid(grids[step], max_bytes // len(steps)) for step in steps}
     return {step: picture for step, picture in small.items() if picture}
 
 
-def small_film(path: Path, most: int) -> tuple[str, str] | None:
-    """A film and its last frame, in `most` bytes together, or None where it cannot be read."""
+def small_film(path: Path, max_bytes: int) -> tuple[str, str] | None:
+    """Return a film and its last frame, compressed to `max_bytes` in total, or None if it cannot be read."""
     content = content_of(path, MAX_BYTES)
     if content is None:
         return None
@@ -50,21 +50,21 @@ def small_film(path: Path, most: int) -> tuple[str, str] | None:
         with _opened(content, "GIF") as film:
             frames, durations = _frames(film)
     except BROKEN as error:
-        log.warning("%s: left out, for it is no film that can be shown (%s)", path, error)
+        log.warning("%s: left out, because it is not a valid film (%s)", path, error)
         return None
-    still = _within(most // FRAMES, frames[-1:], _encode)
-    moving = _within(most - len(still), frames, lambda small, quality: _encode_film(small, durations, quality))
-    return _address(moving), _address(still)
+    still = _within(max_bytes // FRAMES, frames[-1:], _encode)
+    moving = _within(max_bytes - len(still), frames, lambda small, quality: _encode_film(small, durations, quality))
+    return _data_url(moving), _data_url(still)
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
-    """At most `most` of `items`, the last and, but for a single one, the first among them."""
+    """Return at most `most` of `items`, evenly spaced, including the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _small_grid(path: Path, most: int) -> str:
+def _small_grid(path: Path, max_bytes: int) -> str:
     content = content_of(path, MAX_BYTES)
     if content is None:
         return ""
@@ -72,13 +72,13 @@ def _small_grid(path: Path, most: int) -> str:
         with _opened(content, "PNG") as picture:
             image = picture.convert("RGB")
     except BROKEN as error:
-        log.warning("%s: left out, for it is no picture that can be shown (%s)", path, error)
+        log.warning("%s: left out, because it is not a valid picture (%s)", path, error)
         return ""
-    return _address(_within(most, [image], _encode))
+    return _data_url(_within(max_bytes, [image], _encode))
 
 
 def _opened(content: bytes, kind: str) -> Image.Image:
-    """Pillow's picture, not decoded yet. Raises one of `BROKEN` where it is not of `kind`, or too large."""
+    """Open an image without decoding it. Raises one of `BROKEN` if its format is not `kind` or if it is too large."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         picture = Image.open(io.BytesIO(content), formats=[kind])
@@ -88,7 +88,7 @@ def _opened(content: bytes, kind: str) -> Image.Image:
 
 
 def _frames(film: Image.Image) -> tuple[list[Image.Image], list[int]]:
-    """Some of the frames, and how long each is to be seen, in ms."""
+    """Return the frames to show and the duration of each in ms."""
     count = getattr(film, "n_frames", 1)
     if count > MAX_FRAMES or count * film.width * film.height > MAX_FILM_PIXELS:
         raise ValueError(f"{count} frames of {film.width}x{film.height} pixels")
@@ -96,25 +96,27 @@ def _frames(film: Image.Image) -> tuple[list[Image.Image], list[int]]:
     frames: list[Image.Image] = []
     durations: list[int] = []
     for i, frame in enumerate(ImageSequence.Iterator(film)):
-        lasts = int(frame.info.get("duration", 100))
+        duration = int(frame.info.get("duration", 100))
         if i in kept:
             frames.append(_no_larger(frame.convert("RGB")))
-            durations.append(lasts)
+            durations.append(duration)
         else:
-            durations[-1] += lasts
+            durations[-1] += duration
     return frames, durations
 
 
-def _within(most: int, frames: Sequence[Image.Image], encode: Callable[[Sequence[Image.Image], int], bytes]) -> bytes:
-    """What `encode` makes of `frames` in `most` bytes: by worse qualities first, then of smaller ones."""
+def _within(
+    max_bytes: int, frames: Sequence[Image.Image], encode: Callable[[Sequence[Image.Image], int], bytes]
+) -> bytes:
+    """Encode `frames` in `max_bytes`: first with lower quality, then also with smaller frames."""
     frames = shrunk = [_no_larger(frame) for frame in frames]
     small = b""
     for quality in QUALITIES:
         small = encode(frames, quality)
-        if len(small) <= most:
+        if len(small) <= max_bytes:
             return small
-    while len(small) > most and max(shrunk[0].size) > SMALLEST:
-        scale = min(max(math.sqrt(most / len(small)), SHRINK[0]), SHRINK[1])
+    while len(small) > max_bytes and max(shrunk[0].size) > SMALLEST:
+        scale = min(max(math.sqrt(max_bytes / len(small)), SHRINK[0]), SHRINK[1])
         size = (max(1, round(shrunk[0].width * scale)), max(1, round(shrunk[0].height * scale)))
         shrunk = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
         small = encode(shrunk, QUALITIES[-1])
@@ -148,5 +150,5 @@ def _encode_film(frames: Sequence[Image.Image], durations: Sequence[int], qualit
     return buffer.getvalue()
 
 
-def _address(content: bytes) -> str:
+def _data_url(content: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""What lies in a run folder, as dataclasses. A file that is missing or broken leaves its part empty."""
+"""Read run folders into dataclasses. If a file is missing or damaged, its part stays empty."""
 
 import csv
 import io
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 MAX_NOTES = 65_536
 MAX_METRICS = 64 * 2**20
 MAX_EVALUATIONS = 16 * 2**20
-"""Bytes of a file: many times what a run's have."""
+"""Maximum bytes of each file, many times the size of those of a run."""
 MAX_DEPTH = 8
 MAX_ITEMS = 1000
 MAX_RUNS = 500
-MAX_NAME = 40  # letters of a metric
+MAX_NAME = 40  # length of the name of a metric
 LAST_SHARE = 10
 """The final loss is the mean of the last tenth of the rows."""
 
@@ -41,14 +41,14 @@ class Row:
     step: int
     epoch: float
     images: float
-    loss: float  # not finite where all the steps of the row were skipped
+    loss: float  # not finite if all steps of the row were skipped
     images_per_second: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's last evaluation. `how`: by key, what another must have alike to be compared with it."""
+    """The last evaluation of a metric. `how`: the settings that must be equal for two scores to be comparable."""
 
     value: float
     interval: tuple[float, float] | None
@@ -58,48 +58,48 @@ class Score:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder shows it."""
+    """A run as read from its folder."""
 
     folder: Path
     name: str
-    settings: dict[str, Any]  # by dotted key; a group's name is the group's: `schedule`, not `schedule.name`
+    settings: dict[str, Any]  # by dotted key; the option of a group is under `schedule`, not `schedule.name`
     overrides: list[str]
     rows: list[Row]
     scores: dict[str, Score]
-    grids: dict[int, Path]  # the milestones' samples by step, in order
+    grids: dict[int, Path]  # the sample grids of the milestones by step, in ascending order
     film: Path | None
 
     @property
     def steps(self) -> int:
-        """Steps done, as far as rows tell."""
+        """Number of steps done according to the rows."""
         return self.rows[-1].step if self.rows else 0
 
     @property
     def seconds(self) -> float | None:
-        """Spent in them."""
+        """Training time in seconds."""
         return self.rows[-1].seconds if self.rows else None
 
     @cached_property
     def images_per_second(self) -> float | None:
-        """The median of the rows'."""
+        """Median throughput of the rows."""
         speeds = [row.images_per_second for row in self.rows if math.isfinite(row.images_per_second)]
         return median(speeds) if speeds else None
 
     @cached_property
     def planned(self) -> int | None:
-        """The steps that the run was to have, where its settings say; by epochs, if there is a row to reckon with."""
+        """Planned number of steps, or None if unknown. If it is given in epochs, it is computed from the last row."""
         steps, epochs, batch = (self.settings.get(f"train.{key}") for key in ("steps", "epochs", "batch_size"))
         if isinstance(steps, int):
             return steps
         if isinstance(epochs, int | float) and isinstance(batch, int) and batch > 0 and self.rows:
             last = self.rows[-1]
             planned = epochs * last.images / last.epoch / batch if last.epoch > 0 else math.nan
-            return math.ceil(round(planned, 3)) if math.isfinite(planned) else None  # rows have eight digits
+            return math.ceil(round(planned, 3)) if math.isfinite(planned) else None  # the rows have eight digits only
         return None
 
     @cached_property
     def loss(self) -> float | None:
-        """The mean of the last tenth of the rows; NaN where the run ended in losses that are not finite."""
+        """Mean loss of the last tenth of the rows, or NaN if the last loss is not finite."""
         if not self.rows:
             return None
         last = [row.loss for row in self.rows[-math.ceil(len(self.rows) / LAST_SHARE) :]]
@@ -110,28 +110,28 @@ class Run:
 
 
 def find_runs(folders: Sequence[str]) -> list[Run]:
-    """The runs in `folders`, at any depth, each once, named by where they lie below what they have in common.
+    """Return the runs in `folders`, at any depth and each once. Their names are paths relative to a common folder.
 
-    Raises `UserError` where a folder is absent or holds none, and where there are more than a page can show.
+    Raises `UserError` if a folder is missing or contains no run, and if there are more runs than a page can show.
     """
-    found: dict[Path, Path] = {}  # by where they really are
+    found: dict[Path, Path] = {}  # by resolved path
     for typed in folders:
         top = Path(typed).expanduser()
         try:
             if not top.is_dir():
-                raise UserError(f"{typed}: no such folder; name a run folder, or one that holds some")
+                raise UserError(f"{typed}: no such folder; name a run folder, or a folder that contains some")
             empty = True
             for folder in run_folders(top):
                 empty = False
                 found.setdefault(folder.resolve(), folder)
                 if len(found) > MAX_RUNS:
-                    raise UserError(f"{typed}: more than {MAX_RUNS} runs; name fewer of them")
-        except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+                    raise UserError(f"{typed}: more than {MAX_RUNS} runs; name folders with fewer")
+        except (OSError, ValueError) as error:  # a name that is too long or contains a null byte
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"{typed}: cannot be read ({reason}); name another folder") from error
         if empty:
             raise UserError(
-                f"{typed}: holds no run; a run has .hydra/config.yaml and metrics.csv, as ddpm-train leaves them"
+                f"{typed}: contains no run; a run folder of ddpm-train has .hydra/config.yaml and metrics.csv"
             )
     if len(found) == 1:
         return [read_run(folder, place.name) for place, folder in found.items()]
@@ -140,7 +140,7 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """The run in `folder`."""
+    """Read the run in `folder`."""
     settings = _flat(_yaml(folder / ".hydra" / "config.yaml"))
     if not settings:
         log.warning("%s: no settings of a run in its .hydra/config.yaml", folder)
@@ -162,12 +162,15 @@ def _yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(text_of(path, MAX_NOTES))
     except (ValueError, TypeError, RecursionError, yaml.YAMLError):
-        log.warning("%s: left out, for it is not readable", path)
+        log.warning("%s: left out, because it is not valid YAML", path)
         return None
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    """A nested config by dotted keys, or nothing for what is none: YAML can hold anything, and repeat it at will."""
+    """Flatten a nested config to dotted keys. Return nothing if it is not a config of limited size.
+
+    YAML may contain anything, and its aliases may repeat parts exponentially.
+    """
     items = list(islice(_items(config, "", MAX_DEPTH), MAX_ITEMS + 1)) if isinstance(config, dict) else []
     if len(items) > MAX_ITEMS:
         return {}
@@ -182,14 +185,14 @@ def _items(tree: dict[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str,
 
 
 def _is_plain(value: object) -> bool:
-    """Whether this is a value that a setting may have: a text, a number, true, false, null or a list of these."""
+    """Return whether `value` is a possible setting: a string, number, boolean, null or a list of these."""
     if isinstance(value, list):
         return not any(isinstance(item, list) for item in value) and all(map(_is_plain, value))
     return value is None or isinstance(value, str | bool) or _is_number(value)
 
 
 def _rows(path: Path) -> list[Row]:
-    """The rows that are whole, for a crash may cut the last one."""
+    """Return the complete rows. A crash may have truncated the last one."""
     rows = []
     whole = text_of(path, MAX_METRICS).rpartition("\n")[0]
     try:
@@ -199,7 +202,7 @@ def _rows(path: Path) -> list[Row]:
                 rows.append(Row(int(row["step"]), *numbers))
             except (KeyError, TypeError, ValueError):
                 continue
-    except csv.Error:  # a field of any length, a zero byte
+    except csv.Error:  # for example a huge field
         log.warning("%s: not readable after step %d", path, rows[-1].step if rows else 0)
     return rows
 
@@ -209,7 +212,7 @@ def _scores(path: Path) -> dict[str, Score]:
     for line in text_of(path, MAX_EVALUATIONS).splitlines():
         try:
             found = json.loads(line)
-        except (ValueError, RecursionError):  # cut by a crash
+        except (ValueError, RecursionError):  # truncated by a crash
             continue
         metrics = _table(found, "metrics")
         for name, value in metrics.items():
@@ -241,9 +244,9 @@ def _step(found: dict[str, Any]) -> int | None:
 
 
 def _how(found: dict[str, Any]) -> dict[str, str]:
-    told = {key: found.get(key) for key in ("split", "n", "weights", "features", "nfe", "guidance_scale")}
-    told["sampler"] = _table(found, "sampler").get("name")
-    return {key: str(value) for key, value in told.items() if isinstance(value, str | int | float)}
+    settings = {key: found.get(key) for key in ("split", "n", "weights", "features", "nfe", "guidance_scale")}
+    settings["sampler"] = _table(found, "sampler").get("name")
+    return {key: str(value) for key, value in settings.items() if isinstance(value, str | int | float)}
 
 
 def _grids(folder: Path) -> dict[int, Path]:

@@ -1,4 +1,4 @@
-"""Runs side by side: the settings in which they differ, what was swept, and report.csv."""
+"""Comparison of runs: the settings in which they differ, the swept settings and report.csv."""
 
 import csv
 import io
@@ -12,28 +12,28 @@ from typing import Any
 from ddpm_cli.report.runs import Run
 
 IGNORED = ("out", "resume", "resume_data_changed", "dataset.root")
-"""Keys of where things lie."""
+"""Keys of paths."""
 METRICS = [
     *("fid", "kid", "fd_classifier", "kd_classifier", "is", "is_classifier"),
     *("precision", "precision_classifier", "recall", "recall_classifier", "nll", "val_loss"),
 ]
-"""In this order; others follow by name."""
+"""Order of the metrics. Others follow, sorted by name."""
 HIGHER = ("is", "precision", "recall")
-"""How the names of metrics begin that are better when higher."""
+"""First words of the names of metrics that are better when higher."""
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """For each setting that differs, its value in each run, as text.
+    """Return each setting that differs between runs, with its value in each run as text.
 
-    What only some runs have goes without saying, being another option's; so does what nobody typed, where runs of the
-    same option of its group have the same.
+    Settings that only some runs have are left out, because they follow from another option. So are settings that were
+    not overridden on the command line of any run, if they are the same in all runs with the same option of their group.
     """
     typed = [_typed(run) for run in runs]
-    # A group goes by the option typed, where all runs have one: `model=tiny` says more than `unet`.
+    # If all runs override a group, use the option typed, because `model=tiny` says more than `unet`.
     options = [key for key in (typed[0] if typed else {}) if "." not in key and all(key in one for one in typed)]
-    told = [_plain(run) | {key: one[key] for key in options} for run, one in zip(runs, typed, strict=True)]
-    keys = [key for key in (told[0] if told else {}) if all(key in one for one in told)]
-    values = {key: [_text(one[key]) for one in told] for key in keys}
+    settings = [_plain(run) | {key: one[key] for key in options} for run, one in zip(runs, typed, strict=True)]
+    keys = [key for key in (settings[0] if settings else {}) if all(key in one for one in settings)]
+    values = {key: [_text(one[key]) for one in settings] for key in keys}
     values = {key: texts for key, texts in values.items() if len(set(texts)) > 1}
     return {
         key: texts
@@ -43,7 +43,7 @@ def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def swept(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """For each override that differs, its value in each run as it was typed; nothing where it was not."""
+    """Return each override that differs, with its value in each run as typed, which is empty if it was not typed."""
     typed = [_typed(run) for run in runs]
     keys = dict.fromkeys(key for one in typed for key in one)
     values = {key: [one.get(key, "") for one in typed] for key in keys}
@@ -51,18 +51,18 @@ def swept(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def metrics_of(runs: Sequence[Run]) -> list[str]:
-    """The metrics that any run has."""
+    """Return the metrics of all runs, in the order of `METRICS`."""
     names = {name for run in runs for name in run.scores}
     return sorted(names, key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
 
 
 def higher_is_better(metric: str) -> bool:
-    """Of a metric by its name."""
+    """Return whether a higher value of `metric` is better."""
     return metric.split("_")[0] in HIGHER
 
 
-def unlike(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Metrics that were not measured alike in all runs, and in which ways they were."""
+def measured_differently(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the metrics that were not measured with the same settings in all runs, and these settings."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name in metrics_of(runs):
         hows = [run.scores[name].how for run in runs if name in run.scores]
@@ -74,13 +74,13 @@ def unlike(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def command_of(run: Run) -> str:
-    """The line that repeats a run, quoted for a shell; in a folder of its own."""
+    """Return the shell command that repeats a run in a new folder."""
     own = [text for text in run.overrides if text.partition("=")[0].lstrip("+~") not in ("out", "resume")]
     return shlex.join(["ddpm-train", *own])
 
 
 def csv_of(runs: Sequence[Run]) -> str:
-    """report.csv: a line for each run, numbers in full."""
+    """Return report.csv: one line per run, numbers with all digits."""
     settings, metrics = differing(runs), metrics_of(runs)
     columns: dict[str, Callable[[Run], Any]] = {
         "final_loss": lambda run: run.loss,
@@ -103,13 +103,13 @@ def csv_of(runs: Sequence[Run]) -> str:
 
 
 def is_table(head: str) -> bool:
-    """Whether a file that begins like this is a report.csv of ours."""
+    """Return whether a file that starts with `head` is a report.csv written by ddpm-report."""
     header = head.partition("\n")[0]
     return header.startswith("run,") and header.endswith(",images_per_second,path,command")
 
 
 def number(text: str) -> float | None:
-    """What `text` says, if it is a finite number."""
+    """Return the number in `text`, or None if it is not a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -122,7 +122,7 @@ def _plain(run: Run) -> dict[str, Any]:
 
 
 def _typed(run: Run) -> dict[str, str]:
-    """A run's overrides as key and value."""
+    """Return the overrides of a run by key."""
     pairs = (text.lstrip("+~").partition("=") for text in run.overrides)
     return {key: value for key, _, value in pairs if key not in IGNORED}
 
@@ -132,5 +132,5 @@ def _text(value: Any) -> str:
 
 
 def _follows(texts: Sequence[str], group: Sequence[str]) -> bool:
-    """Whether `texts` are the same wherever `group` is, which differs."""
+    """Return whether `texts` are determined by `group`, the values of their config group."""
     return len(group) > 0 and len(set(zip(group, texts, strict=True))) == len(set(group))

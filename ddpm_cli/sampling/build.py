@@ -10,18 +10,18 @@ from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.models import build_network
 
 UNBOUNDED = 4.0
-"""How far estimates that a network is shown reach where the data are not in [-1, 1] but of that order."""
+"""Limit of the estimates of x0 shown to a self-conditioned network if the data are not bounded by [-1, 1]."""
 
 
 def network_of(config: TrainConfig, classes: list[str]) -> nn.Module:
-    """The network of a run, told of `classes` where it is conditioned on them."""
-    told = len(classes) if isinstance(config.conditioning, ClassLabels) else 0
+    """Return the network of a run; it is conditional on `classes` if the config says so."""
+    num_classes = len(classes) if isinstance(config.conditioning, ClassLabels) else 0
     outputs = 2 if config.variance == "learned_range" else 1
-    return build_network(config.model, config.dataset.shape[0], told, outputs)
+    return build_network(config.model, config.dataset.shape[0], num_classes, outputs)
 
 
 def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device, dtype: torch.dtype) -> Denoiser:
-    """The network of `config` as the denoiser that training and sampling share, computing in `dtype`."""
+    """Return the denoiser that training and sampling share, whose network computes in `dtype`."""
     process = Process(betas_of(config.schedule), device)
     predict = in_precision(network, device, dtype)
     limit = 1.0 if config.dataset.bounded else UNBOUNDED
@@ -29,7 +29,7 @@ def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device
 
 
 def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Network:
-    """`network` computing in `dtype` by autocast; what surrounds the call stays in float32."""
+    """Return a function that calls `network` under autocast to `dtype`; inputs and outputs stay as they are."""
     if dtype == torch.float32:
         return network
 

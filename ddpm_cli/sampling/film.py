@@ -1,36 +1,36 @@
-"""Which examples and which moments of their denoising a film shows, so that it stays small."""
+"""Choose the samples and steps that a film shows, so that the file stays small."""
 
 from ddpm_cli.images.png_gif import CELL
 
 FRAMES = 32
-"""Of a film, at most."""
+"""Largest number of frames of a film."""
 CLOUDS = 16
-"""Of a run's film of points, at most: each takes a quarter of a second to draw."""
+"""Largest number of frames of a film of points, each of which takes a quarter of a second to draw."""
 SHOWN = 16
-"""Images that a run's film shows, at most."""
+"""Largest number of samples in the film of a run."""
 VALUES = 1_700_000
-"""Of the pixels of all frames of a run's film, as long as those are more than FEWEST: a megabyte or so of noise."""
+"""Largest number of pixel values in all frames of the film of a run (about 1 MB), unless FEWEST frames need more."""
 FEWEST = 8
 
 
 def evenly(steps: int, count: int = FRAMES) -> list[int]:
-    """At most `count` of 1..steps, evenly spaced, the last among them."""
+    """Return at most `count` of 1..steps, evenly spaced and including the last."""
     return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
 
 
 def shown(shape: tuple[int, ...], count: int) -> int:
-    """How many of `count` samples of `shape` a run's film shows: fewer of large images, all points."""
+    """Return how many of `count` samples of `shape` the film of a run shows: fewer large images, all points."""
     if len(shape) == 1:
         return count
     return max(1, min(count, SHOWN, VALUES // (FRAMES * _cell(shape))))
 
 
 def frames(shape: tuple[int, ...]) -> int:
-    """How many moments of them: fewer where even one image is large."""
+    """Return the number of frames: fewer for large images."""
     return CLOUDS if len(shape) == 1 else max(FEWEST, min(FRAMES, VALUES // _cell(shape)))
 
 
 def _cell(shape: tuple[int, ...]) -> int:
-    """Values of an image (C, H, W) in a grid."""
+    """Return the number of values of an image (C, H, W) in a grid."""
     channels, height, width = shape
     return channels * height * width * max(1, CELL // height) ** 2

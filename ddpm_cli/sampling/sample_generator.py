@@ -1,4 +1,4 @@
-"""Examples from a denoiser, one seed each."""
+"""Draw samples from a denoiser, with one random stream for each sample."""
 
 import logging
 import math
@@ -19,19 +19,19 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Failure, UserError
 
 log = logging.getLogger(__name__)
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 AT_ONCE = 1024
-"""Numbers drawn by a call of a generator, at least."""
+"""Fewest numbers that a generator draws in a call, since each call has a cost."""
 
 FEW = 4
-"""Of this share of the timesteps or fewer, fixed_large is too noisy."""
+"""With at most 1/FEW of the timesteps, the variance fixed_large is too noisy."""
 
 
 class ImageNoise:
-    """Standard normal noise in which image i of a seed always gets the same, whatever is drawn beside it.
+    """Standard normal noise that depends on the seed and the number of an image, not on the batch.
 
-    Drawn on the CPU, so that it is the same on every device; of small examples for several calls at once.
+    It is drawn on the CPU, so it is the same on every device; for small images, several calls are drawn at once.
     """
 
     def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
@@ -41,7 +41,7 @@ class ImageNoise:
         self._ahead: Iterator[Tensor] = iter(())
 
     def __call__(self) -> Tensor:
-        """(images, *shape) float32 on the device, anew at each call."""
+        """Return new noise (images, *shape), float32 on the device."""
         if (noise := next(self._ahead, None)) is None:
             drawn = [torch.randn(self.shape, generator=generator) for generator in self.generators]
             self._ahead = iter(torch.stack(drawn, dim=1))
@@ -51,9 +51,11 @@ class ImageNoise:
 
 @dataclass(frozen=True)
 class SampleGenerator:
-    """What draws examples of `shape`: a denoiser and a sampler on a device.
+    """A denoiser and a sampler that draw samples of `shape` on a device.
 
-    `classes`: how many the denoiser is told of, 0 for none; `guidance_scale`: how strongly it heeds them.
+    Attributes:
+        classes: number of classes of a conditional network, 0 for an unconditional one.
+        guidance_scale: scale of classifier-free guidance.
     """
 
     denoiser: Denoiser
@@ -64,15 +66,16 @@ class SampleGenerator:
     guidance_scale: float = 1.0
 
     def guidance(self, labels: Sequence[int]) -> Guidance | None:
-        """Towards the classes `labels`, one an example; nothing where the denoiser is not told any."""
+        """Return guidance to the classes `labels`, one for each sample; None for an unconditional network."""
         if self.classes == 0:
             return None
         return Guidance(torch.tensor(labels, device=self.device), self.classes, self.guidance_scale)
 
     def steps(self, seed: int, labels: Sequence[int], images: range) -> Iterator[Step]:
-        """The steps to examples `images` of `seed`, whose classes are among `labels`, one for each example of all.
+        """Yield the steps of the sampler for the samples numbered `images` of `seed`.
 
-        The examples are the last step's x. They do not depend on which others are drawn beside them.
+        `labels` has the class of every sample, not only of these. The x of the last step are the samples; they do not
+        depend on the batch in which they are drawn.
         """
         noise = ImageNoise(seed, images, self.shape, self.device)
         guidance = self.guidance(labels[images.start : images.stop])
@@ -82,9 +85,9 @@ class SampleGenerator:
 def generator_of(
     trained: Trained, sampler: Sampler | None, variance: str | None, guidance_scale: float | None
 ) -> SampleGenerator:
-    """What draws from a checkpoint: the run's own sampler, variance and guidance where None is given.
+    """Return the sample generator of a checkpoint; None means the sampler, variance or guidance of the run.
 
-    Raises `UserError` where its schedule, data or network take no such ones.
+    Raise `UserError` if they do not fit the schedule, the data or the network.
     """
     own = trained.config
     sampler = sampler or own.sampler
@@ -102,17 +105,17 @@ def generator_of(
     return SampleGenerator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 
-def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], Made]) -> Iterator[tuple[range, Made]]:
-    """`work` on 0..n-1, `batch_size` at a time: on which, and what it made of them, on the CPU.
+def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], T]) -> Iterator[tuple[range, T]]:
+    """Call `work` on 0..n-1 in batches; yield (batch, result) with results on the CPU.
 
-    Several processes do a batch each, and all get what all made. Where a device lacks the memory for a batch, it is
-    halved and tried again, which is said once. Raises `Failure` where a batch of one is too much.
+    Each of several processes works on its own batches and receives the results of all. If a batch does not fit into
+    the memory of the device, its size is halved, which is logged once. Raise `Failure` if a batch of one does not fit.
     """
     first, asked = 0, batch_size
     while first < n:
         of_all = range(first, min(first + batch_size * collectives.world_size(), n))
         own = of_all[collectives.shard_slice(len(of_all))]
-        made = _made(work, own or of_all[:1])  # idle processes work too: a network in parts needs them all
+        made = _made(work, own or of_all[:1])  # idle processes work too, since a sharded network needs all of them
         if collectives.all_reduce_max(made is None):
             batch_size = -(-len(of_all) // collectives.world_size()) // 2
             if batch_size == 0:
@@ -129,8 +132,8 @@ def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], Made
         first = of_all.stop
 
 
-def _made(work: Callable[[range], Made], images: range) -> tuple[Made] | None:
-    """What `work` makes of `images`, or None where there is not the memory for it."""
+def _made(work: Callable[[range], T], images: range) -> tuple[T] | None:
+    """Return the result of `work` in a tuple, or None if it ran out of memory."""
     try:
         return (work(images),)
     except RuntimeError as error:
@@ -140,18 +143,18 @@ def _made(work: Callable[[range], Made], images: range) -> tuple[Made] | None:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has an exception of its own; MPS and the CPU say it in words."""
+    """Return whether an error is an out-of-memory error: CUDA has an exception for it, MPS and the CPU a message."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def cycle_labels(n: int, wanted: Sequence[int]) -> list[int]:
-    """The labels of n examples: those `wanted` in turn, so that example i has the same whatever n is."""
+    """Return the labels of n samples, cycling through `wanted`, so that sample i has the same label for every n."""
     return [wanted[i % len(wanted)] for i in range(n)]
 
 
 def warn_of_few_steps(sampler: Sampler, variance: str, timesteps: int) -> None:
-    """Say so where ancestral steps are few and their variance the largest (Nichol & Dhariwal 2021, figure 8)."""
+    """Log a warning if ancestral steps are few and have the larger variance (Nichol & Dhariwal 2021, figure 8)."""
     steps = sum(sampler.sections) if sampler.sections else sampler.steps or timesteps
     if isinstance(sampler, Ddpm) and variance == "fixed_large" and FEW * steps <= timesteps:
         log.warning(

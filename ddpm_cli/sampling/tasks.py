@@ -1,4 +1,4 @@
-"""What `ddpm-sample` can be asked for: new examples, a way from one image to another, a hole filled."""
+"""The tasks of `ddpm-sample`: generate, interpolate between two images, inpaint."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,16 +21,19 @@ from ddpm_cli.images.samples import picture
 from ddpm_cli.sampling.sample_generator import ImageNoise, SampleGenerator, cycle_labels
 
 COUNTS = {"generate": 64, "interpolate": 9, "inpaint": 8}
-"""Examples made where n is not given."""
+"""Default numbers of samples."""
 RESAMPLINGS = 10
 
 
 @dataclass(frozen=True)
 class Task:
-    """Work to do, a batch at a time.
+    """A task, done batch by batch.
 
-    labels: the class of each example, -1 for none. start: the steps that make some of the examples. steps: how many
-    those are. draw: the picture of examples made (N, C, ...), the first ones.
+    Attributes:
+        labels: the class of each sample, -1 for none.
+        start: yields the steps of the sampler for a range of samples.
+        steps: number of these steps.
+        draw: returns the picture of the first samples (N, C, ...).
     """
 
     labels: list[int]
@@ -40,7 +43,7 @@ class Task:
 
 
 def plan(config: SampleConfig, generator: SampleGenerator, trained: Trained) -> Task:
-    """The task that `config` names. Raises `UserError` for a class, an image, a mask or a timestep that will not do."""
+    """Return the task that `config` names. Raise `UserError` for an unusable class, image, mask or timestep."""
     dataset, classes = trained.config.dataset, trained.classes
     if config.task == "generate":
         wanted = wanted_classes(config.classes, classes, everything=range(len(classes)))
@@ -49,13 +52,13 @@ def plan(config: SampleConfig, generator: SampleGenerator, trained: Trained) -> 
         raise UserError(f"task={config.task}: is for images, and this network learned points; use task=generate")
     wanted = _wanted_for_editing(config, trained)
     if config.classes is None:
-        generator = replace(generator, guidance_scale=1.0)  # there is nothing to be guided to
+        generator = replace(generator, guidance_scale=1.0)  # without a class there is no guidance
     work = _interpolate if config.task == "interpolate" else _inpaint
     return work(config, generator, wanted, moved(dataset, config.root))
 
 
 def _wanted_for_editing(config: SampleConfig, trained: Trained) -> list[int]:
-    """As `wanted_classes`, but where no class is asked for, the label that means none."""
+    """Return `wanted_classes`, or the null label if no class is asked for."""
     classes, conditioning = trained.classes, trained.config.conditioning
     wanted = wanted_classes(config.classes, classes, everything=[len(classes)])
     if config.classes is None:
@@ -69,13 +72,13 @@ def _wanted_for_editing(config: SampleConfig, trained: Trained) -> list[int]:
 
 
 def wanted_classes(value: object, classes: list[str], everything: Sequence[int]) -> list[int]:
-    """The class numbers that class=`value` asks for: `everything` where it is None, none where there are no classes.
+    """Return the class numbers that class=`value` asks for: `everything` for None, none for an unconditional network.
 
     A class is its name in any case, with spaces or _ or -, or its number. Raises `UserError` for others.
     """
     if not classes:
         if value is not None:
-            raise UserError(f"class={value}: this network is not told classes; train one with conditioning=class")
+            raise UserError(f"class={value}: this network is unconditional; train one with conditioning=class")
         return []
     if value is None:
         return list(everything)
@@ -95,12 +98,12 @@ def _plain(name: str) -> str:
 
 
 def _labels(config: SampleConfig, wanted: list[int]) -> list[int]:
-    """One for each example: the classes wanted in turn, and zeros where the network is not told any."""
+    """Return a label for each sample: the wanted classes in turn, and zeros for an unconditional network."""
     return cycle_labels(config.n or COUNTS[config.task], wanted or [0])
 
 
 def _known(labels: list[int], classes: int) -> list[int]:
-    """`labels` with -1 for those that mean no class."""
+    """Return `labels` with -1 for the null label."""
     return [label if label < classes else -1 for label in labels]
 
 
@@ -119,7 +122,7 @@ def _generate(config: SampleConfig, generator: SampleGenerator, wanted: list[int
 
 
 def _interpolate(config: SampleConfig, generator: SampleGenerator, wanted: list[int], dataset: ImageDataset) -> Task:
-    """Mixes of a and b, from one to the other; the picture has the two at its ends."""
+    """Interpolate from a to b; the picture shows both at its ends."""
     labels, process = _labels(config, wanted), generator.denoiser.process
     t = process.timesteps // 2 if config.t is None else config.t
     check(t < process.timesteps, "t", t, f"in 0..{process.timesteps - 1}, the timesteps of the schedule")
@@ -141,7 +144,7 @@ def _interpolate(config: SampleConfig, generator: SampleGenerator, wanted: list[
 
 
 def _inpaint(config: SampleConfig, generator: SampleGenerator, wanted: list[int], dataset: ImageDataset) -> Task:
-    """Fillings of the hole; the picture begins with the image, and with the image less the hole."""
+    """Fill the hole of an image; the picture starts with the image, and the image without the hole."""
     labels = _labels(config, wanted)
     resamplings = config.resamplings or RESAMPLINGS
     (image,) = read_images({"image": config.image}, dataset)

@@ -1,4 +1,4 @@
-"""Where the numbers and pictures of a run go beside metrics.csv and samples/."""
+"""Loggers of a run besides metrics.csv and samples/: TensorBoard and Weights & Biases."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -15,36 +15,36 @@ log = logging.getLogger(__name__)
 
 
 class Logger(Protocol):
-    """What logger=`name` does."""
+    """The interface of a logger."""
 
     name: str
 
     def row(self, row: Mapping[str, float]) -> None:
-        """Take a row of metrics.csv."""
+        """Log a row of metrics.csv."""
 
     def picture(self, name: str, image: Image, step: int) -> None:
-        """Take a milestone's picture."""
+        """Log the image of a milestone."""
 
     def close(self) -> None:
-        """There is no more."""
+        """Close the logger."""
 
 
 class Loggers:
-    """Those of a run side by side. What one cannot do is said once, and the run goes on without it."""
+    """All loggers of a run. If one fails, a warning is logged once and the run continues without it."""
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
         self.loggers = list(loggers)
 
     def row(self, row: Mapping[str, float]) -> None:
-        """A row of metrics.csv, for each."""
+        """Log a row of metrics.csv."""
         self._each(lambda logger: logger.row(row))
 
     def picture(self, name: str, image: Image, step: int) -> None:
-        """A milestone's picture, for each."""
+        """Log the image of a milestone."""
         self._each(lambda logger: logger.picture(name, image, step))
 
     def close(self) -> None:
-        """There is no more, for any."""
+        """Close all loggers."""
         self._each(lambda logger: logger.close())
 
     def _each(self, tell: Callable[[Logger], None]) -> None:
@@ -57,7 +57,7 @@ class Loggers:
 
 
 def check_loggers(config: TrainConfig) -> None:
-    """Raise `UserError` where a logger's package is missing, or it would have to ask somebody something."""
+    """Raise `UserError` if the package of a logger is missing or it would prompt for input."""
     for name in config.loggers:
         if find_spec(name) is None:
             raise UserError(f"logger={name}: needs {name}; pip install 'ddpm-cli[log]'")
@@ -68,7 +68,7 @@ def check_loggers(config: TrainConfig) -> None:
 
 
 def open_loggers(config: TrainConfig, folder: Path, step: int) -> Loggers:
-    """What config.logger names beside csv, for a run in `folder` that goes on after `step`."""
+    """Return the loggers that the config names besides csv, for a run in `folder` that continues after `step`."""
     opened = []
     for name in config.loggers:
         try:
@@ -79,13 +79,13 @@ def open_loggers(config: TrainConfig, folder: Path, step: int) -> Loggers:
 
 
 def log_evaluation(record: Mapping[str, Any], run: Path) -> None:
-    """Tell the loggers that `run` has had of a line of its evaluations.jsonl. What fails is said."""
+    """Send a line of evaluations.jsonl to the loggers that `run` has used. Failures are logged."""
     for name in ("tensorboard", "wandb"):
         if (run / name).is_dir() and not (run / name).is_symlink():
             try:
                 _add_evaluation(name, record, run)
             except Exception as error:
-                log.warning("%s: is not told of this evaluation (%s)", run / name, _line(error))
+                log.warning("%s: did not receive this evaluation (%s)", run / name, _line(error))
 
 
 def _opened(name: str, config: TrainConfig, folder: Path, step: int) -> Logger:

@@ -1,4 +1,4 @@
-"""metrics.csv and the plot of it."""
+"""metrics.csv and its plot, loss.png."""
 
 import csv
 import io
@@ -13,17 +13,17 @@ COLUMNS = ["step", "images", "epoch", "loss", "lr", "grad_norm", "skipped", "ima
 
 
 class Metrics:
-    """The rows of a run, kept and appended to its metrics.csv; rows after `last_step` are dropped first."""
+    """The rows of metrics.csv, kept in memory and appended to the file; rows after `last_step` are dropped first."""
 
     def __init__(self, folder: Path, last_step: int = 0) -> None:
         self.path = folder / "metrics.csv"
         self.plot = folder / "loss.png"
         self.rows = _rows_upto(self.path, last_step) if self.path.is_file() else []
-        self._behind = True  # the file lacks rows
+        self._behind = True  # the file lacks some rows
         self.flush()
 
     def append(self, row: dict[str, float]) -> None:
-        """Add a row with a number for each of `COLUMNS`. After `NoRoom`, `flush` tries again."""
+        """Append a row with a number for each of `COLUMNS`. After `NoRoom`, `flush` tries again."""
         self.rows.append({column: f"{row[column]:.8g}" for column in COLUMNS})
         if self._behind:
             return
@@ -31,13 +31,13 @@ class Metrics:
             with self.path.open("a", newline="") as stream:
                 csv.DictWriter(stream, COLUMNS).writerow(self.rows[-1])
         except OSError as error:
-            self._behind = True  # and may end in half a row
+            self._behind = True  # and may end in an incomplete row
             if no_room(error):
                 raise NoRoom(self.path, len(self._text())) from error
             raise
 
     def flush(self) -> None:
-        """Have all rows on the disk. Raises `NoRoom`."""
+        """Write all rows to the disk. Raise `NoRoom`."""
         if self._behind:
             write(self.path, self._text().encode())
             self._behind = False
@@ -46,14 +46,15 @@ class Metrics:
                 os.fsync(stream.fileno())
 
     def draw(self) -> None:
-        """Redraw loss.png."""
+        """Draw loss.png again."""
         steps = [int(row["step"]) for row in self.rows]
         save_loss_plot(steps, [float(row["loss"]) for row in self.rows], self.epochs(), self.plot)
 
     def epochs(self) -> dict[int, float]:
-        """The mean loss of each epoch that is over, by the step of its last row.
+        """Return the mean loss of each finished epoch by the step of its last row.
 
-        A row counts as often as it has steps, for the epoch that it begins in; one without any finite loss, never.
+        A row is weighted by its number of steps and belongs to the epoch in which it starts; rows without a finite
+        loss are left out.
         """
         sums: dict[int, tuple[float, int, int]] = {}
         before, epoch = 0, 0
@@ -74,7 +75,7 @@ class Metrics:
 
 
 def _rows_upto(file: Path, last_step: int) -> list[dict[str, str]]:
-    """The rows of a file that are whole, for a crash may cut the last one, and not after `last_step`."""
+    """Return the complete rows of a file up to `last_step`; a crash may have truncated the last one."""
     whole = file.read_bytes().decode(errors="replace").rpartition("\n")[0]
     return [row for row in csv.DictReader(io.StringIO(whole)) if _is_row(row) and int(row["step"]) <= last_step]
 

@@ -1,4 +1,4 @@
-"""What a run tells the person who watches it: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import logging
 import sys
@@ -11,14 +11,14 @@ from ddpm_cli.distributed import collectives
 
 log = logging.getLogger(__name__)
 
-TIMED_STEPS = 5  # after one to warm up: enough to say how long the run will take
-HOURS = 2 * 3600  # seconds from which a run on a CPU is told of experiment=quickstart
+TIMED_STEPS = 5  # after one step of warm-up: enough to estimate the duration of the run
+HOURS = 2 * 3600  # seconds from which experiment=quickstart is suggested on a CPU
 
 
 class Progress:
-    """The bar, the clock of the steps, and the estimate at the start.
+    """The progress bar, the time spent in steps and the estimate of the duration.
 
-    seconds: spent in steps, over all sittings of the run.
+    seconds: spent in steps since the run started, over all resumes.
     """
 
     def __init__(self, step: int, steps: int, batch_size: int, seconds: float, on_cpu: bool) -> None:
@@ -31,18 +31,18 @@ class Progress:
         self.go_on()
 
     def pause(self) -> None:
-        """Stop the clock, for what is not a step."""
+        """Stop the clock while something other than a step is done."""
         elapsed = time.perf_counter() - self._since
         self.seconds += elapsed
         self._lap_seconds += elapsed
         self.go_on()
 
     def go_on(self) -> None:
-        """Start it again."""
+        """Start the clock again."""
         self._since = time.perf_counter()
 
     def after_step(self, step: int, loss: Tensor) -> None:
-        """Move the bar; after the first few steps, wait for the device and say how long all will take."""
+        """Advance the bar; after the first few steps, wait for the device and log how long the run will take."""
         self.bar.update()
         match step - self.first_step:
             case 1:
@@ -53,7 +53,7 @@ class Progress:
                 self._announce((time.perf_counter() - self._first_done) / TIMED_STEPS)
 
     def lap(self, step: int, loss: float) -> float:
-        """Show the loss and the speed since the last lap; returns the images per second."""
+        """Show the loss and the speed since the last lap; return the images per second."""
         self.pause()
         speed = (step - self._lap_step) * self.batch_size / self._lap_seconds
         self._lap_step, self._lap_seconds = step, 0.0

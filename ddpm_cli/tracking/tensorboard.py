@@ -41,7 +41,7 @@ class EventFile:
             self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, what: Summary, step: int) -> None:
-        """A point, a picture or a text, of a step."""
+        """Write a scalar, an image or a text of a step."""
         self._write(Event(step=step, summary=what))
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class EventFile:
 
 
 class TensorBoard:
-    """The `Logger` of a run in `folder` that goes on after `step`."""
+    """The logger of a run in `folder` that continues after `step`."""
 
     name = "tensorboard"
 
@@ -65,18 +65,18 @@ class TensorBoard:
         self.file.add(summary.text("config", text), step)
 
     def row(self, row: Mapping[str, float]) -> None:
-        """The numbers of a row of metrics.csv."""
+        """Log the numbers of a row of metrics.csv."""
         for key, value in row.items():
             if key != "step":
                 self.file.add(summary.scalar(f"train/{key}", value), int(row["step"]))
 
     def picture(self, name: str, image: Image, step: int) -> None:
-        """An image, gray or in colour."""
+        """Log a gray or colour image."""
         formats = "HW" if image.mode == "L" else "HWC"
         self.file.add(summary.image(name, np.asarray(image), dataformats=formats), step)
 
     def close(self) -> None:
-        """Close its file."""
+        """Close the file."""
         self.file.close()
 
 

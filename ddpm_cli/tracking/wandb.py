@@ -1,4 +1,4 @@
-"""A run in Weights & Biases, by way of its wandb/: online, or offline with WANDB_MODE=offline."""
+"""Logging to Weights & Biases: online, or with WANDB_MODE=offline to wandb/ in the run folder."""
 
 import logging
 import os
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 PROJECT = "ddpm-cli"
 ID = Path("wandb", "id.txt")
-"""In a run folder: the name that wandb knows the run by."""
+"""File in a run folder with the id of the run at wandb."""
 
 
 class Wandb:
-    """The `Logger` of a run in `folder`, which goes on with what wandb has of it."""
+    """The logger of a run in `folder`; a resumed run continues the same run at wandb."""
 
     name = "wandb"
 
@@ -37,15 +37,15 @@ class Wandb:
             log.info("wandb     %s", self.run.url)
 
     def row(self, row: Mapping[str, float]) -> None:
-        """The numbers of a row of metrics.csv; wandb ignores those of a step that it has had."""
+        """Log the numbers of a row of metrics.csv; wandb ignores steps that it already has."""
         self.run.log({f"train/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
 
     def picture(self, name: str, image: Image, step: int) -> None:
-        """An image, gray or in colour."""
+        """Log a gray or colour image."""
         self.run.log({name: wandb.Image(image)}, step=step)
 
     def close(self) -> None:
-        """Wait until wandb has it all."""
+        """Wait until wandb has everything."""
         self.run.finish()
 
 
@@ -61,14 +61,14 @@ def add_evaluation(record: Mapping[str, Any], run: Path) -> None:
 
 
 def id_of(run: Path) -> str | None:
-    """What stands in wandb/id.txt of a run, if it is an id."""
+    """Return the content of wandb/id.txt if it is a valid id."""
     file = run / ID
     text = file.read_text(errors="replace")[:100].strip() if file.is_file() else ""
     return text if re.fullmatch("[0-9a-z]{1,64}", text) else None
 
 
 def check_login() -> None:
-    """Raise `UserError` where wandb would ask for a key, and wait."""
+    """Raise `UserError` if wandb would prompt for an API key."""
     settings = wandb.setup(wandb.Settings(silent=True)).settings
     if settings.mode == "online" and not wandb.login(verify=False, prompt=False):
         raise UserError("logger=wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")

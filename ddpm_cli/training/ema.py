@@ -7,10 +7,10 @@ from torch import nn
 
 
 def ema_decay(step: int, decay: float, warmup: bool, start: int) -> float:
-    """The decay at `step` (1 is the first update): a pure function, so that resuming needs no state.
+    """Return the decay at `step` (1 is the first update). It is a pure function, so resuming needs no state.
 
-    With warm-up it is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage, so
-    that the average soon forgets the random initialisation. Before step `start` it is 0: a copy.
+    With warm-up it is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage, so that the
+    average soon forgets the random initialisation. Before step `start` it is 0, which makes the average a copy.
     """
     if step < start:
         return 0.0
@@ -18,7 +18,7 @@ def ema_decay(step: int, decay: float, warmup: bool, start: int) -> float:
 
 
 class Ema:
-    """A copy of a network whose parameters trail behind; buffers are copied, not averaged."""
+    """A copy of a network whose parameters are averaged over the steps; buffers are copied, not averaged."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A run from where it stands to its end: its steps, and what it leaves in its folder."""
+"""The training loop: steps, metrics, checkpoints and sample grids until the run ends."""
 
 import logging
 import math
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 
 
 class Loop:
-    """What drives a trainer. `restore` it, where the run goes on, and then `run` it; once.
+    """Train and write to a run folder. Call `restore` first if the run is resumed, then `run` once.
 
-    Several processes have one each, and go through it side by side; the main one alone writes.
+    Each of several processes has a loop; all take the same steps, and rank 0 alone writes.
     """
 
     def __init__(self, trainer: Trainer, folder: Path, fingerprint: str) -> None:
@@ -42,10 +42,10 @@ class Loop:
         self.folder = folder
         self.fingerprint = fingerprint
         self.losses = LossMonitor(trainer.config.train.max_bad_steps)
-        self.seconds = 0.0  # spent in steps, in sittings before
+        self.seconds = 0.0  # spent in steps before this process started
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint holds."""
+        """Return the contents of a checkpoint."""
         losses = self.losses.state()
         return {
             **self.trainer.state(),
@@ -55,13 +55,13 @@ class Loop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+        """Restore the contents of a checkpoint."""
         self.trainer.restore(state)
         self.losses.restore(state["losses"])
         self.seconds = state["seconds"]
 
     def run(self, signals: Signals) -> float:
-        """Train to the last step; returns the last loss logged.
+        """Train to the last step; return the last loss that was logged.
 
         Raises `Stopped` if `signals` ask, `NoRoom` for a full disk, `TrainingDiverged` if no loss is finite.
         """
@@ -69,7 +69,7 @@ class Loop:
         on_cpu = trainer.device.type == "cpu"
         self.signals = signals
         self._poll_signals()
-        if trainer.step == 0:  # so that there always is one to go on from, and a disk too small is known now
+        if trainer.step == 0:  # so that there is always one to resume from, and a full disk is noticed now
             state = self.state()
             collectives.on_rank_zero(lambda: save_checkpoint(self.folder, state))
         self.saved_step = trainer.step
@@ -85,7 +85,7 @@ class Loop:
                 and self._is_milestone()
                 and collectives.on_rank_zero(lambda: not self._grid().exists())
             ):
-                self._draw()  # the run was killed between a checkpoint and its picture
+                self._draw()  # the run was killed between writing a checkpoint and its grid
             return self._steps()
 
     def _steps(self) -> float:
@@ -97,7 +97,7 @@ class Loop:
             self.progress.after_step(trainer.step, loss)
             self._poll_signals()
             milestone = self._is_milestone()
-            if milestone or trainer.step % trainer.config.train.log_every == 0:  # here the host waits for the device
+            if milestone or trainer.step % trainer.config.train.log_every == 0:  # the host waits for the device here
                 mean_loss = self.losses.mean()
                 row = self._row(mean_loss, grad_norm.item())
                 self._allow_full_disk(self._note, row)
@@ -118,16 +118,14 @@ class Loop:
         return step == self.trainer.steps or self.trainer.config.train.is_milestone(step, len(self.trainer.table))
 
     def _poll_signals(self) -> None:
-        """Note what this process, or another one, was asked for meanwhile: `stop`, a signal's number or 0, and `save`,
-        in all of them alike.
-        """
+        """Set `stop` (the number of a signal, or 0) and `save` to what any rank was asked for, on all ranks alike."""
         asked = collectives.all_reduce_max(2 * (self.signals.stop or 0) + self.signals.save)
         self.stop, self.save = asked // 2, asked % 2 == 1
         if self.save:
             self.signals.save = False
 
     def _raise_if_stopped(self) -> None:
-        """Raise `Stopped` if that is asked for, and all up to this step is saved."""
+        """Raise `Stopped` if a signal asked for it and this step is saved."""
         if self.stop and self.saved_step == self.trainer.step:
             name = signal.Signals(self.stop).name
             raise Stopped(
@@ -137,7 +135,7 @@ class Loop:
             )
 
     def _allow_full_disk(self, write: Callable[..., None], *what: Any) -> None:
-        """`write`, and with train.on_disk_full=continue go on without, unless this is the last chance."""
+        """Call `write`; with train.on_disk_full=continue, ignore a full disk unless this is the last chance to save."""
         try:
             write(*what)
         except NoRoom as error:
@@ -147,7 +145,7 @@ class Loop:
             log.warning("%s; training goes on, and the next milestone tries again", error)
 
     def _save(self) -> None:
-        """A checkpoint, when the rows before it are safe."""
+        """Write a checkpoint after flushing metrics.csv."""
         self.progress.pause()
         self.seconds = self.progress.seconds
         state = self.state()
@@ -163,7 +161,7 @@ class Loop:
         log.debug("checkpoint of step %d: %s", state["step"], path)
 
     def _draw(self) -> None:
-        """The loss plot, and a grid from the averaged weights, of the same seeds each time; at the end a film too."""
+        """Write the loss plot and a grid of samples of the averaged weights with fixed seeds; at the end a film too."""
         self.progress.pause()
         collectives.on_rank_zero(lambda: self.metrics.draw())
         film, grid = self._pictures(filmed=self.trainer.step == self.trainer.steps)
@@ -174,7 +172,7 @@ class Loop:
         path, step = self._grid(), self.trainer.step
         path.parent.mkdir(exist_ok=True)
         if film:
-            save_gif(film, path.with_name("film.gif"))  # before the grid, so that where that is, this is
+            save_gif(film, path.with_name("film.gif"))  # before the grid, so that every last grid has a film
         save_png(grid, path)
         self.loggers.picture("samples", grid, step)
         log.info("milestone at step %d: %s", step, path)
@@ -183,7 +181,7 @@ class Loop:
         return self.folder / "samples" / f"step_{self.trainer.step:08d}.png"
 
     def _pictures(self, filmed: bool) -> tuple[list[Image], Image]:
-        """A picture of examples from the averaged weights, and, where they are `filmed`, the frames of their film."""
+        """Return the frames of the film, empty unless `filmed`, and the grid of samples of the averaged weights."""
         classes, count = self.trainer.classes, self.trainer.config.train.samples
         labels = cycle_labels(count, range(max(1, len(classes))))
         names = [classes[label] for label in labels] if classes else None
@@ -191,8 +189,10 @@ class Loop:
         return [picture(some, names and names[: len(some)]) for some in moments], picture(x, names)
 
     def _samples(self, labels: Sequence[int], filmed: bool) -> tuple[list[Tensor], Tensor]:
-        """Examples from the averaged weights, one for each of `labels`, (n, C, ...) float32; and what the first of them
-        were at some moments, where they are `filmed`.
+        """Draw samples (n, C, ...) of the averaged weights, one for each of `labels`.
+
+        Returns:
+            The first samples at some steps of the sampler, if `filmed`, and all samples at its end.
         """
         train, generator = self.trainer.config.train, self.trainer.generator
         steps = len(pairs_of(generator.sampler, generator.denoiser.process))

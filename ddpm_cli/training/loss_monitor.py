@@ -1,4 +1,4 @@
-"""The losses of steps as the host comes to know them, and the end of a run that has no finite ones any more."""
+"""Losses read from the device now and then, and the end of a run whose losses are not finite any more."""
 
 import math
 from typing import Any
@@ -14,10 +14,10 @@ class TrainingDiverged(Failure):
 
 
 class LossMonitor:
-    """The losses since the last row of metrics.csv, and a count of the steps that were skipped.
+    """Collect the losses since the last row of metrics.csv and count the steps that were skipped.
 
-    A step whose loss or gradient was not finite is skipped, and its loss is NaN here. The host waits for the
-    device once in `max_bad_steps` steps, so that a run ends at most so many after it should.
+    A step whose loss or gradient is not finite is skipped; its loss is NaN here. The host waits for the device once
+    in `max_bad_steps` steps, so a diverged run ends at most that many steps late.
     """
 
     def __init__(self, max_bad_steps: int) -> None:
@@ -30,21 +30,21 @@ class LossMonitor:
         self._unread: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Take the loss of the next step, () on any device. Raises `TrainingDiverged`."""
+        """Add the loss of the next step, a scalar on any device. Raise `TrainingDiverged`."""
         self._unread.append(loss)
         if len(self._unread) >= self.max_bad_steps:
-            self._wait()
+            self._read()
 
     def mean(self) -> float:
-        """The mean of the finite losses since the last call, NaN without any. Raises `TrainingDiverged`."""
-        self._wait()
+        """Return the mean of the finite losses since the last call, NaN without any. Raise `TrainingDiverged`."""
+        self._read()
         mean = self._total / self._count if self._count else math.nan
         self._total, self._count = 0.0, 0
         return mean
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Raises `TrainingDiverged`."""
-        self._wait()
+        """Return the state for a checkpoint. Raise `TrainingDiverged`."""
+        self._read()
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -55,12 +55,12 @@ class LossMonitor:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a kept state."""
+        """Restore a state."""
         self.step, self.skipped = state["step"], state["skipped"]
         self.bad_in_a_row, self.last_finite = state["bad_in_a_row"], state["last_finite"]
         self._total, self._count, self._unread = state["total"], state["count"], []
 
-    def _wait(self) -> None:
+    def _read(self) -> None:
         if not self._unread:
             return
         losses = torch.stack(self._unread).tolist()

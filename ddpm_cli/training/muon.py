@@ -1,4 +1,4 @@
-"""Muon: matrices move along their momentum with all its directions made equally long."""
+"""The Muon optimizer: matrices are updated by their orthogonalised momentum."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from ddpm_cli.distributed.sharding import local_part, shard_rows, unshard_rows
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Of the polynomial a s + b s**3 + c s**5 that brings singular values s in (0, 1] near 1, applied `TIMES`."""
+"""Coefficients of a s + b s**3 + c s**5, which, applied `TIMES` times, moves singular values s in (0, 1] towards 1."""
 TIMES = 5
 
 
@@ -103,12 +103,12 @@ def from_rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 def matrices_of(network: nn.Module) -> list[Tensor]:
-    """The weights of its convolutions and linear layers, which Muon is for."""
+    """Return the weights of the convolutions and linear layers of a network, which Muon updates."""
     return [module.weight for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (N, R, C) with singular values all about 1 (0.7 to 1.2) and the same singular vectors; 0 stays 0."""
+    """Return matrices (N, R, C) with the same singular vectors and singular values near 1 (Newton-Schulz)."""
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = QUINTIC

@@ -10,7 +10,7 @@ from ddpm_cli.training.muon import Muon, matrices_of
 
 
 def learning_rate(step: int, train: Train, steps: int) -> float:
-    """The learning rate of `step` (0 is the first): linear warm-up, then constant, or cosine to 0."""
+    """Return the learning rate of `step` (0 is the first): linear warm-up, then constant or cosine decay to 0."""
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     if train.lr_decay == "constant":
@@ -20,7 +20,7 @@ def learning_rate(step: int, train: Train, steps: int) -> float:
 
 
 def build_optimizer(train: Train, network: nn.Module, dtype: torch.dtype) -> torch.optim.Optimizer:
-    """Adam, AdamW or Muon over all parameters; `dtype`: that the network computes in."""
+    """Return Adam, AdamW or Muon over all parameters of a network that computes in `dtype`."""
     beta1, beta2 = train.betas
     device = next(network.parameters()).device
     capturable = device.type == "cuda"  # as a CUDA graph, which reads the learning rate from a tensor
@@ -43,7 +43,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def moments_like(train: Train, network: nn.Module) -> dict[int, dict[str, Tensor]]:
-    """What the optimizer's state looks like once it has made a step: of each parameter, by its number."""
+    """Return the shapes of the state that the optimizer has after a step, for each parameter by its number."""
     matrices = {id(weight) for weight in matrices_of(network)} if train.optimizer == "muon" else set()
     count = torch.zeros((), device="meta")
     return {

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the run that its config describes, before any of that is built."""
+"""Check that a checkpoint fits its own config, before anything is built from it."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ddpm_cli.training.optimizer import moments_like
 
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
-    """Raise `UserError` unless a run can go on from `state`, which `load_checkpoint` read from `path`."""
+    """Raise `UserError` unless training can continue from `state`, which `load_checkpoint` read from `path`."""
     config = state["config"]
     check_classes(key, path, config, state["classes"])
     with torch.device("meta"):

@@ -1,19 +1,20 @@
-"""Signals as questions that the training loop answers between two steps."""
+"""Signals as flags that the training loop checks between two steps."""
 
 import os
 import signal
 import sys
 from types import FrameType, TracebackType
 
-STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]  # Ctrl-C, a cluster's preemption, a terminal closed
+STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]  # Ctrl-C, preemption by a cluster, a closed terminal
 SAVES = [signal.SIGUSR1]
 
 
 class Signals:
-    """While entered, notes what the process is asked for; those that it was told to ignore stay ignored.
+    """A context that records signals; those that the process ignored before stay ignored.
 
-    stop: the signal that asks for the end, or None. save: whether a checkpoint is asked for. The second signal
-    that asks for the end acts as if there were no `Signals`: at once.
+    Attributes:
+        stop: the signal that asked the run to stop, or None. A second such signal acts at once, as without `Signals`.
+        save: whether a checkpoint was asked for.
     """
 
     def __init__(self) -> None:
@@ -28,18 +29,18 @@ class Signals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._give_back(STOPS + SAVES)
+        self._restore_handlers(STOPS + SAVES)
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop = number
-        self._give_back(STOPS)
+        self._restore_handlers(STOPS)
         if sys.stderr.isatty():
             os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
 
     def _asked_to_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
 
-    def _give_back(self, numbers: list[signal.Signals]) -> None:
+    def _restore_handlers(self, numbers: list[signal.Signals]) -> None:
         for number in numbers:
             if number in self._before:
                 signal.signal(number, self._before[number])

@@ -1,4 +1,4 @@
-"""A run, or the rest of one, in one process or in each of several. Hydra is over by now."""
+"""Start or resume a training run, in one process or in each of several."""
 
 import logging
 import os
@@ -25,15 +25,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = ("train.", "checkpoint.", "device", "distributed.", "compile", "dataset.root", "logger")
-"""Keys that may be given beside resume=; all others are the run's own."""
+"""Keys that may be changed with resume=; all others keep the values of the run."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What each process of a run is told.
+class TrainingJob:
+    """What each process of a run needs to know.
 
-    config: as typed. folder: of a run that starts. typed: the overrides, to be noted. resume: the run or checkpoint to
-    go on with, whose own config is changed as `changes`, some of the overrides, say.
+    Attributes:
+        config: the config as typed.
+        folder: the folder of a new run.
+        typed: the overrides, to be written to the run folder.
+        resume: the run or checkpoint to resume, if any.
+        changes: the overrides that change the config of the resumed run.
     """
 
     config: TrainConfig
@@ -43,38 +47,36 @@ class Job:
     changes: tuple[str, ...] = ()
 
 
-def train(job: Job) -> float | None:
-    """Start a run, or go on with one; what train.report asks for, or the last loss. In a process other than the main
-    one: None.
-    """
+def train(job: TrainingJob) -> float | None:
+    """Start or resume a run. Return what train.report asks for or the last loss; None on ranks other than 0."""
     from ddpm_cli.distributed import collectives
 
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    # What the main process was told holds for all, or what one was told that has seen the run before it was lost.
-    restarts, job = max(collectives.all_gather_object((restarts, job)), key=lambda told: told[0])
+    # All ranks use the job of rank 0, or that of a rank which has already been restarted.
+    restarts, job = max(collectives.all_gather_object((restarts, job)), key=lambda pair: pair[0])
     if restarts > 0:
-        job = collectives.on_rank_zero(lambda: _begun_again(job))
-    return _start(job) if job.resume is None else _go_on(job, job.resume)
+        job = collectives.on_rank_zero(lambda: _job_after_restart(job))
+    return _start_run(job) if job.resume is None else _resume_run(job, job.resume)
 
 
-def _begun_again(job: Job) -> Job:
-    """A job whose run has come some way: not from where it was told to go on any more, but from there."""
+def _job_after_restart(job: TrainingJob) -> TrainingJob:
+    """Return the job to run after workers were restarted: it resumes from the newest checkpoint, if there is one."""
     if job.resume is not None:
         return replace(job, resume=str(checkpoint_to_resume(job.resume).parent.parent))
     begun = (job.folder / "checkpoints" / "last.pt").is_file()
     return replace(job, resume=str(job.folder), changes=()) if begun else job
 
 
-def to_resume(config: TrainConfig, resume: str, changes: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `resume` names, and its contents with the config that the run goes on with."""
+def load_for_resume(config: TrainConfig, resume: str, changes: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
+    """Return the path of the checkpoint that `resume` names, and its contents with the config to continue with."""
     from ddpm_cli.checkpoints.format import load_checkpoint
-    from ddpm_cli.checkpoints.run_checkpoints import newest_sound
+    from ddpm_cli.checkpoints.run_checkpoints import newest_valid_checkpoint
     from ddpm_cli.checkpoints.stored_config import with_noted_root
     from ddpm_cli.training.resume import check_resumable
 
     path = checkpoint_to_resume(resume)
     if Path(resume).expanduser().is_dir():
-        path, state = newest_sound("resume", path.parent.parent)
+        path, state = newest_valid_checkpoint("resume", path.parent.parent)
     else:
         state = load_checkpoint("resume", path)
     check_resumable("resume", path, state)
@@ -82,7 +84,7 @@ def to_resume(config: TrainConfig, resume: str, changes: tuple[str, ...]) -> tup
 
 
 def checkpoint_to_resume(resume: str) -> Path:
-    """The checkpoint in a run folder that `resume` names."""
+    """Return the path of the checkpoint that `resume` names, which must be in a run folder."""
     from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
 
     path = find_checkpoint("resume", resume)
@@ -93,8 +95,8 @@ def checkpoint_to_resume(resume: str) -> Path:
     return path
 
 
-def how_to_go_on(folder: Path) -> str:
-    """What to type after a run was ended early."""
+def resume_hint(folder: Path) -> str:
+    """Return what to type after a run was ended early."""
     if (folder / "checkpoints" / "last.pt").exists():
         return f"ddpm-train resume={folder} goes on from its last checkpoint"
     return "nothing was trained yet, so the same command starts again"
@@ -102,7 +104,7 @@ def how_to_go_on(folder: Path) -> str:
 
 @contextmanager
 def _held(folder: AbstractContextManager[None]) -> Iterator[None]:
-    """While the main process holds a folder."""
+    """Within the context, rank 0 holds a folder."""
     from ddpm_cli.distributed import collectives
 
     with ExitStack() as stack:
@@ -110,7 +112,7 @@ def _held(folder: AbstractContextManager[None]) -> Iterator[None]:
         yield
 
 
-def _start(job: Job) -> float | None:
+def _start_run(job: TrainingJob) -> float | None:
     from ddpm_cli.distributed import collectives
 
     loop = _loop(job.config, job.folder)
@@ -127,23 +129,23 @@ def _note(notes: dict[str, Any], folder: Path) -> None:
         write(folder / f"{name}.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
-def _go_on(job: Job, resume: str) -> float | None:
-    """The rest of a run."""
-    from ddpm_cli.checkpoints.run_checkpoints import set_aside
+def _resume_run(job: TrainingJob, resume: str) -> float | None:
+    """Resume a run and train to its end."""
+    from ddpm_cli.checkpoints.run_checkpoints import move_later_checkpoints
     from ddpm_cli.distributed import collectives
 
     folder = collectives.on_rank_zero(lambda: checkpoint_to_resume(resume).parent.parent)
     with _held(reopened("resume", folder)):
-        _, state = collectives.on_rank_zero(lambda: to_resume(job.config, resume, job.changes))
+        _, state = collectives.on_rank_zero(lambda: load_for_resume(job.config, resume, job.changes))
         loop = _loop(state["config"], folder)
         _check_data(loop, state, resume, job.config.resume_data_changed)
         loop.restore(state)
-        collectives.on_rank_zero(lambda: set_aside(folder, loop.trainer.step))
+        collectives.on_rank_zero(lambda: move_later_checkpoints(folder, loop.trainer.step))
         return _train(loop)
 
 
 def _loop(config: TrainConfig, folder: Path) -> "Loop":
-    """The device, the data and the network of a run that will write to `folder`."""
+    """Return the training loop of a run that writes to `folder`, with its data, device and network."""
     from ddpm_cli.data.fingerprint import fingerprint
     from ddpm_cli.data.sources import check_labels, load_examples
     from ddpm_cli.data.table import Table
@@ -167,18 +169,18 @@ def _loop(config: TrainConfig, folder: Path) -> "Loop":
 
 
 def check_parts(config: TrainConfig, processes: int) -> None:
-    """Raise `UserError` unless so many processes get equal parts of a batch."""
+    """Raise `UserError` unless the batch can be divided equally among the processes and accumulation parts."""
     train, parts = config.train, processes * config.train.accumulate
     ok = train.batch_size % parts == 0
     check(ok, "train.batch_size", train.batch_size, f"divisible by {parts}, the processes times train.accumulate")
 
 
 def _train(loop: "Loop") -> float | None:
-    """Run `loop` in its folder, which is this run's own now."""
+    """Run `loop` in its folder, which this process holds."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from ddpm_cli.distributed import collectives
-    from ddpm_cli.evaluation.final_metric import reported
+    from ddpm_cli.evaluation.final_metric import final_metric
     from ddpm_cli.training.signals import Signals
 
     with ExitStack() as stack:
@@ -188,21 +190,21 @@ def _train(loop: "Loop") -> float | None:
         signals = stack.enter_context(Signals())
         try:
             with logging_redirect_tqdm():
-                logging.getLogger().handlers[-1].setLevel(logging.INFO)  # the level that the redirection forgets
+                logging.getLogger().handlers[-1].setLevel(logging.INFO)  # which the redirection does not copy
                 loss = loop.run(signals)
         except Failure as error:
-            raise Failure(f"{error}; {how_to_go_on(loop.folder)}") from error
+            raise Failure(f"{error}; {resume_hint(loop.folder)}") from error
         except KeyboardInterrupt as error:
-            raise Stopped(signal.SIGINT, f"stopped at once; {how_to_go_on(loop.folder)}") from error
+            raise Stopped(signal.SIGINT, f"stopped at once; {resume_hint(loop.folder)}") from error
         if not collectives.is_rank_zero():
             return None
         log.info("done; ddpm-sample ckpt=%s makes more images", loop.folder)
         train = loop.trainer.config.train
-        return loss if train.report is None else reported(train, loop.folder, str(loop.trainer.device))
+        return loss if train.report is None else final_metric(train, loop.folder, str(loop.trainer.device))
 
 
 def _resumed_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...]) -> TrainConfig:
-    """The run's own config, with what the overrides beside `resume=` say where that may change."""
+    """Return the config of the run with the overrides typed beside `resume=`. Raise `UserError` for fixed keys."""
     from ddpm_cli.checkpoints.stored_config import train_config
 
     merged, now = asdict(own), asdict(typed)
@@ -230,7 +232,7 @@ def _resumed_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ..
 
 
 def _check_data(loop: "Loop", state: dict[str, Any], resume: str, may_change: bool) -> None:
-    """Raise `UserError` where the data are others than those in `state`, and may not be."""
+    """Raise `UserError` if the data differ from those of the checkpoint and that is not allowed."""
     if loop.trainer.classes != state["classes"]:
         raise UserError(
             f"resume={resume}: its classes are {one_of(state['classes'])}, those of the data now "
@@ -244,7 +246,7 @@ def _check_data(loop: "Loop", state: dict[str, Any], resume: str, may_change: bo
 
 
 def _describe(trainer: "Trainer", folder: Path) -> None:
-    """A short table at the start: what is trained on what, where it goes."""
+    """Log the table at the start of a run."""
     from ddpm_cli.sampling.sample_generator import warn_of_few_steps
     from ddpm_cli.training.summary_table import start_table
 

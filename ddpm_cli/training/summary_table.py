@@ -1,4 +1,4 @@
-"""What `ddpm-train` says at its start of what it is about to do."""
+"""The table that `ddpm-train` prints before the first step."""
 
 import torch
 from torch import nn
@@ -12,16 +12,16 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp1
 
 
 def start_table(trainer: Trainer) -> dict[str, str]:
-    """A line for each of what matters, by its name."""
+    """Return the lines of the table by their names."""
     config, train = trainer.config, trainer.config.train
     size = "x".join(map(str, config.dataset.shape))
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     gflops = _gflops(config, trainer.classes)
-    told = f", is told {len(trainer.classes)} classes" if trainer.classes else ""
+    classes = f", conditioned on {len(trainer.classes)} classes" if trainer.classes else ""
     epochs = trainer.steps * train.batch_size / len(trainer.table)
     return {
         "dataset": f"{config.dataset.name}, {len(trainer.table)} examples of {size}",
-        "network": f"{config.model.name}, {parameters / 1e6:.2f}M parameters, {gflops:.3g} GFLOPs an image{told}",
+        "network": f"{config.model.name}, {parameters / 1e6:.2f}M parameters, {gflops:.3g} GFLOPs an image{classes}",
         "schedule": f"{config.schedule.name}, T={config.schedule.timesteps}",
         "loss": f"{config.loss.name}; predicts {config.prediction}, variance {config.variance}",
         "device": str(trainer.device),
@@ -30,15 +30,15 @@ def start_table(trainer: Trainer) -> dict[str, str]:
     }
 
 
-def flops_of(network: nn.Module, shape: tuple[int, ...], told: bool) -> int:
-    """Floating-point operations of a forward pass of a network on the meta device, which does none of them.
+def count_flops(network: nn.Module, shape: tuple[int, ...], conditional: bool) -> int:
+    """Return the floating-point operations of a forward pass of a network on the meta device, which computes nothing.
 
-    Of one example of `shape` (C, ...), with a class where it is `told` some. A multiplication and an addition are two;
-    what norms and activations do is not counted.
+    They are those of one example of `shape` (C, ...), with a class label if `conditional`. A multiply-add counts as
+    two; norms and activations are not counted.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         label = torch.zeros(1, dtype=torch.long)
-        network(torch.empty(1, *shape), label, label if told else None)
+        network(torch.empty(1, *shape), label, label if conditional else None)
     return int(counter.get_total_flops())
 
 
@@ -47,4 +47,4 @@ def _gflops(config: TrainConfig, classes: list[str]) -> float:
     with torch.device("meta"):
         network = network_of(config, classes).eval()
     shape = (channels * (2 if config.model.self_condition else 1), *size)
-    return flops_of(network, shape, told=bool(classes)) / 1e9
+    return count_flops(network, shape, conditional=bool(classes)) / 1e9

@@ -1,4 +1,4 @@
-"""A run's state and its steps. Everything random in a step is a function of (seed, step), so a run resumes exactly."""
+"""The state of a run and its steps. The randomness of a step depends on (seed, step) alone, so runs resume exactly."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import resolve_precision, should_compile
-from ddpm_cli.distributed.sharding import gradient_sync, replicate_like, shard_like, shared, unshard
+from ddpm_cli.distributed.sharding import gradient_sync, replicate_like, shard_like, unshard, wrap_distributed
 from ddpm_cli.sampling.build import build_denoiser, network_of
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.ema import Ema, ema_decay
@@ -23,7 +23,7 @@ from ddpm_cli.training.optimizer import build_optimizer, learning_rate, set_lear
 from ddpm_cli.training.step_graph import StepGraph
 
 SCALER_MOVES = ("scale", "_growth_tracker")
-"""What changes in the state of a gradient scaler; the rest is as torch sets it."""
+"""Keys of the state of a gradient scaler that change while training."""
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class Trainer:
-    """A run: its state, a step, and what it draws. In several processes, each has a part of every batch."""
+    """The network, its average and the optimizer of a run. Each of several processes trains on its part of a batch."""
 
     def __init__(self, config: TrainConfig, table: Table, device: torch.device) -> None:
         self.config = config
@@ -46,17 +46,19 @@ class Trainer:
         self.device = device
         self.step = 0  # steps done
         self.lr = 0.0  # of the last one
-        in_parts = collectives.world_size() > 1 and config.distributed.strategy == "fsdp"  # which takes no other layout
+        in_parts = (
+            collectives.world_size() > 1 and config.distributed.strategy == "fsdp"
+        )  # which supports no other layout
         layout = torch.contiguous_format if in_parts or device.type == "mps" else torch.channels_last
         rng.seed_everything(config.train.seed, "network")
         network = network_of(config, self.classes)
         self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = Ema(self.network)
-        self.shared = shared(self.network, self.ema.network, config.distributed.strategy, device)
+        self.wrapped = wrap_distributed(self.network, self.ema.network, config.distributed.strategy, device)
         self.dtype = resolve_precision(config.train.precision, device)
         self.optimizer = build_optimizer(config.train, self.network, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.denoiser = build_denoiser(config, self.shared, device, self.dtype)
+        self.denoiser = build_denoiser(config, self.wrapped, device, self.dtype)
         self.objective = Objective(
             self.denoiser, config.loss, config.weighting, isinstance(config.dataset, ImageDataset)
         )
@@ -70,13 +72,13 @@ class Trainer:
             config.guidance_scale,
         )
         if should_compile(config.compile, device, self.steps):
-            self.shared.compile()  # in place, so that names in checkpoints stay clean
+            self.wrapped.compile()  # in place, so that names in checkpoints stay clean
         # Collectives are not captured, so several processes launch their kernels one by one.
         self._graph = StepGraph(self._optimize) if device.type == "cuda" and collectives.world_size() == 1 else None
 
     @property
     def steps(self) -> int:
-        """The length of the run."""
+        """Number of steps of the whole run."""
         return self.config.train.total_steps(len(self.table))
 
     def train_step(self) -> tuple[Tensor, Tensor]:
@@ -116,7 +118,7 @@ class Trainer:
         columns = [column.chunk(accumulate) for column in (x0, t, eps, weights)]
         labels = [None] * accumulate if y is None else y.chunk(accumulate)
         for i, (x0, t, eps, weights, y) in enumerate(zip(*columns, labels, strict=True), start=1):
-            with gradient_sync(self.shared, now=i == accumulate):
+            with gradient_sync(self.wrapped, now=i == accumulate):
                 losses = self.objective(x0, t, eps, y, show_estimate)
                 mean = (weights * losses).mean() / accumulate
                 self.scaler.scale(mean).backward()
@@ -135,9 +137,9 @@ class Trainer:
         restore_unless(finite, state, before)
 
     def _update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the parameters by the gradients there are, if all is finite: the gradients' norm, and whether it is.
+        """Update the parameters if loss and gradients are finite; return the gradient norm and whether they are.
 
-        Decided on the device: `found_inf` is how a gradient scaler tells a fused optimizer to skip a step.
+        The device decides: `found_inf` is how a gradient scaler makes a fused optimizer skip a step.
         """
         train = self.config.train
         self.scaler.unscale_(self.optimizer)
@@ -153,7 +155,7 @@ class Trainer:
         return grad_norm, finite
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the trainer, the same for any number of processes; all of them must ask."""
+        """Return the state for a checkpoint, the same for any number of processes. All ranks must call it."""
         moments = self.optimizer.state_dict()["state"]
         return {
             "step": self.step,
@@ -167,7 +169,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken. Called before the first step."""
+        """Restore a state. Must be called before the first step."""
         self.step = state["step"]
         for network, weights in ((self.network, state["model"]), (self.ema.network, state["ema"])):
             now = network.state_dict()
@@ -176,26 +178,26 @@ class Trainer:
         moments = {
             i: {name: shard_like(x, parameters[i]) for name, x in own.items()} for i, own in state["optimizer"].items()
         }
-        groups = self.optimizer.state_dict()["param_groups"]  # from the config, which may have changed since
+        groups = self.optimizer.state_dict()["param_groups"]  # of the config, which may have changed on resume
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.timestep_sampler.restore(state["timestep_sampler"])
-        if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in fp16 so far
+        if self.scaler.is_enabled() and state["scaler"]:  # empty if the run was not in fp16 before
             self.scaler.load_state_dict(self.scaler.state_dict() | state["scaler"])
 
     def _batch(self) -> Batch:
-        """This process's share of the step's examples, timesteps and noise.
+        """Return this rank's part of the step's examples, timesteps and noise.
 
-        Timesteps and noise are drawn for all, so that what an example meets does not depend on how many share the work.
+        Every rank draws the timesteps and the noise of the whole batch, so that they do not depend on the world size.
         """
         train, own = self.config.train, collectives.shard_slice(self.config.train.batch_size)
         x0, y = self.table.batch(self.step, train.batch_size)
         generator = rng.generator(train.seed, "noise", self.step, device=self.device)
         t, weights = self.timestep_sampler.sample(train.batch_size, generator)
         eps = torch.randn((train.batch_size, *x0.shape[1:]), generator=generator, device=self.device)
-        return Batch(x0, t[own], eps[own], weights[own], self._told(y))
+        return Batch(x0, t[own], eps[own], weights[own], self._labels(y))
 
-    def _told(self, y: Tensor | None) -> Tensor | None:
-        """The classes that the network is told, a share of them hidden; None where it is not told any."""
+    def _labels(self, y: Tensor | None) -> Tensor | None:
+        """Return the class labels with a part of them replaced by the null label; None for an unconditional network."""
         conditioning = self.config.conditioning
         if not isinstance(conditioning, ClassLabels) or y is None:
             return None
@@ -206,7 +208,7 @@ class Trainer:
         return hide_labels(y, hidden, null=len(self.classes))
 
     def _shows_estimate(self) -> bool:
-        """Whether this step is self-conditioned: a coin tossed on the host, so that nothing waits for it."""
+        """Return whether this step is self-conditioned. The host decides, so that nothing waits for the device."""
         coin = rng.seed_of(self.config.train.seed, "self_condition", self.step) % 2 == 0
         return self.config.model.self_condition and coin
 

@@ -5,8 +5,8 @@ from functools import cache
 
 from ddpm_cli.checkpoints.loading import load_trained
 from ddpm_cli.data.sources import load_examples
-from ddpm_cli.evaluation.comparison import Judge
-from ddpm_cli.evaluation.samples import Drawn
+from ddpm_cli.evaluation.comparison import SampleEvaluator
+from ddpm_cli.evaluation.samples import GeneratedSamples
 from ddpm_cli.sampling.sample_generator import generator_of
 from tests.benchmarks.systems.ours import CPU, composed
 
@@ -30,15 +30,15 @@ def distance(ckpt: str, sampler: str | None, steps: int | None, n: int) -> Dista
     """
     trained = load_trained(ckpt, "ema", "cpu", "auto")
     other = composed(f"sampler={sampler}", f"sampler.steps={steps or 'null'}").sampler if sampler else None
-    drawn = Drawn(generator_of(trained, other, None, None), n, SEED, BATCH_SIZE)
-    found = judge().compare(drawn, SEED)
+    drawn = GeneratedSamples(generator_of(trained, other, None, None), n, SEED, BATCH_SIZE)
+    found = evaluator().compare(drawn, SEED)
     low, high = found.intervals["fd_classifier"]
     return Distance(found.metrics["fd_classifier"], low, high, drawn.nfe)
 
 
 @cache
-def judge() -> Judge:
+def evaluator() -> SampleEvaluator:
     """Of Fashion-MNIST's test split."""
     dataset = composed("dataset=fashion_mnist").dataset
     splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
-    return Judge(splits, "test", ["fid"], "classifier", CPU)
+    return SampleEvaluator(splits, "test", ["fid"], "classifier", CPU)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm_cli.checkpoints.checksum import MAX_PICKLE, seal
+from ddpm_cli.checkpoints.checksum import MAX_PICKLE, append_checksum
 from ddpm_cli.checkpoints.format import (
     FORMAT,
     TYPES,
@@ -42,7 +42,7 @@ def sound(tmp_path: Path) -> Path:
 def sealed(path: Path, content: Any) -> Path:
     """As a stranger who knows the checksum would write it."""
     torch.save(content, path)
-    seal(path)
+    append_checksum(path)
     return path
 
 
@@ -114,9 +114,9 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     "newer": ({**WHOLE, "format": FORMAT + 1}, f"format {FORMAT + 1}, but this version reads format {FORMAT}"),
     "partial": ({"format": FORMAT, "step": 1}, "classes, config, data, ema"),
     "odd format": ({**WHOLE, "format": torch.ones(2)}, "not a checkpoint"),
-    "odd step": ({**WHOLE, "step": "abc"}, "step amiss"),
-    "negative step": ({**WHOLE, "step": -1}, "amiss"),
-    "odd classes": ({**WHOLE, "classes": [1, 2]}, "amiss"),
+    "odd step": ({**WHOLE, "step": "abc"}, "invalid step"),
+    "negative step": ({**WHOLE, "step": -1}, "invalid"),
+    "odd classes": ({**WHOLE, "classes": [1, 2]}, "invalid"),
     "surprise": ({**WHOLE, "config": {**STATE["config"], "surprise": 1}}, "surprise"),
     "absurd": ({**WHOLE, "config": {**STATE["config"], "device": ["cpu"]}}, "device"),
     "sparse": ({**WHOLE, "model": {"w": torch.ones(2).to_sparse(), "x": {1, 2}}}, "not a checkpoint"),
@@ -143,7 +143,7 @@ def rewritten(source: Path, change: Callable[[zipfile.ZipInfo, bytes], tuple[zip
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.infolist():
             new.writestr(*change(entry, old.read(entry)))
-    seal(path)
+    append_checksum(path)
     return path
 
 

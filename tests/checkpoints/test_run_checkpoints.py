@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from ddpm_cli.checkpoints.format import load_checkpoint
-from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_sound, prune, save_checkpoint, set_aside
+from ddpm_cli.checkpoints.run_checkpoints import (
+    find_checkpoint,
+    move_later_checkpoints,
+    newest_valid_checkpoint,
+    prune,
+    save_checkpoint,
+)
 from ddpm_cli.errors import UserError
 from tests.checkpoints.test_format import STATE
 
@@ -83,10 +89,10 @@ def damage(path: Path) -> None:
 
 def test_the_newest_sound_one_is_used_and_the_others_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second, third = save(tmp_path, 1, 2, 3)
-    assert newest_sound("resume", tmp_path)[0] == third
+    assert newest_valid_checkpoint("resume", tmp_path)[0] == third
     damage(third)
     damage(second)
-    path, state = newest_sound("resume", tmp_path)
+    path, state = newest_valid_checkpoint("resume", tmp_path)
     assert (path, state["step"]) == (first, 1)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert str(third) in caplog.messages[0]
@@ -96,18 +102,18 @@ def test_the_newest_sound_one_is_used_and_the_others_named(tmp_path: Path, caplo
 def test_last_alone_will_do_and_none_is_an_error(tmp_path: Path) -> None:
     (only,) = save(tmp_path, 3)
     only.unlink()
-    path, state = newest_sound("resume", tmp_path)
+    path, state = newest_valid_checkpoint("resume", tmp_path)
     assert (path.name, state["step"]) == ("last.pt", 3)
     damage(path)
     with pytest.raises(UserError, match="none of its checkpoints is whole"):
-        newest_sound("resume", tmp_path)
+        newest_valid_checkpoint("resume", tmp_path)
 
 
 def test_a_run_that_goes_back_keeps_what_came_after(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, 1, 2, 3)
-    set_aside(tmp_path, 3)
+    move_later_checkpoints(tmp_path, 3)
     assert not caplog.messages
-    set_aside(tmp_path, 1)
+    move_later_checkpoints(tmp_path, 1)
     assert names(tmp_path) == ["last.pt", "step_00000001.pt"]
     assert last_step(tmp_path) == 1
     (aside,) = (tmp_path / "checkpoints").glob("superseded_*")

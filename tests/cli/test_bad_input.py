@@ -81,7 +81,7 @@ TRAIN = {
     "experiment=annotated model=conv": "experiment=annotated: sets model.groups, which the model chosen beside it",
     "conditioning=class conditioning.dropout=1": "conditioning.dropout=1.0: must be in [0, 1)",
     "conditioning=class experiment=swiss_roll": "conditioning=class: dataset=swiss_roll has no labels",
-    "guidance_scale=2": "guidance_scale=2.0: this network is not told classes; train one with conditioning=class",
+    "guidance_scale=2": "guidance_scale=2.0: this network is unconditional; train one with conditioning=class",
     "guidance_scale=-1 conditioning=class": "guidance_scale=-1.0: must be in [0, 1000]",
     "guidance_scale=2 conditioning=class conditioning.dropout=0": "guidance_scale=2.0: this network never went without",
     "prediction=eps schedule.zero_terminal_snr=true": "schedule.zero_terminal_snr=true: not with prediction=eps, for "
@@ -238,9 +238,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 INTERPOLATE = "task=interpolate a=0 b=1"
 INPAINT = "task=inpaint image=0 mask=white.png"
 SAMPLE = {
-    "plain class=3": "class=3: this network is not told classes; train one with conditioning=class",
-    "plain class=sneaker": "class=sneaker: this network is not told classes",
-    "points class=1": "class=1: this network is not told classes",
+    "plain class=3": "class=3: this network is unconditional; train one with conditioning=class",
+    "plain class=sneaker": "class=sneaker: this network is unconditional",
+    "points class=1": "class=1: this network is unconditional",
     "classes class=10": "class=10: must be a number in 0..9 or one of 0, 1, 2, 3, 4, 5, 6, 7, 8 or 9",
     "classes class=-1": "class=-1: must be a number in 0..9",
     "classes class=sneaker": "class=sneaker: must be a number in 0..9 or one of 0, 1, 2, 3, 4, 5, 6, 7, 8 or 9",
@@ -254,8 +254,8 @@ SAMPLE = {
     f"always {INTERPOLATE}": "class=null: task=interpolate needs a class, for this network never went without one",
     "classes task=interpolate a=1 b=2 class=[1,2]": "class=[1, 2]: must be one class for the whole way",
     "points sampler=ddim sampler.steps=3": "sampler.thresholding=clip: must be none for dataset=swiss_roll",
-    "plain guidance_scale=2": "guidance_scale=2.0: this network is not told classes; train one with conditioning=class",
-    "points guidance_scale=0": "guidance_scale=0.0: this network is not told classes",
+    "plain guidance_scale=2": "guidance_scale=2.0: this network is unconditional; train one with conditioning=class",
+    "points guidance_scale=0": "guidance_scale=0.0: this network is unconditional",
     "always guidance_scale=0": "guidance_scale=0.0: this network never went without a class; train one with "
     "conditioning.dropout=0.1",
     "classes guidance_scale=-1": "guidance_scale=-1.0: must be in [0, 1000]",
@@ -340,7 +340,7 @@ def test_evaluating_on_classes_that_the_network_is_not_told(run: Run, tmp_path: 
     data = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=8", *TINY[1:]]
     assert run("train", *data, "conditioning=class", "train.steps=1", "out=here").code == 0
     result = run("evaluate", "ckpt=here", "metrics=[nll]", "n=2")
-    check(result, "split=test: its classes are dogs or eels, and the network is told cats or dogs")
+    check(result, "split=test: its classes are dogs or eels, and those of the network are cats or dogs")
     assert not Path("outputs").exists()
 
 

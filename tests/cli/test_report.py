@@ -92,7 +92,7 @@ def test_refusals(run: Run, tmp_path: Path) -> None:
         "nowhere": "nowhere: no such folder; name a run folder",
         "file": "file: no such folder",
         "it nowhere": "nowhere: no such folder",
-        "empty": "empty: holds no run; a run has .hydra/config.yaml and metrics.csv",
+        "empty": "empty: contains no run; a run folder of ddpm-train has .hydra/config.yaml and metrics.csv",
         "it --verbose": "--verbose: no such option; ddpm-report takes folders and out=",
         "it out=page.csv": "out=page.csv: must be a file that ends in .html",
         "it out=": "out=: must be a file that ends in .html",

@@ -268,7 +268,7 @@ def test_knobs_of_sampling_change_the_milestones_alone(run: Run, plain: Path, kn
 
 def test_the_start_says_how_many_classes_the_network_is_told(run: Run) -> None:
     result = run("train", *TINY, "train.steps=1", "conditioning=class", "train.samples=12")
-    assert "is told 10 classes" in result.err
+    assert "conditioned on 10 classes" in result.err
     assert "classes" not in run("train", *TINY, "train.steps=1").err
 
 

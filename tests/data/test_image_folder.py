@@ -350,7 +350,7 @@ def test_classes_of_any_name_from_training_to_sampling(tmp_path: Path, run: Run)
         "train", *TINY[1:], *data, "dataset.test_fraction=0", "conditioning=class", "train.steps=1", "out=here"
     )
     assert result.code == 0, result.err
-    assert "is told 6 classes" in Path("here/train.log").read_text()
+    assert "conditioned on 6 classes" in Path("here/train.log").read_text()
     Image.open("here/samples/step_00000001.png").load()
     assert torch.load("here/checkpoints/last.pt", weights_only=True)["classes"] == sorted(NAMES)
     result = run("sample", "ckpt=here", "n=6", "out=new")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_cli.distributed.launch import _first_host, is_one_of_several
-from ddpm_cli.training.start import Job, _begun_again
+from ddpm_cli.training.start import TrainingJob, _job_after_restart
 from tests.conftest import TINY, Result, composed, train_into
 
 Run = Callable[..., Result]
@@ -83,9 +83,9 @@ def test_a_sweep_under_torchrun_is_refused(run: Run, monkeypatch: pytest.MonkeyP
 def test_a_job_begun_again_goes_on_from_its_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
     """Not from the beginning, nor from the older one that it was told to go back to."""
     config = composed(*TINY)
-    started = Job(config, trained, ["train.seed=0"], changes=("train.seed=0",))
-    assert _begun_again(started) == replace(started, resume=str(trained), changes=())
+    started = TrainingJob(config, trained, ["train.seed=0"], changes=("train.seed=0",))
+    assert _job_after_restart(started) == replace(started, resume=str(trained), changes=())
     went_back = replace(started, folder=tmp_path, resume=str(trained / "checkpoints" / "step_00000000.pt"))
-    assert _begun_again(went_back) == replace(went_back, resume=str(trained))
+    assert _job_after_restart(went_back) == replace(went_back, resume=str(trained))
     barely = replace(started, folder=tmp_path)
-    assert _begun_again(barely) == barely
+    assert _job_after_restart(barely) == barely

@@ -6,7 +6,7 @@ import torch
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.evaluation import classifier as module
-from ddpm_cli.evaluation.classifier import FEATURES, Classifier, TrainedClassifier, trained_classifier
+from ddpm_cli.evaluation.classifier import FEATURES, Classifier, TrainedClassifier, load_or_train_classifier
 from tests.conftest import composed
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(splits: tuple[Examples, Examples], cache: Path) -> TrainedClassifier:
-    return trained_classifier(*splits, "digits", cache, CPU)
+    return load_or_train_classifier(*splits, "digits", cache, CPU)
 
 
 def test_it_knows_the_digits(trained: TrainedClassifier, splits: tuple[Examples, Examples]) -> None:
@@ -39,8 +39,8 @@ def test_it_knows_the_digits(trained: TrainedClassifier, splits: tuple[Examples,
 def test_it_is_trained_once(
     trained: TrainedClassifier, splits: tuple[Examples, Examples], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_fitted", lambda *_: pytest.fail("trained again"))
-    again = trained_classifier(*splits, "digits", cache, CPU)
+    monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("trained again"))
+    again = load_or_train_classifier(*splits, "digits", cache, CPU)
     assert (again.digest, again.accuracy) == (trained.digest, trained.accuracy)
     for name, tensor in trained.network.state_dict().items():
         torch.testing.assert_close(again.network.state_dict()[name], tensor, rtol=0, atol=0)
@@ -49,25 +49,25 @@ def test_it_is_trained_once(
 def test_other_data_or_another_version_have_another(
     splits: tuple[Examples, Examples], trained: TrainedClassifier, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEAST_STEPS", 2)
+    monkeypatch.setattr(module, "MIN_STEPS", 2)
     monkeypatch.setattr(module, "EPOCHS", 0)
-    assert trained_classifier(*splits, "others", cache, CPU).digest != trained.digest
+    assert load_or_train_classifier(*splits, "others", cache, CPU).digest != trained.digest
     monkeypatch.setattr(module, "VERSION", 0)
-    assert trained_classifier(*splits, "digits", cache, CPU).digest != trained.digest
+    assert load_or_train_classifier(*splits, "digits", cache, CPU).digest != trained.digest
 
 
 def test_the_same_data_make_the_same_one_and_draw_nothing_from_torch(
     splits: tuple[Examples, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEAST_STEPS", 3)
+    monkeypatch.setattr(module, "MIN_STEPS", 3)
     monkeypatch.setattr(module, "EPOCHS", 0)
     torch.manual_seed(1)
-    one = trained_classifier(*splits, "x", tmp_path / "one", CPU)
+    one = load_or_train_classifier(*splits, "x", tmp_path / "one", CPU)
     drawn = torch.rand(1)
     torch.manual_seed(1)
     torch.testing.assert_close(torch.rand(1), drawn, rtol=0, atol=0)
     torch.manual_seed(2)
-    two = trained_classifier(*splits, "x", tmp_path / "two", CPU)
+    two = load_or_train_classifier(*splits, "x", tmp_path / "two", CPU)
     assert one.digest == two.digest
 
 

@@ -7,7 +7,7 @@ from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation import classifier, comparison
-from ddpm_cli.evaluation.comparison import Judge
+from ddpm_cli.evaluation.comparison import SampleEvaluator
 from tests.conftest import composed
 
 CPU = torch.device("cpu")
@@ -20,15 +20,15 @@ def splits() -> dict[str, Examples]:
 
 
 @pytest.fixture
-def judge(splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch) -> Judge:
+def evaluator(splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch) -> SampleEvaluator:
     """One whose classifier has seen little: what it is compared with, it sees alike."""
-    monkeypatch.setattr(classifier, "LEAST_STEPS", 30)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 30)
     monkeypatch.setattr(classifier, "EPOCHS", 0)
-    return Judge(splits, "test", ["fid", "kid", "is", "prc"], "classifier", CPU)
+    return SampleEvaluator(splits, "test", ["fid", "kid", "is", "prc"], "classifier", CPU)
 
 
-def test_the_reference_itself_is_at_no_distance(judge: Judge, splits: dict[str, Examples]) -> None:
-    found = judge.compare(splits["test"].values.split(100), 0)
+def test_the_reference_itself_is_at_no_distance(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
+    found = evaluator.compare(splits["test"].values.split(100), 0)
     assert found.n == 297
     assert found.metrics["fd_classifier"] == pytest.approx(0, abs=1e-3)
     assert found.metrics["precision_classifier"] == found.metrics["recall_classifier"] == 1
@@ -36,11 +36,11 @@ def test_the_reference_itself_is_at_no_distance(judge: Judge, splits: dict[str, 
     torch.testing.assert_close(found.first, splits["test"].values[:64])
 
 
-def test_noise_is_far_and_real_images_are_near(judge: Judge, splits: dict[str, Examples]) -> None:
+def test_noise_is_far_and_real_images_are_near(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (297, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    of_noise = judge.compare([noise], 0)
-    of_real = judge.compare([splits["train"].values[:297]], 0)
+    of_noise = evaluator.compare([noise], 0)
+    of_real = evaluator.compare([splits["train"].values[:297]], 0)
     assert of_noise.metrics["fd_classifier"] > 10 * of_real.metrics["fd_classifier"]
     assert of_noise.floor == of_real.floor
     assert of_real.metrics["fd_classifier"] < 3 * of_real.floor["fd_classifier"]
@@ -48,16 +48,18 @@ def test_noise_is_far_and_real_images_are_near(judge: Judge, splits: dict[str, E
     assert low < of_noise.metrics["fd_classifier"] < high
 
 
-def test_the_floor_is_of_as_many_images_of_the_other_split(splits: dict[str, Examples], judge: Judge) -> None:
-    few = judge.compare([splits["train"].values[:50]], 0)
+def test_the_floor_is_of_as_many_images_of_the_other_split(
+    splits: dict[str, Examples], evaluator: SampleEvaluator
+) -> None:
+    few = evaluator.compare([splits["train"].values[:50]], 0)
     assert few.floor_n == 50
-    assert few.floor["fd_classifier"] > judge.compare([splits["train"].values[:297]], 0).floor["fd_classifier"]
-    many = judge.compare([splits["train"].values.repeat(2, 1, 1, 1)], 0)
+    assert few.floor["fd_classifier"] > evaluator.compare([splits["train"].values[:297]], 0).floor["fd_classifier"]
+    many = evaluator.compare([splits["train"].values.repeat(2, 1, 1, 1)], 0)
     assert (many.n, many.floor_n) == (3000, 1500)
 
 
-def test_classes_are_counted(judge: Judge, splits: dict[str, Examples]) -> None:
-    told = judge.compare([splits["test"].values[:100]], 0).classifier
+def test_classes_are_counted(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
+    told = evaluator.compare([splits["test"].values[:100]], 0).classifier
     assert told is not None
     assert sum(told["classes"].values()) == 100
     assert list(told["classes"]) == [str(i) for i in range(10)]
@@ -65,20 +67,22 @@ def test_classes_are_counted(judge: Judge, splits: dict[str, Examples]) -> None:
 
 
 def test_what_is_seen_of_real_images_is_kept(
-    judge: Judge, splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
+    evaluator: SampleEvaluator, splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = splits["train"].values[:20]
-    first = judge.compare([samples], 0)
+    first = evaluator.compare([samples], 0)
     seen: list[int] = []
-    real = comparison._seen
-    monkeypatch.setattr(comparison, "_seen", lambda parts, *rest: seen.append(1) or real(parts, *rest))
-    assert judge.compare([samples], 0).metrics == first.metrics
+    real = comparison._extract_features
+    monkeypatch.setattr(comparison, "_extract_features", lambda parts, *rest: seen.append(1) or real(parts, *rest))
+    assert evaluator.compare([samples], 0).metrics == first.metrics
     assert len(seen) == 1  # the samples alone
 
 
-def test_few_samples_are_said(judge: Judge, splits: dict[str, Examples], caplog: pytest.LogCaptureFixture) -> None:
+def test_few_samples_are_said(
+    evaluator: SampleEvaluator, splits: dict[str, Examples], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
-        judge.compare([splits["train"].values[:20]], 0)
+        evaluator.compare([splits["train"].values[:20]], 0)
     assert "n=20 is few for fid" in caplog.text
     assert "kid" not in caplog.text
 
@@ -86,4 +90,4 @@ def test_few_samples_are_said(judge: Judge, splits: dict[str, Examples], caplog:
 def test_data_without_labels(splits: dict[str, Examples]) -> None:
     bare = {name: Examples(examples.values) for name, examples in splits.items()}
     with pytest.raises(UserError, match="features=classifier: these data have no labels"):
-        Judge(bare, "test", ["fid"], "classifier", CPU)
+        SampleEvaluator(bare, "test", ["fid"], "classifier", CPU)

@@ -13,7 +13,14 @@ from ddpm_cli.data.table import to_float
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation import fidelity
 from ddpm_cli.evaluation.classifier import Classifier, TrainedClassifier
-from ddpm_cli.evaluation.fidelity import OURS, extractors, interval, least_samples, measured, named
+from ddpm_cli.evaluation.fidelity import (
+    CLASSIFIER_EXTRACTOR,
+    bootstrap_interval,
+    compute_metric,
+    extractors,
+    min_samples,
+    rename_metrics,
+)
 
 CPU = torch.device("cpu")
 
@@ -31,28 +38,28 @@ def classifier() -> TrainedClassifier:
 
 def test_the_distance_of_gaussians_is_the_closed_form() -> None:
     """Of means 0 and 2 and deviations 1 and 3 in each of D dimensions: D (2^2 + (3 - 1)^2)."""
-    found = measured("fid", normal(200_000), normal(200_000, 2.0, 3.0, seed=1), 0)["fid"]
+    found = compute_metric("fid", normal(200_000), normal(200_000, 2.0, 3.0, seed=1), 0)["fid"]
     assert found == pytest.approx(3 * (4 + 4), rel=0.01)
 
 
 def test_the_kernel_distance_of_the_same_distribution_is_nought() -> None:
-    near = measured("kid", normal(1000), normal(1000, seed=1), 0)["kid"]
-    far = measured("kid", normal(1000), normal(1000, 1.0, seed=1), 0)["kid"]
+    near = compute_metric("kid", normal(1000), normal(1000, seed=1), 0)["kid"]
+    far = compute_metric("kid", normal(1000), normal(1000, 1.0, seed=1), 0)["kid"]
     assert abs(near) < 0.05 < 1 < far
 
 
 def test_the_inception_score_of_sure_and_even_predictions_is_the_number_of_classes() -> None:
     logits = 100 * torch.eye(5).repeat(200, 1)
-    assert measured("is", logits, logits, 0)["is"] == pytest.approx(5, rel=0.05)  # its splits are not quite even
-    assert measured("is", torch.zeros(1000, 5), logits, 0)["is"] == pytest.approx(1)
+    assert compute_metric("is", logits, logits, 0)["is"] == pytest.approx(5, rel=0.05)  # its splits are not quite even
+    assert compute_metric("is", torch.zeros(1000, 5), logits, 0)["is"] == pytest.approx(1)
 
 
 def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:
     two = torch.cat([normal(200), normal(200, 100.0, seed=1)])
-    one = measured("prc", normal(400, seed=2), two, 0)
+    one = compute_metric("prc", normal(400, seed=2), two, 0)
     assert one["precision"] > 0.9
     assert 0.4 < one["recall"] < 0.6  # half of the real ones are nowhere near
-    wrong = measured("prc", two, normal(400, seed=2), 0)
+    wrong = compute_metric("prc", two, normal(400, seed=2), 0)
     assert 0.4 < wrong["precision"] < 0.6
     assert wrong["recall"] > 0.9
 
@@ -62,16 +69,16 @@ def test_the_interval_holds_the_distance_and_tightens() -> None:
     widths = []
     for n in (50, 1000):
         samples = normal(n, 0.5)
-        low, high = interval(samples, reference, 0)
-        assert low < measured("fid", samples, reference, 0)["fid"] < high
+        low, high = bootstrap_interval(samples, reference, 0)
+        assert low < compute_metric("fid", samples, reference, 0)["fid"] < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
 
 
 def test_most_other_samples_of_the_size_fall_into_the_interval() -> None:
     reference = normal(5000, seed=99)
-    low, high = interval(normal(300, 0.5), reference, 0)
-    others = [measured("fid", normal(300, 0.5, seed=seed), reference, 0)["fid"] for seed in range(1, 41)]
+    low, high = bootstrap_interval(normal(300, 0.5), reference, 0)
+    others = [compute_metric("fid", normal(300, 0.5, seed=seed), reference, 0)["fid"] for seed in range(1, 41)]
     middle = torch.tensor(others).mean().item()
     spread = sorted(others)[37] - sorted(others)[2]
     assert high - low == pytest.approx(spread, rel=0.5)
@@ -80,8 +87,8 @@ def test_most_other_samples_of_the_size_fall_into_the_interval() -> None:
 
 def test_figures_of_the_classifier_are_never_called_fid() -> None:
     figures = {"fid": 1.0, "kid": 2.0, "kid_std": 0.1, "is": 3.0, "is_std": 0.2, "precision": 0.5, "recall": 0.4}
-    assert named(figures, "inception") == figures
-    assert named(figures, "classifier") == {
+    assert rename_metrics(figures, "inception") == figures
+    assert rename_metrics(figures, "classifier") == {
         "fd_classifier": 1.0,
         "kd_classifier": 2.0,
         "kd_classifier_std": 0.1,
@@ -110,14 +117,14 @@ def test_the_figures_are_those_of_torch_fidelity_itself(classifier: TrainedClass
     two = torch.randint(200, (80, 1, 12, 12), generator=generator, dtype=torch.uint8)
     theirs = calculate_metrics(
         input1=Images(one), input2=Images(two), cuda=False, batch_size=64, fid=True, kid=True, isc=True, prc=True,
-        kid_subset_size=60, feature_extractor=OURS, classifier=classifier, cache=False, verbose=False,
+        kid_subset_size=60, feature_extractor=CLASSIFIER_EXTRACTOR, classifier=classifier, cache=False, verbose=False,
         save_cpu_ram=True, rng_seed=5,
     )  # fmt: skip
     found = extractors(["fid", "kid", "is", "prc"], classifier, CPU)
     ours: dict[str, float] = {}
     for metric, extractor in found.items():
         layer = extractor.layers[metric]
-        ours |= measured(metric, extractor(one)[layer], extractor(two)[layer], 5)
+        ours |= compute_metric(metric, extractor(one)[layer], extractor(two)[layer], 5)
     assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-4)
@@ -160,12 +167,12 @@ def test_weights_that_cannot_be_had(metric: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_how_many_samples_are_enough() -> None:
-    assert least_samples("fid", "inception") == 10_000
-    assert least_samples("fid", "classifier") == 20 * fidelity.FEATURES
-    assert least_samples("kid", "inception") == 0  # it has no bias
+    assert min_samples("fid", "inception") == 10_000
+    assert min_samples("fid", "classifier") == 20 * fidelity.FEATURES
+    assert min_samples("kid", "inception") == 0  # it has no bias
 
 
 def test_extractors_are_made_by_torch_fidelity(classifier: TrainedClassifier) -> None:
-    made = create_feature_extractor(OURS, ["logits"], cuda=False, verbose=False, classifier=classifier)
+    made = create_feature_extractor(CLASSIFIER_EXTRACTOR, ["logits"], cuda=False, verbose=False, classifier=classifier)
     (logits,) = made(torch.zeros(2, 1, 9, 9, dtype=torch.uint8))
     assert logits.shape == (2, 4)

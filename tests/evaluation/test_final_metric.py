@@ -16,7 +16,7 @@ def evaluations(folder: Path | str) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("report", ["nll", "fd_classifier"])
 def test_it_is_what_ddpm_evaluate_says_of_the_same_run(report: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "LEAST_STEPS", 10)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 10)
     monkeypatch.setattr(classifier, "EPOCHS", 0)
     more = [*TINY, "schedule=cosine", "schedule.timesteps=8", "train.steps=2"]
     train_into(Path("run"), *more, f"train.report={report}", "train.report_n=12")

@@ -7,7 +7,7 @@ from ddpm_cli.evaluation.neighbours import nearest, neighbours_picture
 
 @pytest.mark.parametrize("at_once", [3, 8192])
 def test_a_copy_is_found(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "AT_ONCE", at_once)
+    monkeypatch.setattr(neighbours, "CHUNK_SIZE", at_once)
     train = torch.randint(256, (10, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     distances, places = nearest(train[[7, 2]], train, 4)
     assert places[:, 0].tolist() == [7, 2]

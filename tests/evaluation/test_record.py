@@ -26,7 +26,7 @@ def test_what_is_not_finite_is_null(value: float) -> None:
 
 def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     append({"a": 1}, tmp_path / "nowhere")
-    assert "evaluations.jsonl: cannot be added to (No such file or directory)" in caplog.text
+    assert "evaluations.jsonl: cannot be written (No such file or directory)" in caplog.text
 
 
 def test_which_run_a_checkpoint_is_of(tmp_path: Path) -> None:

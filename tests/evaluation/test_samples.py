@@ -10,7 +10,7 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError
-from ddpm_cli.evaluation.samples import Drawn, given
+from ddpm_cli.evaluation.samples import GeneratedSamples, read_images
 from ddpm_cli.images.png_gif import save_png, to_image, to_uint8
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from tests.conftest import a_sampler, composed
@@ -29,7 +29,7 @@ def generator(kind: type[Sampler] = Ddim, classes: int = 0, scale: float = 1.0) 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_images_do_not_depend_on_the_batches(batch_size: int) -> None:
-    drawn = list(Drawn(generator(), 5, 3, batch_size))
+    drawn = list(GeneratedSamples(generator(), 5, 3, batch_size))
     assert [len(part) for part in drawn] == {2: [2, 2, 1], 5: [5], 64: [5]}[batch_size]
     *_, last = generator().steps(3, [0] * 5, range(5))
     torch.testing.assert_close(torch.cat(drawn), to_uint8(last.x), rtol=0, atol=0)
@@ -41,14 +41,14 @@ def test_images_do_not_depend_on_the_batches(batch_size: int) -> None:
 )
 def test_calls_of_the_network_are_counted(kind: type[Sampler], classes: int, scale: float, nfe: int) -> None:
     """Heun's method asks twice at each step but the last; guidance asks with the class and without."""
-    drawn = Drawn(generator(kind, classes, scale), 5, 0, 2)
+    drawn = GeneratedSamples(generator(kind, classes, scale), 5, 0, 2)
     assert sum(map(len, drawn)) == 5
     assert drawn.nfe == nfe
 
 
 def test_classes_come_in_turn() -> None:
     """As ddpm-sample makes them: image i has class i modulo their number."""
-    of_three = torch.cat(list(Drawn(generator(classes=3), 4, 0, 64)))
+    of_three = torch.cat(list(GeneratedSamples(generator(classes=3), 4, 0, 64)))
     *_, last = generator(classes=3).steps(0, [0, 1, 2, 0], range(4))
     torch.testing.assert_close(of_three, to_uint8(last.x), rtol=0, atol=0)
 
@@ -61,13 +61,13 @@ def images() -> Tensor:
 def test_a_folder_of_images(tmp_path: Path, images: Tensor) -> None:
     for i, image in enumerate(images):
         save_png(to_image(image), tmp_path / f"{i:05d}.png")
-    torch.testing.assert_close(given(str(tmp_path), DIGITS, tmp_path / "cache"), images, rtol=0, atol=0)
+    torch.testing.assert_close(read_images(str(tmp_path), DIGITS, tmp_path / "cache"), images, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("key", ["images", "arr_0"])
 def test_an_npz_file(key: str, tmp_path: Path, images: Tensor) -> None:
     np.savez(tmp_path / "x.npz", **{key: images.permute(0, 2, 3, 1).numpy(), "labels": np.zeros(3)})
-    torch.testing.assert_close(given(str(tmp_path / "x.npz"), DIGITS, tmp_path), images, rtol=0, atol=0)
+    torch.testing.assert_close(read_images(str(tmp_path / "x.npz"), DIGITS, tmp_path), images, rtol=0, atol=0)
 
 
 def test_an_npz_file_of_other_images(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_an_npz_file_of_other_images(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"holds uint8 of \(3, 5, 4, 1\); for dataset=fashion_mnist must be uint8 of \(N"
     ):
-        given(str(file), DIGITS, tmp_path)
+        read_images(str(file), DIGITS, tmp_path)
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "pickle", "empty", "other"])
@@ -92,9 +92,9 @@ def test_no_samples(what: str, tmp_path: Path) -> None:
         case "empty":
             file.touch()
     with pytest.raises(UserError, match=r"samples=.*x.npz: must be a folder of images, or an npz file with them as"):
-        given(str(file), DIGITS, tmp_path)
+        read_images(str(file), DIGITS, tmp_path)
 
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^samples=.*: no images"):
-        given(str(tmp_path), DIGITS, tmp_path / "cache")
+        read_images(str(tmp_path), DIGITS, tmp_path / "cache")

@@ -5,7 +5,7 @@ import yaml
 
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import from_stored, to_stored, without_paths
-from ddpm_cli.export.model_card import card
+from ddpm_cli.export.model_card import model_card
 from ddpm_cli.export.run_record import PNG, Record
 from tests.conftest import TINY, TINY_POINTS, composed
 
@@ -29,25 +29,25 @@ def weights(*overrides: str, classes: tuple[str, ...] = (), step: int = 12, kind
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
     for form, library in {"safetensors": "ddpm-cli", "diffusers": "diffusers", "onnx": "onnx"}.items():
-        _, matter, _ = card(weights(), NOTHING, form).split("---\n", 2)
+        _, matter, _ = model_card(weights(), NOTHING, form).split("---\n", 2)
         fields = yaml.safe_load(matter)
         assert fields["library_name"] == library
         assert fields["pipeline_tag"] == "unconditional-image-generation"
         assert "ddpm" in fields["tags"]
     points = Weights(composed(*TINY_POINTS), [], 1, "ema", {})
-    assert "pipeline_tag" not in card(points, NOTHING, "onnx")
+    assert "pipeline_tag" not in model_card(points, NOTHING, "onnx")
 
 
 def test_what_was_measured_and_nothing_else() -> None:
-    text = card(weights(), Record([EVALUATION], 0.125, PNG), "safetensors")
+    text = model_card(weights(), Record([EVALUATION], 0.125, PNG), "safetensors")
     assert "| fd_classifier | 12.31 | 11.9 to 12.8 | 0.9 | n=2000, split=test, sampler=ddim, nfe=50 |" in text
     assert "| nll | 3.9 |  |  | n=2000, split=test, sampler=ddim, nfe=50 |" in text
-    assert "| loss at the end | 0.125, on what it was trained on |" in text
+    assert "| final training loss | 0.125 |" in text
     assert "(samples.png)" in text
-    bare = card(weights(), NOTHING, "safetensors")
-    assert "## Measured\n\nNothing; `ddpm-evaluate" in bare
+    bare = model_card(weights(), NOTHING, "safetensors")
+    assert "## Evaluation\n\nNone. Run `ddpm-evaluate" in bare
     assert "samples.png" not in bare
-    assert "loss at the end" not in bare
+    assert "final training loss" not in bare
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_what_was_measured_and_nothing_else() -> None:
     [{}, {"metrics": [1]}, {"metrics": {"nll": "low"}}, {"metrics": {"nll": 1.0}, "intervals": 3, "sampler": "ddim"}],
 )
 def test_odd_lines_do_no_harm(entry: dict[str, Any]) -> None:
-    assert "## Measured" in card(weights(), Record([entry], float("nan"), None), "safetensors")
+    assert "## Evaluation" in model_card(weights(), Record([entry], float("nan"), None), "safetensors")
 
 
 def test_names_of_folders_are_not_markup() -> None:
     names = ("cat|dog", "<script>", "a\nb", "![x](http://x)", "y" * 100)
-    text = card(weights("conditioning=class", classes=names), NOTHING, "safetensors")
-    (row,) = (line for line in text.splitlines() if line.startswith("| classes it is told"))
+    text = model_card(weights("conditioning=class", classes=names), NOTHING, "safetensors")
+    (row,) = (line for line in text.splitlines() if line.startswith("| classes"))
     assert row.count("|") == 3
     assert "<script>" not in row
     assert "![x]" not in row
@@ -70,7 +70,7 @@ def test_names_of_folders_are_not_markup() -> None:
 
 def test_the_settings_are_those_of_the_run() -> None:
     config = from_stored(to_stored(weights().config))
-    text = card(Weights(config, [], 12, "ema", {}), NOTHING, "safetensors")
+    text = model_card(Weights(config, [], 12, "ema", {}), NOTHING, "safetensors")
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     again = from_stored(without_paths(settings) | {"device": "cpu", "compile": None})
     assert again == config
@@ -91,14 +91,14 @@ def test_the_settings_are_those_of_the_run() -> None:
     ],
 )
 def test_how_to_use_it(form: str, overrides: tuple[str, ...], classes: tuple[str, ...], lines: list[str]) -> None:
-    text = card(weights(*overrides, classes=classes), NOTHING, form)
+    text = model_card(weights(*overrides, classes=classes), NOTHING, form)
     assert all(line in text for line in lines)
 
 
 def test_other_weights_and_other_origins_are_said() -> None:
-    text = card(weights(kind="model"), NOTHING, "safetensors")
+    text = model_card(weights(kind="model"), NOTHING, "safetensors")
     assert "ddpm-sample ckpt=model.safetensors n=64 weights=model" in text
     assert 'load("model.safetensors", weights="model")' in text
-    foreign = card(weights(step=0), NOTHING, "onnx")
-    assert "it is untrained, or came from elsewhere" in foreign
+    foreign = model_card(weights(step=0), NOTHING, "onnx")
+    assert "it is untrained or was imported" in foreign
     assert "learning rate" not in foreign

@@ -149,7 +149,7 @@ def test_what_is_exported_comes_back(tmp_path: Path) -> None:
 
 def test_the_scheduler_s_defaults_are_theirs() -> None:
     theirs = {key: value for key, value in DDPMScheduler().config.items() if not key.startswith("_")}
-    assert {key: value for key, value in ddpm_scheduler.THEIRS.items() if not key.startswith("_")} == theirs
+    assert {key: value for key, value in ddpm_scheduler.DEFAULTS.items() if not key.startswith("_")} == theirs
 
 
 def test_dynamic_thresholds_are_not_quite_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -162,7 +162,7 @@ def test_dynamic_thresholds_are_not_quite_the_same(caplog: pytest.LogCaptureFixt
     ("change", "named"),
     [
         ({"_class_name": "PNDMScheduler"}, "_class_name=PNDMScheduler: must be DDPMScheduler"),
-        ({"skip_prk_steps": True}, "skip_prk_steps: no setting of a DDPMScheduler that is known here"),
+        ({"skip_prk_steps": True}, "skip_prk_steps: not a supported setting of a DDPMScheduler"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas=[0.1, 0.2]: must be None"),
         ({"beta_schedule": "laplace"}, "beta_schedule=laplace: must be linear, scaled_linear, sigmoid or"),
         ({"variance_type": "learned"}, "variance_type=learned: must be fixed_small, fixed_small_log, fixed_large or"),
@@ -187,7 +187,9 @@ def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
     a_pipeline(tmp_path, flat=False)
     weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(UserError, match=r"no unet/diffusion_pytorch_model.safetensors; a .bin is not read, for it may"):
+    with pytest.raises(
+        UserError, match=r"no unet/diffusion_pytorch_model.safetensors; a .bin is not read, because it may"
+    ):
         read_pipeline("path", tmp_path)
     (tmp_path / "scheduler/scheduler_config.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"scheduler_config.json: not settings of the diffusers library"):

@@ -87,7 +87,7 @@ def test_the_same_output_of_theirs(overrides: list[str]) -> None:
 
 def test_the_defaults_are_theirs() -> None:
     theirs = {key: value for key, value in UNet2DModel().config.items() if not key.startswith("_")}
-    ours = {key: value for key, value in unet2d.THEIRS.items() if not key.startswith("_")}
+    ours = {key: value for key, value in unet2d.DEFAULTS.items() if not key.startswith("_")}
     assert ours == {key: list(value) if isinstance(value, tuple) else value for key, value in theirs.items()}
 
 
@@ -138,7 +138,7 @@ def test_networks_without_a_counterpart(overrides: list[str], named: str) -> Non
     ("change", "named"),
     [
         ({"_class_name": "UNet2DConditionModel"}, "_class_name=UNet2DConditionModel: must be UNet2DModel"),
-        ({"cross_attention_dim": 8}, "cross_attention_dim: no setting of a UNet2DModel that is known here"),
+        ({"cross_attention_dim": 8}, "cross_attention_dim: not a supported setting of a UNet2DModel"),
         ({"freq_shift": 0}, "freq_shift=0: must be 1"),
         ({"flip_sin_to_cos": True}, "flip_sin_to_cos=True: must be False"),
         ({"downsample_padding": 1}, "downsample_padding=1: must be 0"),
@@ -146,7 +146,10 @@ def test_networks_without_a_counterpart(overrides: list[str], named: str) -> Non
         ({"act_fn": "relu"}, "act_fn=relu: must be silu"),
         ({"num_class_embeds": 10}, "num_class_embeds=10: must be None"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type=fourier: must be positional"),
-        ({"attention_head_dim": 96}, "attention_head_dim=96: must leave every attended level as many heads"),
+        (
+            {"attention_head_dim": 96},
+            "attention_head_dim=96: must give all levels with attention the same number of heads",
+        ),
         ({"block_out_channels": [128, 200, 256, 256]}, "block_out_channels=[128, 200, 256, 256]: must be multiples"),
         ({"down_block_types": ["SkipDownBlock2D"] * 4}, "down_block_types=SkipDownBlock2D: must be DownBlock2D or"),
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types=['UpBlock2D', 'UpBlock2D', 'UpBlock2D', 'UpBlock2D']"),

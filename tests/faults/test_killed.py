@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddpm_cli.checkpoints.format import load_checkpoint
-from ddpm_cli.checkpoints.run_checkpoints import newest_sound
+from ddpm_cli.checkpoints.run_checkpoints import newest_valid_checkpoint
 from tests.faults.processes import Process, assert_same_run, partials, running, trained
 
 KNOBS = [
@@ -65,5 +65,5 @@ def _killed(process: Process, folder: Path, moment: random.Random, in_a_write: b
 
 def _assert_there_is_a_checkpoint(folder: Path) -> None:
     """Whole, by its own name and as last.pt."""
-    newest_sound("resume", folder)
+    newest_valid_checkpoint("resume", folder)
     load_checkpoint("ckpt", folder / "checkpoints" / "last.pt")

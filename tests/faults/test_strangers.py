@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import ddpm_cli
-from ddpm_cli.checkpoints.checksum import MAX_PICKLE, seal
+from ddpm_cli.checkpoints.checksum import MAX_PICKLE, append_checksum
 from ddpm_cli.checkpoints.loading import weights_like
 from ddpm_cli.checkpoints.run_folder import FOLDERS, OURS
 from ddpm_cli.checkpoints.stored_config import from_stored
@@ -198,7 +198,7 @@ def changed(sound: Path, new: Path, end: str, content: bytes, name: str | None =
     """`sound` with other content, and maybe another name, of the entry whose name ends so."""
     old = entries(sound)
     packed(new, {name or key if key.endswith(end) else key: content if key.endswith(end) else old[key] for key in old})
-    seal(new)
+    append_checksum(new)
 
 
 def deflated_zeros() -> bytes:
@@ -214,7 +214,7 @@ def pack_bomb(sound: Path, new: Path) -> None:
 
 def zip_bomb(sound: Path, new: Path) -> None:
     pack_bomb(sound, new)
-    seal(new)
+    append_checksum(new)
 
 
 def two_lists_of_entries(sound: Path, new: Path) -> None:
@@ -226,7 +226,7 @@ def two_lists_of_entries(sound: Path, new: Path) -> None:
     packed(new, {key: own + missing * key.endswith("/data/0") for key, own in entries(sound).items()})
     outside = new.read_bytes()
     new.write_bytes(inside[:-22] + outside[:-22] + inside[-22:])
-    seal(new)
+    append_checksum(new)
 
 
 def tensors_out_of_the_file(sound: Path, new: Path) -> None:
@@ -236,7 +236,7 @@ def tensors_out_of_the_file(sound: Path, new: Path) -> None:
     torch.save(state | {"ema": far}, new)
     content = {name: own[:64] if len(own) == 4 * 10**5 else own for name, own in entries(new).items()}
     packed(new, content)
-    seal(new)
+    append_checksum(new)
 
 
 def many_lists(sound: Path, new: Path) -> None:
@@ -246,7 +246,10 @@ def many_lists(sound: Path, new: Path) -> None:
 
 FILES: dict[str, Callable[[Path, Path], Any]] = {
     "a pickle": lambda _, new: new.write_bytes(b"cposix\nsystem\n(S'touch canary'\ntR."),
-    "a pickle, sealed": lambda _, new: (new.write_bytes(b"cposix\nsystem\n(S'touch canary'\ntR.\0\0"), seal(new)),
+    "a pickle, sealed": lambda _, new: (
+        new.write_bytes(b"cposix\nsystem\n(S'touch canary'\ntR.\0\0"),
+        append_checksum(new),
+    ),
     "text": lambda _, new: new.write_text("hello"),
     "empty": lambda _, new: new.touch(),
     "not sealed": lambda sound, new: torch.save(torch.load(sound, weights_only=True), new),

@@ -142,7 +142,7 @@ def test_the_table(browser: Page, sweep: Path) -> None:
     assert browser.column("steps") == ["40", "40", "40", "20 of 40"]
     assert browser.texts(".state") == ["unfinished"]
     assert browser.texts("td.best") == ["0.4000", "8.500"]  # by rows: the highest recall, the lowest fid
-    assert browser.texts("nav a") == ["Runs", "Loss", "Sweep", "Samples", "Denoising", "Repeat"]
+    assert browser.texts("nav a") == ["Runs", "Loss", "Sweep", "Samples", "Denoising", "Reproduce"]
 
 
 def test_sorting_by_mouse_and_keyboard(browser: Page, sweep: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_command_is_copied(browser: Page, sweep: Path) -> None:
     assert browser.texts("#commands code")[1] == "ddpm-train schedule=linear loss=l2"
     browser.js("arguments[0].scrollIntoView({block: 'center'})", browser.find("#commands li:nth-child(2) button"))
     browser.find("#commands li:nth-child(2) button").click()
-    assert browser.find("#announce").get_attribute("textContent") == "the command of run 1 is copied"
+    assert browser.find("#announce").get_attribute("textContent") == "copied the command of run 1"
     browser.find("#filter").send_keys(Keys.CONTROL, "v")
     assert browser.find("#filter").get_attribute("value") == "ddpm-train schedule=linear loss=l2"
 
@@ -330,7 +330,7 @@ def test_a_lonely_run_without_anything(browser: Page, tmp_path: Path, losses: li
     browser.open(report(tmp_path, tmp_path / "report.html"))
     assert browser.names() == ["it"]
     finite = any(map(math.isfinite, losses))
-    assert browser.texts("nav a") == (["Runs", "Loss", "Repeat"] if finite else ["Runs", "Repeat"])
+    assert browser.texts("nav a") == (["Runs", "Loss", "Reproduce"] if finite else ["Runs", "Reproduce"])
     diverged = bool(losses) and not math.isfinite(losses[-1])
     assert browser.texts(".state") == ["diverged" if diverged else "unfinished"]
     assert browser.column("final loss") == ["0.5000" if losses == [0.5] else "nan" if diverged else NONE]
@@ -342,7 +342,7 @@ def test_metrics_measured_otherwise_are_said(browser: Page, tmp_path: Path) -> N
         line = {"metrics": {"fid": 3.0 + i}, "n": n, "intervals": {"fid": [2, 5]}}
         (a_run(tmp_path / str(i)) / "evaluations.jsonl").write_text(json.dumps(line))
     browser.open(report(tmp_path, tmp_path / "report.html"))
-    assert browser.texts("#unlike li") == ["fid: not measured alike in all runs, but by n=100 or n=200"]
+    assert browser.texts("#unlike li") == ["fid: not measured with the same settings in all runs: n=100 or n=200"]
     assert browser.texts("td small") == ["2.000 to 5.000"] * 2
 
 

@@ -91,7 +91,7 @@ def test_runs_are_found_at_any_depth_once_and_in_the_order_of_their_numbers(tmp_
 def test_nothing_to_find(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such folder"):
         find_runs(["nowhere"])
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         find_runs([str(tmp_path)])
     with pytest.raises(UserError, match="cannot be read"):
         find_runs(["x" * 5000])

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_cli.report.runs import Run, find_runs
-from ddpm_cli.report.table import command_of, csv_of, differing, higher_is_better, is_table, metrics_of, swept, unlike
+from ddpm_cli.report.table import (
+    command_of,
+    csv_of,
+    differing,
+    higher_is_better,
+    is_table,
+    measured_differently,
+    metrics_of,
+    swept,
+)
 from tests.report.folders import a_run, evaluate
 
 
@@ -68,7 +77,7 @@ def test_metrics_that_were_not_measured_alike(tmp_path: Path) -> None:
     evaluate(a_run(tmp_path / "0", scores={"nll": 1}), fid=3.0, kid=1.0)
     evaluate(a_run(tmp_path / "1", scores={"nll": 2}), {"n": 7, "nfe": 5}, fid=2.0, kid=1.0)
     a_run(tmp_path / "2")
-    assert unlike(find_runs([str(tmp_path)])) == {"fid, kid": ["n=100, nfe=?", "n=7, nfe=5"]}
+    assert measured_differently(find_runs([str(tmp_path)])) == {"fid, kid": ["n=100, nfe=?", "n=7, nfe=5"]}
 
 
 def test_the_command_repeats_the_run_elsewhere(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,18 @@ def points(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in shown(folder).Scalars(tag)]
 
 
-def records(run: Path) -> Iterator[Record]:
-    """The records in the only .wandb file of a folder: a log as LevelDB writes it, after seven bytes of wandb's own."""
+def records(run: Path) -> list[Record]:
+    """The records in the only .wandb file of a folder, once the process that writes it has written the last one."""
+    deadline = time.monotonic() + 20
+    while True:
+        found = list(_records(run))
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def _records(run: Path) -> Iterator[Record]:
+    """The records written so far: a log as LevelDB writes it, after seven bytes of wandb's own."""
     (file,) = run.glob("*.wandb")
     content, at, parts = file.read_bytes(), 7, b""
     while at + 7 <= len(content):
@@ -273,7 +284,7 @@ def test_an_evaluation_that_no_logger_takes_is_noted_all_the_same(
     with caplog.at_level(logging.WARNING):
         append(RECORD, tmp_path)
     assert json.loads((tmp_path / "evaluations.jsonl").read_text()) == RECORD
-    assert "tensorboard: is not told of this evaluation (FileExistsError" in caplog.text
+    assert "tensorboard: did not receive this evaluation (FileExistsError" in caplog.text
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.training.summary_table import flops_of, start_table
+from ddpm_cli.training.summary_table import count_flops, start_table
 from tests.conftest import TINY, TINY_POINTS, composed
 from tests.training.test_trainer import trainer_of
 
@@ -29,8 +29,8 @@ def test_operations_of_convolutions_are_those_of_the_formula() -> None:
     with torch.device("meta"):
         network = Convolutions()
     wanted = 2 * 3 * 5 * 3 * 3 * 12 * 16 + 2 * 5 * 2 * 5 * 5 * 6 * 8
-    assert flops_of(network, (3, 12, 16), told=False) == wanted
-    assert flops_of(network, (3, 12, 16), told=True) == wanted + 2 * 7 * 2
+    assert count_flops(network, (3, 12, 16), conditional=False) == wanted
+    assert count_flops(network, (3, 12, 16), conditional=True) == wanted + 2 * 7 * 2
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_it_says_what_is_trained_on_what(overrides: list[str], lines: dict[str, 
     assert table | lines == table
     count = sum(parameter.numel() for parameter in trainer.network.parameters())
     assert f"{count / 1e6:.2f}M parameters" in table["network"]
-    assert ("is told 10 classes" in table["network"]) == ("conditioning=class" in overrides)
+    assert ("conditioned on 10 classes" in table["network"]) == ("conditioning=class" in overrides)
 
 
 @pytest.mark.parametrize("more", ["model.self_condition=true", "variance=learned_range", "conditioning=class"])
