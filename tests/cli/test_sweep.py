@@ -202,7 +202,10 @@ def test_without_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["-m", "--cfg", "job"], "-m: cannot be combined with --cfg or --info, which show the config of one job; leave it out"),
+        (
+            ["-m", "--cfg", "job"],
+            "-m: cannot be combined with --cfg or --info, which show the config of one job; leave it out",
+        ),
         (["sweep.resume=nowhere", "-m"], "sweep.resume=nowhere: no such folder; name that of a sweep"),
         (["sweep.resume=."], "sweep.resume=.: goes on with a sweep; add -m and what was swept"),
         (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr or schedules_losses"),
