@@ -1,9 +1,10 @@
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from ddpm_cli.files import NoRoom, amount, atomic, remove_partials
+from ddpm_cli.files import NoRoom, amount, atomic, remove_partials, write
 
 
 def test_the_file_appears_whole(tmp_path: Path) -> None:
@@ -57,3 +58,12 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     remove_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".kept", "checkpoints", "kept.tmp"]
+
+
+def test_a_file_is_flushed_to_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power failure could leave the new name with no content."""
+    path, flushed = tmp_path / "file", []
+    monkeypatch.setattr(os, "fsync", lambda number: flushed.append(path.exists()))
+    write(path, b"content")
+    assert flushed == [False]
+    assert path.read_bytes() == b"content"

@@ -161,3 +161,23 @@ def test_annotated_is_what_the_text_trains() -> None:
     assert (config.train.optimizer, config.train.lr, config.train.batch_size) == ("adam", 1e-3, 128)
     assert (config.train.epochs, config.train.steps) == (6, None)
     assert replace(config.model, self_condition=True).self_condition
+
+
+def test_the_defaults_of_training() -> None:
+    """Published figures are of these; a change has to be meant."""
+    config = composed()
+    train = config.train
+    assert (config.dataset.name, config.schedule.name, config.loss.name, config.sampler.name) == (
+        "fashion_mnist", "cosine", "l2", "dpmpp_2m",
+    )  # fmt: skip
+    assert (config.prediction, config.variance, config.guidance_scale, config.compile) == (
+        "v",
+        "fixed_small",
+        1.0,
+        None,
+    )
+    assert (train.steps, train.batch_size, train.accumulate, train.seed, train.samples) == (20_000, 128, 1, 0, 64)
+    assert (train.optimizer, train.lr, train.betas, train.weight_decay) == ("muon", 1e-3, [0.9, 0.999], 0.0)
+    assert (train.warmup_steps, train.lr_decay, train.grad_clip) == (500, "constant", 1.0)
+    assert (train.ema_decay, train.ema_warmup, train.ema_start) == (0.999, True, 0)
+    assert (train.log_every, train.milestone_every, train.max_bad_steps) == (50, 1000, 10)
