@@ -31,6 +31,13 @@ SMALL = {
         "model.multipliers=[1,2]",
         "model.attention=[none,full]",
     ],
+    "cifar10_fast": [
+        "dataset.image_size=16",
+        "model.width=16",
+        "model.groups=8",
+        "model.multipliers=[1,2]",
+        "model.attention=[none,full]",
+    ],
     "improved": [
         "dataset.image_size=16",
         "model.width=16",

@@ -45,13 +45,32 @@ class Embedding(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm, computed in the type of its parameters whatever x is.
+    """Group norm (Wu & He 2018, arXiv:1803.08494), computed in the dtype of its parameters, float32, for every x.
 
-    In float32, then, where x is bf16: in channels_last on a CPU, torch's bf16 takes three times as long.
+    On a CPU, torch's own bf16 group norm takes three times as long in channels_last. Compiled for CUDA, torch's group
+    norm would copy channels_last inputs to another layout and back; `group_norm_by_channel` does not.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        full = x.to(self.weight.dtype)
+        if x.is_cuda and torch.compiler.is_compiling():
+            return group_norm_by_channel(full, self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+        return super().forward(full).to(x.dtype)
+
+
+def group_norm_by_channel(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return the group norm of x (B, C, H, W) from the mean and variance of each channel.
+
+    The reductions run over the pixels of a channel, which suits channels_last. The variance of a group is the mean of
+    the variances of its channels plus the variance of their means.
+    """
+    var, mean = torch.var_mean(x, dim=(2, 3), correction=0)  # (B, C)
+    by_group = mean.unflatten(1, (groups, -1))  # (B, groups, C / groups)
+    var_of_means, group_mean = torch.var_mean(by_group, dim=2, correction=0, keepdim=True)
+    group_var = var.unflatten(1, (groups, -1)).mean(dim=2, keepdim=True) + var_of_means
+    scale = ((group_var + eps).rsqrt().expand_as(by_group)).flatten(1) * weight
+    shift = bias - group_mean.expand_as(by_group).flatten(1) * scale
+    return x * scale[:, :, None, None] + shift[:, :, None, None]
 
 
 class WeightStandardizedConv2d(nn.Conv2d):

@@ -1,5 +1,8 @@
 """Build the network and the denoiser that a training config describes."""
 
+from collections.abc import Hashable
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +10,8 @@ from ddpm_cli.config import ClassLabels, TrainConfig
 from ddpm_cli.diffusion.denoiser import Denoiser, Network
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.distributed import collectives
+from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.models import build_network
 
 UNBOUNDED = 4.0
@@ -38,3 +43,24 @@ def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -
             return network(x, t, y)
 
     return call
+
+
+def with_cuda_graphs(denoiser: Denoiser, device: torch.device) -> Denoiser:
+    """Return the denoiser with a network that is replayed as a CUDA graph, one for each shape of its inputs.
+
+    For inference only. Other devices have no such graphs, and the collectives of several processes are not captured:
+    there the denoiser is returned as it is.
+    """
+    if device.type != "cuda" or collectives.world_size() > 1:
+        return denoiser
+    network = denoiser.network
+
+    def run(variant: Hashable, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor]:
+        return (network(x, t, y),)
+
+    graphs = CudaGraphs(run)
+
+    def call(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        return graphs((x.shape, x.dtype, t.dtype, y is None), (x, t, y))[0]
+
+    return replace(denoiser, network=call)

@@ -17,6 +17,7 @@ from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.sampling import Guidance, sample
 from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Failure, UserError
+from ddpm_cli.sampling.build import with_cuda_graphs
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -101,7 +102,7 @@ def generator_of(
             "trained with it, and they for it"
         )
     warn_of_few_steps(sampler, variance, own.schedule.timesteps)
-    denoiser = replace(trained.denoiser, variance=variance)
+    denoiser = with_cuda_graphs(replace(trained.denoiser, variance=variance), trained.device)
     return SampleGenerator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 

@@ -14,13 +14,13 @@ from ddpm_cli.diffusion.guidance import hide_labels
 from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
 from ddpm_cli.distributed import collectives
+from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.distributed.devices import resolve_precision, should_compile
 from ddpm_cli.distributed.sharding import gradient_sync, replicate_like, shard_like, unshard, wrap_distributed
-from ddpm_cli.sampling.build import build_denoiser, network_of
+from ddpm_cli.sampling.build import build_denoiser, network_of, with_cuda_graphs
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from ddpm_cli.training.step_graph import StepGraph
 
 SCALER_MOVES = ("scale", "_growth_tracker")
 """Keys of the state of a gradient scaler that change while training."""
@@ -64,17 +64,17 @@ class Trainer:
         )
         self.timestep_sampler = build_timestep_sampler(config.timestep_sampler, config.schedule.timesteps, device)
         self.generator = SampleGenerator(
-            build_denoiser(config, self.ema.network, device, self.dtype),
+            with_cuda_graphs(build_denoiser(config, self.ema.network, device, self.dtype), device),
             config.sampler,
             config.dataset.shape,
             device,
             len(self.classes),
             config.guidance_scale,
         )
-        if should_compile(config.compile, device, self.steps):
+        if should_compile(config.compile, device, self.steps * config.train.batch_size):
             self.wrapped.compile()  # in place, so that names in checkpoints stay clean
         # Collectives are not captured, so several processes launch their kernels one by one.
-        self._graph = StepGraph(self._optimize) if device.type == "cuda" and collectives.world_size() == 1 else None
+        self._graph = CudaGraphs(self._optimize) if device.type == "cuda" and collectives.world_size() == 1 else None
 
     @property
     def steps(self) -> int:

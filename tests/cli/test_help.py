@@ -30,7 +30,7 @@ def test_help_lists_every_option(run: Run) -> None:
         "weighting        min_snr none p2",
         "timestep_sampler loss_second_moment uniform",
         "conditioning     class none",
-        "experiment       annotated cifar10_conditional conv_fashion_mnist improved quickstart swiss_roll",
+        "experiment       annotated cifar10_conditional cifar10_fast conv_fashion_mnist improved quickstart swiss_roll",
     ]:
         assert line in out
     assert "sampler          ddim ddpm" in run("sample", "--help").out

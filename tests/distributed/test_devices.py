@@ -138,21 +138,21 @@ def test_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "device", "steps", "compiles"),
+    ("choice", "device", "images", "compiles"),
     [
-        (None, "cpu", 10**6, False),
-        (None, "cuda", 750, False),  # over before the kernels would be compiled
-        (None, "cuda", 20_000, True),
+        (None, "cpu", 10**9, False),
+        (None, "cuda", 750 * 64, False),  # over before the kernels would be compiled
+        (None, "cuda", 20_000 * 128, True),
         (True, "cuda", 1, True),
         (True, "cpu", 1, True),
-        (False, "cuda", 10**6, False),
+        (False, "cuda", 10**9, False),
     ],
 )
 def test_when_the_network_is_compiled(
-    choice: bool | None, device: str, steps: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
+    choice: bool | None, device: str, images: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "_missing_for_compile", lambda device: None)
-    assert should_compile(choice, torch.device(device), steps) == compiles
+    assert should_compile(choice, torch.device(device), images) == compiles
 
 
 def test_a_machine_that_cannot_compile_trains_without(
@@ -168,14 +168,14 @@ def test_a_machine_that_cannot_compile_trains_without(
     with pytest.raises(UserError, match=r"compile=true: torch.compile needs the header files of Python .* here"):
         should_compile(True, cuda, 1)
     (headers / "Python.h").touch()
-    assert should_compile(None, cuda, 10**5)
+    assert should_compile(None, cuda, 10**7)
     for name, replacement, missing in (
         ("which", lambda name: None, "a C compiler"),
         ("has_triton_package", lambda: False, "the package triton"),
     ):
         monkeypatch.setattr(devices.shutil if name == "which" else torch.utils._triton, name, replacement)
-        assert not should_compile(None, cuda, 10**5)
+        assert not should_compile(None, cuda, 10**7)
         assert missing in caplog.messages[-1]
     capability[0] = (6, 1)
-    assert not should_compile(None, cuda, 10**5)
+    assert not should_compile(None, cuda, 10**7)
     assert "compute capability 7.0" in caplog.messages[-1]

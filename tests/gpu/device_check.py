@@ -434,7 +434,9 @@ def fp16():
 
 
 def samplers():
-    """Every sampler; image i whatever is drawn beside it; the device against the CPU; fp32 and bf16."""
+    """Every sampler; image i whatever is drawn beside it; the device against the CPU; fp32 and bf16; CUDA graphs."""
+    from dataclasses import replace
+
     import torch
 
     from ddpm_cli.checkpoints.loading import load_trained
@@ -447,10 +449,13 @@ def samplers():
     on = {p: load_trained(str(WORK / "for_samplers"), "ema", device_name(), p) for p in ("fp32", "bf16")}
     cpu = load_trained(str(WORK / "for_samplers"), "ema", "cpu", "fp32")
 
-    def drawn(trained, sampler, images):
+    def drawn(trained, sampler, images, graphs=True):
         config = composed(f"sampler={sampler}", "sampler.steps=10").sampler
+        generator = generator_of(trained, config, None, None)
+        if not graphs:
+            generator = replace(generator, denoiser=trained.denoiser)
         x = torch.empty(0)
-        for step in generator_of(trained, config, None, None).steps(0, [0] * n, images):
+        for step in generator.steps(0, [0] * n, images):
             x = step.x
         return x.float().cpu()
 
@@ -464,6 +469,10 @@ def samplers():
             "levels_at_most": int(levels.max()),
             "cpu": float(f"{relative(together, drawn(cpu, sampler, range(n))):.2g}"),
             "bf16": float(f"{relative(drawn(on['bf16'], sampler, range(n)), together):.2g}"),
+            "graph_same_bits": all(
+                torch.equal(drawn(one, sampler, range(n)), drawn(one, sampler, range(n), graphs=False))
+                for one in on.values()
+            ),
         }
         assert together.isfinite().all() and found[sampler]["batch_of_2"] < 0.05, found
     return found
@@ -723,6 +732,7 @@ TIMED = {
     "cifar_muon": ([*CIFAR, "train.optimizer=muon"], 128),
     "cifar_512": (CIFAR, 512),
     "improved": (["experiment=improved"], 128),
+    "fast": (["experiment=cifar10_fast"], 512),
 }
 
 
@@ -804,23 +814,22 @@ def time_step(name, compile):
 
 
 SAMPLED = {"small": [], "cifar": ["model=ddpm_cifar10", "dataset=cifar10", "prediction=eps"]}
-KINDS = {"fp32 as is": ("float32", False), "bf16 as is": ("bfloat16", False)}
+KINDS = {"bf16 eager": False, "bf16 graph": True}
 
 
 def ms_of_a_call(name, kind, sampler, batch_size):
     """Milliseconds of a step of a sampler that calls the network once."""
     import torch
 
-    from ddpm_cli.sampling.build import build_denoiser, network_of
+    from ddpm_cli.sampling.build import build_denoiser, network_of, with_cuda_graphs
     from ddpm_cli.sampling.sample_generator import SampleGenerator
 
-    device, (dtype, compile), steps = torch.device(device_name()), KINDS[kind], 3 if TINY else 10
+    device, steps = torch.device(device_name()), 3 if TINY else 20
     config = composed(*sized([*SAMPLED[name], f"sampler={sampler}"]), f"sampler.steps={steps}")
-    network = network_of(config, []).to(device).eval().requires_grad_(False)
-    if compile:
-        network = network.to(memory_format=torch.channels_last)
-        network.compile()
-    denoiser = build_denoiser(config, network, device, getattr(torch, dtype))
+    network = network_of(config, []).to(device=device, memory_format=torch.channels_last)
+    denoiser = build_denoiser(config, network.eval().requires_grad_(False), device, torch.bfloat16)
+    if KINDS[kind]:
+        denoiser = with_cuda_graphs(denoiser, device)
     generator = SampleGenerator(denoiser, config.sampler, config.dataset.shape, device)
     for _ in range(2):  # the second one counts
         sync()
@@ -832,18 +841,12 @@ def ms_of_a_call(name, kind, sampler, batch_size):
     return round(seconds / steps * 1000, 2)
 
 
-def warm_sampling():
-    return {name: ms_of_a_call(name, "bf16 compiled", "dpmpp_2m", 2 if TINY else 512) for name in SAMPLED}
-
-
 def time_sampling(name):
-    """A call of the network as ddpm-sample makes it, and as it might; ddpm, beside dpmpp_2m, draws noise on the CPU."""
+    """Milliseconds of a call of the network; ddpm, beside dpmpp_2m, draws noise on the CPU."""
     found = {}
     for kind in KINDS:
         for batch_size in (2,) if TINY else (64, 512):
             for sampler in ("dpmpp_2m", "ddpm"):
-                if "compiled" in kind and not TINY and (batch_size == 64 or sampler == "ddpm"):
-                    continue  # each would be a compilation more
                 found[f"{kind} {sampler} {batch_size}"] = ms_of_a_call(name, kind, sampler, batch_size)
     return found
 
@@ -895,39 +898,16 @@ def time_milestone(name):
 # ---------------------------------------------------------------------- experiments: what would make it faster, roughly
 
 
-def channels_last_group_norm():
-    """Group norm in two stages, each along the channels as they lie in memory: by channel, then by group."""
-    from ddpm_cli.models.layers import GroupNorm
-
-    def forward(self, x):
-        b, c, groups = x.shape[0], x.shape[1], self.num_groups
-        f = x.float()
-        mean, square = f.mean((2, 3)), f.square().mean((2, 3))
-        mean_g = mean.view(b, groups, -1).mean(-1, keepdim=True)
-        var_g = square.view(b, groups, -1).mean(-1, keepdim=True) - mean_g.square()
-        rstd = (var_g.clamp(min=0) + self.eps).rsqrt()
-        scale = rstd.expand(b, groups, c // groups).reshape(b, c) * self.weight
-        shift = self.bias - mean_g.expand(b, groups, c // groups).reshape(b, c) * scale
-        return (f * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
-
-    GroupNorm.forward = forward
-
-
 STEPS = [  # network and batch, compiled, what is otherwise
+    ("fast", True, ""),
+    ("fast", True, "torch's norm"),
+    ("cifar_adam", True, ""),
+    ("cifar_512", True, ""),
     ("small_muon", False, ""),
     ("quickstart", False, ""),
     ("cifar_adam", False, ""),
     ("small_muon", True, ""),
-    ("cifar_adam", True, ""),
-    ("small_muon", False, "norm"),
-    ("cifar_512", True, ""),
-    ("cifar_adam", False, "norm"),
-    ("small_adam", False, ""),
-    ("cifar_adam", True, "norm"),
-    ("cifar_512", True, "norm"),
-    ("small_muon", True, "norm"),
     ("cifar_muon", False, ""),
-    ("cifar_adam", False, "benchmark"),
 ]
 
 
@@ -939,6 +919,9 @@ def time_steps():
 
     from ddpm_cli.models.layers import GroupNorm
 
+    def torchs_norm(self, x):
+        return torch.nn.GroupNorm.forward(self, x.to(self.weight.dtype)).to(x.dtype)
+
     found, own_norm = {}, GroupNorm.forward
     for name, compile, what in STEPS:
         begun = time.perf_counter()
@@ -946,9 +929,8 @@ def time_steps():
         try:
             torch._dynamo.reset()
             GroupNorm.forward = own_norm
-            torch.backends.cudnn.benchmark = what == "benchmark"
-            if what == "norm":
-                channels_last_group_norm()
+            if what:
+                GroupNorm.forward = torchs_norm
             trainer = trainer_of(overrides, batch_size, compile)
             size = trainer.config.train.batch_size
             flops = GFLOP.get(name.split("_")[0], 0) * 1e9 * size
@@ -973,8 +955,8 @@ def time_steps():
 
 # name: (function, its arguments, seconds at most). The first ones go side by side, the others one by one.
 SIDE_BY_SIDE = {
-    "warm_cifar_adam": (warm, ("cifar_adam",), 200),
-    "warm_small": (warm, ("small_muon",), 200),
+    "samplers": (samplers, (), 100),
+    "fsdp_one_device": (fsdp_one_device, (), 100),
     "graph_exact": (graph_exact, (list(RUNS),), 170),
     "cli_kill_resume": (cli_kill_resume, (), 150),
     "two_ranks_ddp": (two_ranks, ("ddp",), 150),
@@ -986,11 +968,11 @@ SIDE_BY_SIDE = {
 }
 ONE_BY_ONE = {
     "cli_quality": (cli_quality, (), 75),
-    "time_steps": (time_steps, (), 130),
     "time_sampling_small": (time_sampling, ("small",), 40),
+    "time_sampling_cifar": (time_sampling, ("cifar",), 40),
+    "time_steps": (time_steps, (), 150),
     "time_milestone_small": (time_milestone, ("small_muon",), 40),
     "cli_default": (cli_default, (), 80),
-    "time_sampling_cifar": (time_sampling, ("cifar",), 60),
 }
 EXPERIMENTS = {}
 ALL = {**SIDE_BY_SIDE, **ONE_BY_ONE, **EXPERIMENTS}

@@ -1,4 +1,4 @@
-"""What a training step must fulfil to be captured as a CUDA graph, shown without one; and the graph itself on CUDA."""
+"""What a training step must fulfil to be captured as a CUDA graph, shown without CUDA."""
 
 from collections import Counter
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_cli.training.step_graph import WARM_UP_CALLS, StepGraph
 from ddpm_cli.training.trainer import Trainer
 from tests.conftest import TINY, composed
 from tests.training.test_trainer import EVERYTHING, trainer_of
@@ -67,20 +66,3 @@ def test_launches_of_optimizer_and_average(optimizer: str, most: int) -> None:
         trainer.optimizer.step()
         trainer.ema.update(trainer.network, 0.9)
     assert 0 < seen.names.total() <= most, seen.names
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_replayed_function_continues_the_eager_one() -> None:
-    total = torch.zeros(3, device="cuda")
-
-    def add(twice: bool, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-        total.add_(x * (2 if twice else 1))
-        return (total + 1,)
-
-    graph, count = StepGraph(add), WARM_UP_CALLS + 4
-    for i in range(count):
-        (out,) = graph(False, (torch.full((3,), float(i), device="cuda"), None))
-        assert torch.equal(out, torch.full_like(out, i * (i + 1) / 2 + 1))
-    for _ in range(count):
-        (out,) = graph(True, (torch.ones(3, device="cuda"), None))
-    assert torch.equal(out, torch.full_like(out, count * (count - 1) / 2 + 2 * count + 1))

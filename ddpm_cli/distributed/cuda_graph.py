@@ -1,4 +1,4 @@
-"""A training step captured as a CUDA graph and replayed with one launch."""
+"""Functions of tensors, such as a training step, captured as CUDA graphs and replayed with one launch."""
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
@@ -22,15 +22,16 @@ class _Capture(NamedTuple):
     outputs: Outputs
 
 
-class StepGraph:
+class CudaGraphs:
     """Run a function of tensors eagerly a few times, then capture it as a CUDA graph and replay that.
 
-    Launching the thousand or more kernels of a step one by one takes the host longer than a GPU needs to execute
-    them; replaying a graph takes one call. The function must always be called with inputs of the same shapes, must
-    not make the host wait for the device, and must keep its state in tensors that it changes in place.
+    Launching the hundreds of kernels of a network one by one takes the host longer than a GPU needs to execute them;
+    replaying a graph takes one call. The function must not make the host wait for the device, and must keep its state
+    in tensors that it changes in place.
 
     Args:
-        function: called as `function(variant, *inputs)`; returns a tuple of tensors.
+        function: called as `function(variant, *inputs)`; returns a tuple of tensors. All calls with the same
+            `variant` must have inputs of the same shapes.
     """
 
     def __init__(self, function: Callable[..., Outputs]) -> None:
@@ -81,7 +82,7 @@ class StepGraph:
         except RuntimeError as error:
             self._enabled = False
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning("steps run without a CUDA graph, which is slower: %s", reason)
+            log.warning("running without CUDA graphs, which is slower: %s", reason)
             return None
         self._pool = graph.pool()
         self._captures[variant] = _Capture(graph, static, outputs)
