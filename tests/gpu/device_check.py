@@ -899,15 +899,15 @@ def time_milestone(name):
 
 
 STEPS = [  # network and batch, compiled, what is otherwise
-    ("fast", True, ""),
-    ("fast", True, "torch's norm"),
     ("cifar_adam", True, ""),
-    ("cifar_512", True, ""),
+    ("cifar_adam", True, "torch's norm"),
     ("small_muon", False, ""),
     ("quickstart", False, ""),
     ("cifar_adam", False, ""),
     ("small_muon", True, ""),
     ("cifar_muon", False, ""),
+    ("cifar_512", True, ""),
+    ("fast", True, ""),
 ]
 
 
@@ -970,7 +970,7 @@ ONE_BY_ONE = {
     "cli_quality": (cli_quality, (), 75),
     "time_sampling_small": (time_sampling, ("small",), 40),
     "time_sampling_cifar": (time_sampling, ("cifar",), 40),
-    "time_steps": (time_steps, (), 150),
+    "time_steps": (time_steps, (), 300),
     "time_milestone_small": (time_milestone, ("small_muon",), 40),
     "cli_default": (cli_default, (), 80),
 }
