@@ -13,7 +13,7 @@ from ddpm_cli.config.commands import (
     SampleConfig,
 )
 from ddpm_cli.config.dataset import Cifar10, Dataset, Digits, FashionMnist, ImageDataset, ImageFolder, Mnist, SwissRoll
-from ddpm_cli.config.model import ConvUNet, DdpmUNet, Mlp, Model, UNet
+from ddpm_cli.config.model import ConvUNetOptions, DdpmUNetOptions, MlpOptions, Model, UNetOptions
 from ddpm_cli.config.objective import (
     L1,
     L2,
@@ -32,7 +32,7 @@ from ddpm_cli.config.objective import (
     Vlb,
     Weighting,
 )
-from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, option_name
+from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
 from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.config.schedule import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
 from ddpm_cli.config.train import FEWEST, PRECISIONS, Distributed, Train, TrainConfig, check_guidance
@@ -50,12 +50,12 @@ __all__ = [
     "ClassLabels",
     "Conditioning",
     "Constant",
-    "ConvUNet",
+    "ConvUNetOptions",
     "Cosine",
     "Dataset",
     "Ddim",
     "Ddpm",
-    "DdpmUNet",
+    "DdpmUNetOptions",
     "Digits",
     "Distributed",
     "DpmPp2M",
@@ -73,7 +73,7 @@ __all__ = [
     "Loss",
     "LossSecondMoment",
     "MinSnr",
-    "Mlp",
+    "MlpOptions",
     "Mnist",
     "Model",
     "Option",
@@ -86,12 +86,14 @@ __all__ = [
     "TimestepSampler",
     "Train",
     "TrainConfig",
-    "UNet",
+    "UNetOptions",
     "Unconditional",
     "UniformTimesteps",
     "Unweighted",
     "Vlb",
     "Weighting",
     "check_guidance",
+    "implementation_of",
+    "implements",
     "option_name",
 ]

@@ -86,7 +86,7 @@ class LevelledUNet(ImageModel):
 
 
 @dataclass(kw_only=True)
-class UNet(LevelledUNet):
+class UNetOptions(LevelledUNet):
     """The U-Net of "The Annotated Diffusion Model"."""
 
     name: str = "unet"
@@ -104,7 +104,7 @@ class UNet(LevelledUNet):
 
 
 @dataclass(kw_only=True)
-class DdpmUNet(LevelledUNet):
+class DdpmUNetOptions(LevelledUNet):
     """The U-Net of Ho et al. 2020 and of Nichol & Dhariwal 2021."""
 
     name: str = "ddpm_unet"
@@ -118,7 +118,7 @@ class DdpmUNet(LevelledUNet):
 
 
 @dataclass(kw_only=True)
-class ConvUNet(ImageModel):
+class ConvUNetOptions(ImageModel):
     """Convolutions and batch norms: three levels of `width`, twice and four times as many channels."""
 
     name: str = "conv_unet"
@@ -140,7 +140,7 @@ class ConvUNet(ImageModel):
 
 
 @dataclass(kw_only=True)
-class Mlp(Model):
+class MlpOptions(Model):
     """A network for points: `blocks` residual blocks of fully connected layers."""
 
     name: str = "mlp"

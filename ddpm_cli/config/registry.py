@@ -1,7 +1,14 @@
-"""Options of the config groups: the base class, and a registry that each subclass enters when it is defined."""
+"""Registry of the options of the config groups and of what implements them.
 
+A new option, for example a sampler, takes three steps: a subclass of the group's dataclass, which registers itself; an
+implementation decorated with `implements`; and a YAML file configs/<group>/<name>.yaml.
+"""
+
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 from ddpm_cli.errors import check
 
@@ -10,6 +17,9 @@ MAX_SIZE = 4096
 
 GROUPS: dict[type["Option"], list[type["Option"]]] = {}
 """The base class of each config group and the options that have been defined for it."""
+
+_IMPLEMENTATIONS: dict[type["Option"], Callable[..., Any]] = {}
+Implementation = TypeVar("Implementation", bound=Callable[..., Any])
 
 
 @dataclass(kw_only=True)
@@ -39,3 +49,26 @@ class Option:
 def option_name(option: type[Option]) -> str:
     """Return the default of `name` of an option."""
     return str(next(field.default for field in fields(option) if field.name == "name"))
+
+
+def implements(option: type[Option]) -> Callable[[Implementation], Implementation]:
+    """Return a decorator that registers a function or a class as the implementation of `option`.
+
+    It takes plain arguments: those that its group prescribes, and the fields and properties of the option that it has
+    parameters for, by name.
+    """
+
+    def register(implementation: Implementation) -> Implementation:
+        _IMPLEMENTATIONS[option] = implementation
+        return implementation
+
+    return register
+
+
+def implementation_of(option: Option) -> Callable[..., Any]:
+    """Return the implementation of `option` with the values of the option bound to its parameters."""
+    implementation = _IMPLEMENTATIONS.get(type(option))
+    if implementation is None:
+        raise TypeError(f"no implementation of {option.group}={option.name}; decorate one with @implements")
+    parameters = inspect.signature(implementation).parameters
+    return partial(implementation, **{name: getattr(option, name) for name in parameters if hasattr(option, name)})

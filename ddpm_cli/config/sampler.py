@@ -52,22 +52,20 @@ class Sampler(Option):
             self._check_steps(self.steps, schedule.timesteps)
 
     def _check_sections(self, sections: list[int], timesteps: int) -> None:
-        for i, count in enumerate(sections):
-            size = timesteps // len(sections) + (i < timesteps % len(sections))
+        sizes = section_sizes(timesteps, len(sections))
+        for i, (count, size) in enumerate(zip(sections, sizes, strict=True)):
             if count > size:
                 raise UserError(
-                    f"sampler.sections={sections}: section {i} has {size} of the T={timesteps} timesteps, "
-                    f"of which {count} cannot be taken; use smaller counts"
+                    f"sampler.sections={sections}: section {i} has only {size} of the T={timesteps} timesteps, fewer "
+                    f"than {count}; use smaller counts"
                 )
-
-        first = timesteps - timesteps // len(sections)  # of the last section
-        self._check_start(timesteps - 1 if sections[-1] > 1 else first, timesteps)
+        self._check_start(timesteps - 1 if sections[-1] > 1 else timesteps - sizes[-1], timesteps)
 
     def _check_start(self, start: int, timesteps: int) -> None:
         if start < NOISY * (timesteps - 1):
             raise UserError(
-                f"sampler={self.name}: these steps begin at t={start} of T={timesteps}, where x_t is not noise yet; "
-                "take more of them, or sampler.spacing=time"
+                f"sampler={self.name}: these steps start at t={start} of T={timesteps}, where x_t is not pure noise; "
+                "use more steps, or sampler.spacing=time"
             )
 
     def _check_steps(self, steps: int, timesteps: int) -> None:
@@ -77,15 +75,27 @@ class Sampler(Option):
             steps,
             f"in 1..{timesteps}, the timesteps of the schedule (schedule.timesteps)",
         )
-        if self.spacing == "stride" and len(range(0, timesteps, -(-timesteps // steps))) != steps:
-            counts = {len(range(0, timesteps, stride)) for stride in range(1, timesteps + 1)}
+        if self.spacing != "stride":
+            return
+        visited = stride(timesteps, steps)
+        if len(visited) != steps:
+            counts = {len(range(0, timesteps, size)) for size in range(1, timesteps + 1)}
             near = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])
             raise UserError(
-                f"sampler.steps={steps}: no whole stride through T={timesteps} takes as many; sampler.spacing=stride "
-                f"takes {one_of(map(str, near))}"
+                f"sampler.steps={steps}: no integer stride through T={timesteps} has that many steps; with "
+                f"sampler.spacing=stride use {one_of(map(str, near))}"
             )
-        if self.spacing == "stride":
-            self._check_start((steps - 1) * -(-timesteps // steps), timesteps)
+        self._check_start(visited[-1], timesteps)
+
+
+def stride(timesteps: int, steps: int) -> list[int]:
+    """Return 0, s, 2s, ... below T, with s = ceil(T / steps), as in DDIM (Song et al. 2020, appendix D.2)."""
+    return list(range(0, timesteps, -(-timesteps // steps)))
+
+
+def section_sizes(timesteps: int, sections: int) -> list[int]:
+    """Return the sizes of the parts of 0..T-1, which differ by at most one; the first ones are larger."""
+    return [timesteps // sections + (i < timesteps % sections) for i in range(sections)]
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
-"""A network seen as a denoiser: x_t in, an estimate of x0 and of the reverse step's variance out."""
+"""A network as a denoiser: it estimates x0, and the variance of the reverse process, from x_t."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ class Network(Protocol):
 
 
 class Output(NamedTuple):
-    """What a network says of x_t.
+    """The output of a network for x_t.
 
-    prediction: of eps, x0 or v, (B, C, ...) float32. fraction: of the way from the smallest to the largest
-    log-variance, per dimension, or None where the variance is fixed (Nichol & Dhariwal 2021, eq. 15).
+    Attributes:
+        prediction: of eps, x0 or v, (B, C, ...) float32.
+        fraction: position of the log-variance between its smallest (0) and its largest value (1) for each dimension;
+            None if the variance is fixed (Nichol & Dhariwal 2021, eq. 15).
     """
 
     prediction: Tensor
@@ -32,11 +34,13 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """What training, sampling and likelihoods all ask of a network.
+    """The network of a diffusion process, for training, sampling and likelihoods.
 
-    prediction: eps, x0 or v. variance: fixed_small, fixed_large or learned_range. self_condition: the network
-    also sees its last estimate of x0, cut to [-limit, limit], on the channels before x_t, zeros where there is none
-    (Chen et al. 2022, arXiv:2208.04202, section 3.2).
+    Attributes:
+        prediction: eps, x0 or v.
+        variance: fixed_small, fixed_large or learned_range.
+        self_condition: the network also gets its last estimate of x0, clipped to [-limit, limit], on the channels
+            before x_t; zeros if there is none (Chen et al. 2022, arXiv:2208.04202, section 3.2).
     """
 
     network: Network
@@ -47,7 +51,7 @@ class Denoiser:
     limit: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, last_x0: Tensor | None = None) -> Output:
-        """The network's output, in float32."""
+        """Return the output of the network, in float32."""
         x = x_t
         if self.self_condition:
             shown = torch.zeros_like(x_t) if last_x0 is None else last_x0.clamp(-self.limit, self.limit)
@@ -59,11 +63,11 @@ class Denoiser:
         return Output(prediction, (fraction + 1) / 2)
 
     def x0(self, output: Output, x_t: Tensor, t: Tensor) -> Tensor:
-        """The estimate of x0 that `output` stands for, not clipped: (B, C, ...) float32."""
+        """Return the estimate of x0 that corresponds to `output`, not clipped: (B, C, ...) float32."""
         return self.process.x0_from(self.prediction, output.prediction, x_t, t)
 
     def log_variance(self, output: Output, x_t: Tensor, t: Tensor) -> Tensor:
-        """The log-variance of p(x_{t-1} | x_t): to be broadcast with x_t.
+        """Return the log-variance of p(x_{t-1} | x_t), which broadcasts with x_t.
 
         fixed_small and fixed_large: Ho et al. 2020, section 3.2. learned_range: Nichol & Dhariwal 2021, eq. 15.
         """
@@ -74,4 +78,12 @@ class Denoiser:
         large = process.at(process.log_betas, t, x_t)
         if output.fraction is None:
             return torch.where(t.view(small.shape) == 0, small, large)  # at t = 0 as in Ho et al.'s code
-        return output.fraction * large + (1 - output.fraction) * small
+        return interpolate_log(output.fraction, small, large)
+
+
+LogVariance = TypeVar("LogVariance", float, Tensor)
+
+
+def interpolate_log(fraction: Tensor, small: LogVariance, large: LogVariance) -> Tensor:
+    """Return the logarithm at `fraction` of the way from `small` to `large` (Nichol & Dhariwal 2021, eq. 15)."""
+    return fraction * large + (1 - fraction) * small

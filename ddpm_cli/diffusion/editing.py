@@ -1,66 +1,62 @@
-"""What a trained denoiser does to given images: mix two, fill a hole."""
+"""Edit given images with a trained denoiser: interpolate between two, fill a hole."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.process import Noise
+from ddpm_cli.diffusion.process import Noise, Process
 from ddpm_cli.diffusion.samplers import Step, ancestral_step
-from ddpm_cli.diffusion.sampling import Guidance, estimator, sample
-from ddpm_cli.diffusion.timesteps import pairs_of
+from ddpm_cli.diffusion.sampling import Guidance, estimator
+from ddpm_cli.diffusion.timesteps import Pairs
 
 
-def interpolate(
-    sampler: Sampler,
-    denoiser: Denoiser,
-    a: Tensor,
-    b: Tensor,
-    shares: Tensor,
-    t: int,
-    noise: Noise,
-    guidance: Guidance | None = None,
-) -> Iterator[Step]:
-    """Both images diffused to t with one noise, mixed there and denoised (Ho et al. 2020, section 4.4).
+def mix_noised(process: Process, a: Tensor, b: Tensor, shares: Tensor, t: int, noise: Noise) -> Tensor:
+    """Return mixtures (B, C, H, W) of two images that are noised to t (Ho et al. 2020, section 4.4).
 
     Args:
-        a, b: (C, H, W) in [-1, 1]; shares: (B,) of b, 0 is a and 1 is b; t: a timestep, the deeper the freer.
-        noise: gives (B, C, H, W); the same for each mix, so that they differ by their share alone.
+        a, b: (C, H, W) in [-1, 1].
+        shares: (B,) of b; 0 is a and 1 is b.
+        t: a timestep; the larger it is, the freer is what the denoiser makes of a mixture.
+        noise: returns (B, C, H, W), the same for each mixture, so that they differ by their share only.
     """
     at = torch.full((len(shares),), t, device=a.device)
     eps = noise()
     share = shares.view(-1, 1, 1, 1)
-    noised_a, noised_b = (denoiser.process.q_sample(x.expand_as(eps), at, eps) for x in (a, b))
-    return sample(sampler, denoiser, (1 - share) * noised_a + share * noised_b, noise, guidance, start=t)
+    noised_a, noised_b = (process.q_sample(x.expand_as(eps), at, eps) for x in (a, b))
+    return (1 - share) * noised_a + share * noised_b
 
 
 @torch.no_grad()
 def inpaint(
-    sampler: Sampler,
+    pairs: Pairs,
     denoiser: Denoiser,
     image: Tensor,
     hole: Tensor,
     resamplings: int,
     x: Tensor,
     noise: Noise,
+    thresholding: str,
     guidance: Guidance | None = None,
 ) -> Iterator[Step]:
-    """Fill `hole` by RePaint (Lugmayr et al. 2022, arXiv:2201.09865, Algorithm 1): a `Step` a call.
+    """Fill `hole` by RePaint (Lugmayr et al. 2022, arXiv:2201.09865, Algorithm 1); yield a `Step` per network call.
 
-    At the timesteps of `sampler`, by ancestral steps: outside the hole x is the image as noisy as the step's end,
-    inside it is sampled, and each step is taken `resamplings` times, diffused back in between, so that both
-    sides agree. (The jump length is one stride.)
+    For each of `pairs`, an ancestral step samples the inside of the hole, and the outside is the image noised to the
+    end of the step. Each step is taken `resamplings` times, with x diffused back in between, so that both sides
+    agree. The jump length is one stride.
 
-    Args: image: (C, H, W) in [-1, 1]; hole: (1, H, W) bool; x: (B, C, H, W) standard normal.
+    Args:
+        image: (C, H, W) in [-1, 1].
+        hole: (1, H, W) bool.
+        x: (B, C, H, W) standard normal.
     """
     process = denoiser.process
-    denoise = estimator(denoiser, sampler.thresholding, guidance)
+    denoise = estimator(denoiser, thresholding, guidance)
     last_x0 = None
-    for t, t_prev in pairs_of(sampler, process):
+    for t, t_prev in pairs:
         for resampling in range(resamplings):
-            step = ancestral_step(denoise, x, process, t, t_prev, noise, denoiser.variance, last_x0)
+            step = ancestral_step(denoise, x, process, t, t_prev, noise, last_x0)
             last_x0 = step.x0
             known = image.expand_as(x)
             if t_prev >= 0:
@@ -73,4 +69,4 @@ def inpaint(
                 alpha = process.alphas_cumprod[t] / process.alphas_cumprod[t_prev]
                 x = alpha**0.5 * less_noisy + (1 - alpha) ** 0.5 * noise()
             else:
-                break  # nothing to diffuse back from
+                break  # the data, which no resampling changes

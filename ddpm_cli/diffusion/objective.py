@@ -1,75 +1,118 @@
 """The training loss (Ho et al. 2020, eq. 14 and Algorithm 1, for any prediction and distance)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_cli.config import L1, L2, Huber, Hybrid, Loss, Vlb, Weighting
+from ddpm_cli.config import L1, L2, Huber, Hybrid, Vlb, implements
 from ddpm_cli.diffusion.denoiser import Denoiser, Output
 from ddpm_cli.diffusion.likelihood import reverse_term
-from ddpm_cli.diffusion.weighting import weights_of
+from ddpm_cli.diffusion.weighting import Weights
 
 
-def distance(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """The mean distance of each example of two (B, ...) tensors: (B,).
+@dataclass(frozen=True)
+class Prediction:
+    """What a loss is computed from: the network's output for a batch, and the batch itself.
 
-    Huber is d**2 / 2 where d = |output - target| is below delta and delta (d - delta / 2) above. Hybrid's is L2.
+    Attributes:
+        output: the output of `denoiser` at (x_t, t).
+        x0, eps, x_t: (B, C, ...) float32.
+        t: (B,) integers in 0..T-1.
+        weighting: the weights of the timesteps.
+        discrete: whether the data are 8-bit images, for the bound.
     """
-    match loss:
-        case L1():
-            each = F.l1_loss(output, target, reduction="none")
-        case L2() | Hybrid():
-            each = F.mse_loss(output, target, reduction="none")
-        case Huber(delta=delta):
-            each = F.huber_loss(output, target, reduction="none", delta=delta)
-        case _:
-            raise TypeError(f"no distance for {loss}")
-    return each.flatten(1).mean(dim=1)
+
+    denoiser: Denoiser
+    output: Output
+    x0: Tensor
+    eps: Tensor
+    x_t: Tensor
+    t: Tensor
+    weighting: Weights
+    discrete: bool
+
+    def weighted_mean(self, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return the weighted mean distance of each example from its target: (B,).
+
+        `distance` returns the distance of each element of two (B, C, ...) tensors.
+        """
+        process, prediction = self.denoiser.process, self.denoiser.prediction
+        target = process.target(prediction, self.x0, self.t, self.eps)
+        weights = self.weighting(prediction, process.snr[self.t])
+        return weights * distance(self.output.prediction, target).flatten(1).mean(dim=1)
+
+    def bound(self, train_mean: bool) -> Tensor:
+        """Return T times the term of t of the variational bound, in bits per dimension: (B,).
+
+        Its mean over uniform t is the bound without its constant L_T. Without `train_mean` the gradient reaches the
+        variance only.
+        """
+        output = self.output if train_mean else Output(self.output.prediction.detach(), self.output.fraction)
+        x0_hat = self.denoiser.x0(output, self.x_t, self.t)
+        term = reverse_term(self.denoiser, output, x0_hat, self.x0, self.x_t, self.t, self.discrete)
+        return self.denoiser.process.timesteps * term
+
+
+Loss = Callable[[Prediction], Tensor]
+"""Returns the loss of each example, (B,) float32."""
+
+
+@implements(L1)
+def l1(predicted: Prediction) -> Tensor:
+    return predicted.weighted_mean(lambda output, target: F.l1_loss(output, target, reduction="none"))
+
+
+@implements(L2)
+def l2(predicted: Prediction) -> Tensor:
+    return predicted.weighted_mean(lambda output, target: F.mse_loss(output, target, reduction="none"))
+
+
+@implements(Huber)
+def huber(predicted: Prediction, delta: float) -> Tensor:
+    """With d = |output - target|: d**2 / 2 where d < delta, and delta (d - delta / 2) elsewhere."""
+    return predicted.weighted_mean(lambda output, target: F.huber_loss(output, target, reduction="none", delta=delta))
+
+
+@implements(Vlb)
+def vlb(predicted: Prediction) -> Tensor:
+    return predicted.bound(train_mean=True)
+
+
+@implements(Hybrid)
+def hybrid(predicted: Prediction, vlb_weight: float) -> Tensor:
+    """L2 trains the mean, and `vlb_weight` times the bound the variance (Nichol & Dhariwal 2021, eq. 16)."""
+    return l2(predicted) + vlb_weight * predicted.bound(train_mean=False)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss that a denoiser is trained on. `discrete`: the data are 8-bit images (for the bound)."""
+    """The loss that a denoiser is trained on. `discrete`: the data are 8-bit images."""
 
     denoiser: Denoiser
     loss: Loss
-    weighting: Weighting
+    weighting: Weights
     discrete: bool = True
 
     def __call__(
         self, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None = None, self_condition: bool = False
     ) -> Tensor:
-        """The loss of each example at given t and noise: (B,) float32 on its device, nothing synchronised.
-
-        vlb: the bound in bits per dimension, T times the term of t. hybrid: the weighted distance, plus
-        `vlb_weight` times that bound, which teaches the variance alone (Nichol & Dhariwal 2021, eq. 16).
+        """Return the loss of each example at given t and noise: (B,) float32. The host does not wait for the device.
 
         Args:
-            x0, eps: (B, C, ...) float32; t: (B,) integers in 0..T-1; y: (B,) classes, or None.
-            self_condition: show the network its own first estimate of x0, without gradient. Training does so for
-                every other batch (Chen et al. 2022, Algorithm 1), so that both cases are learned.
+            x0, eps: (B, C, ...) float32.
+            t: (B,) integers in 0..T-1.
+            y: (B,) classes, or None.
+            self_condition: show the network its first estimate of x0, without gradient. Training does so for every
+                other batch (Chen et al. 2022, Algorithm 1), so that both cases are learned.
         """
-        denoiser, process = self.denoiser, self.denoiser.process
-        x_t = process.q_sample(x0, t, eps)
+        denoiser = self.denoiser
+        x_t = denoiser.process.q_sample(x0, t, eps)
         last_x0 = None
         if self_condition:
             with torch.no_grad():
                 last_x0 = denoiser.x0(denoiser(x_t, t, y), x_t, t)
         output = denoiser(x_t, t, y, last_x0)
-        if isinstance(self.loss, Vlb):
-            return self._bound(output, x0, x_t, t)
-        target = process.target(denoiser.prediction, x0, t, eps)
-        weights = weights_of(self.weighting, denoiser.prediction, process.snr[t])
-        losses = weights * distance(self.loss, output.prediction, target)
-        if isinstance(self.loss, Hybrid):
-            fixed_mean = Output(output.prediction.detach(), output.fraction)
-            losses = losses + self.loss.vlb_weight * self._bound(fixed_mean, x0, x_t, t)
-        return losses
-
-    def _bound(self, output: Output, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """T L_t, whose mean over uniform t is the bound without its constant L_T."""
-        x0_hat = self.denoiser.x0(output, x_t, t)
-        term = reverse_term(self.denoiser, output, x0_hat, x0, x_t, t, self.discrete)
-        return self.denoiser.process.timesteps * term
+        return self.loss(Prediction(denoiser, output, x0, eps, x_t, t, self.weighting, self.discrete))

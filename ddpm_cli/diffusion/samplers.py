@@ -1,8 +1,9 @@
-"""Samplers: generators that walk x from t = T-1 to the data.
+"""Samplers: generators that yield x from the noise at t = T-1 to the data.
 
-Each takes explicit (t, t_prev) pairs, so that steps may skip timesteps; t_prev = -1 is the data, where
-alphas_cumprod is 1. A sampler asks only for estimates of x0 and derives eps from them, so that clipping x0
-reaches everything. Its coefficients are Python floats from the float64 table, recomputed for each stride.
+All have the signature `sampler(denoise, x, process, pairs, noise)`, followed by their own options. The pairs
+(t, t_prev) are explicit, so that steps may skip timesteps; t_prev = -1 is the data, where alphas_cumprod is 1. A
+sampler uses estimates of x0 only and derives eps from them, so that clipping x0 affects everything. Coefficients are
+Python floats computed from the float64 table for each stride.
 """
 
 import math
@@ -13,13 +14,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, implements
+from ddpm_cli.diffusion.denoiser import interpolate_log
 from ddpm_cli.diffusion.process import Noise, Process
 from ddpm_cli.diffusion.timesteps import Pairs
 
 
 @dataclass(frozen=True)
 class Step:
-    """After a step from timestep `t`: the less noisy `x` and the estimate `x0`, both (B, C, ...)."""
+    """The result of a step from timestep `t`: the less noisy `x` and the estimate `x0`, both (B, C, ...)."""
 
     t: int
     x: Tensor
@@ -27,10 +30,17 @@ class Step:
 
 
 class Estimate(NamedTuple):
-    """Of x0; and, where the variance is learned, `fraction` as in `denoiser.Output`."""
+    """An estimate of x0 and the variance of the reverse process, as in `Denoiser` and `denoiser.Output`."""
 
     x0: Tensor
     fraction: Tensor | None = None
+    variance: str = "fixed_small"
+
+    def std(self, small: float, large: float) -> float | Tensor:
+        """Return the standard deviation of a reverse step, between its bounds `small` and `large`."""
+        if self.fraction is not None:
+            return torch.exp(interpolate_log(self.fraction, math.log(small), math.log(large)))
+        return large if self.variance == "fixed_large" else small
 
 
 class Denoise(Protocol):
@@ -40,7 +50,7 @@ class Denoise(Protocol):
 
 
 def posterior(process: Process, t: int, t_prev: int) -> tuple[float, float, float]:
-    """The coefficients of q(x_prev | x_t, x0) = N(a x0 + b x_t, c**2): (a, b, c).
+    """Return the coefficients (a, b, c) of q(x_prev | x_t, x0) = N(a x0 + b x_t, c**2).
 
     Ho et al. 2020, eq. 6 and 7, with the beta of the whole stride from t_prev to t.
     """
@@ -51,47 +61,30 @@ def posterior(process: Process, t: int, t_prev: int) -> tuple[float, float, floa
     return a, b, math.sqrt((1 - alpha) * (1 - ac_prev) / (1 - ac))
 
 
-def ancestral_std(process: Process, t: int, t_prev: int, variance: str, fraction: Tensor | None) -> float | Tensor:
-    """The standard deviation of p(x_prev | x_t) where t_prev >= 0: as `Denoiser.log_variance`, for a stride."""
-    small = posterior(process, t, t_prev)[2]
-    large = math.sqrt(1 - _alphas_cumprod(process, t) / _alphas_cumprod(process, t_prev))
-    if variance == "fixed_small":
-        return small
-    if fraction is None:
-        return large
-    return torch.exp(fraction * math.log(large) + (1 - fraction) * math.log(small))
-
-
-def ddpm(
-    denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise, variance: str = "fixed_small"
-) -> Iterator[Step]:
+@implements(Ddpm)
+def ddpm(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise) -> Iterator[Step]:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2)."""
     x0 = None
     for t, t_prev in pairs:
-        step = ancestral_step(denoise, x, process, t, t_prev, noise, variance, x0)
+        step = ancestral_step(denoise, x, process, t, t_prev, noise, x0)
         x, x0 = step.x, step.x0
         yield step
 
 
 def ancestral_step(
-    denoise: Denoise,
-    x: Tensor,
-    process: Process,
-    t: int,
-    t_prev: int,
-    noise: Noise,
-    variance: str,
-    last_x0: Tensor | None,
+    denoise: Denoise, x: Tensor, process: Process, t: int, t_prev: int, noise: Noise, last_x0: Tensor | None
 ) -> Step:
-    """A draw of x_prev from p(x_prev | x_t)."""
-    x0, fraction = denoise(x, t, last_x0)
-    a, b, _ = posterior(process, t, t_prev)
-    x = a * x0 + b * x
+    """Draw x_prev from p(x_prev | x_t)."""
+    estimate = denoise(x, t, last_x0)
+    a, b, smallest_std = posterior(process, t, t_prev)
+    x = a * estimate.x0 + b * x
     if t_prev >= 0:
-        x = x + ancestral_std(process, t, t_prev, variance, fraction) * noise()
-    return Step(t, x, x0)
+        largest_std = math.sqrt(1 - _alphas_cumprod(process, t) / _alphas_cumprod(process, t_prev))
+        x = x + estimate.std(smallest_std, largest_std) * noise()
+    return Step(t, x, estimate.x0)
 
 
+@implements(Ddim)
 def ddim(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise, eta: float) -> Iterator[Step]:
     """DDIM (Song et al. 2020, arXiv:2010.02502, eq. 12 and 16): deterministic at eta 0, ancestral at 1."""
     x0 = None
@@ -105,11 +98,12 @@ def ddim(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noi
         yield Step(t, x, x0)
 
 
-def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs) -> Iterator[Step]:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Algorithm 2): multistep, second order, one call a step.
+@implements(DpmPp2M)
+def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise) -> Iterator[Step]:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Algorithm 2): second order, one network call a step.
 
-    The first step, the last one to the data, and one from a timestep without signal are of first order: of
-    these no log-SNR is finite.
+    The first step, the last step to the data, and a step from a timestep without signal are of first order, because
+    their log-SNR is not finite.
     """
     last_x0: Tensor | None = None
     h_last = math.inf
@@ -127,12 +121,13 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs) -> Ite
         yield Step(t, x, x0)
 
 
-def heun(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs) -> Iterator[Step]:
+@implements(Heun)
+def heun(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise) -> Iterator[Step]:
     """Heun's method on the probability flow ODE d(x / signal) = eps d(sigma / signal), second order.
 
-    Karras et al. 2022 (arXiv:2206.00364), Algorithm 1: an Euler step, which is DDIM's, then its eps averaged
-    with that at its end, so two calls a step. The last step to the data, and one from a timestep without signal,
-    are Euler's.
+    Karras et al. 2022 (arXiv:2206.00364), Algorithm 1: an Euler step, which is a DDIM step, is corrected by the mean
+    of eps at its start and at its end. This takes two network calls a step. The last step to the data, and a step
+    from a timestep without signal, are Euler steps.
     """
     x0 = None
     for t, t_prev in pairs:
@@ -153,12 +148,12 @@ def _alphas_cumprod(process: Process, t: int) -> float:
 
 
 def _signal_and_sigma(process: Process, t: int) -> tuple[float, float]:
-    """The amplitudes of x0 and of eps in x_t."""
+    """Return the amplitudes of x0 and of eps in x_t."""
     ac = _alphas_cumprod(process, t)
     return math.sqrt(ac), math.sqrt(1 - ac)
 
 
 def _eps(process: Process, x_t: Tensor, x0: Tensor, t: int) -> Tensor:
-    """The noise in x_t for this estimate of x0."""
+    """Return the noise in x_t for an estimate of x0."""
     signal, sigma = _signal_and_sigma(process, t)
     return (x_t - signal * x0) / sigma

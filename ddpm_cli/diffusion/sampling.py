@@ -1,24 +1,31 @@
-"""From noise to data: a sampler's config and a denoiser become the steps of a walk."""
+"""Draw samples with a denoiser: thresholding, guidance and a sampler."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.guidance import guided_output
-from ddpm_cli.diffusion.process import Noise
-from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step, ddim, ddpm, dpmpp_2m, heun
-from ddpm_cli.diffusion.timesteps import pairs_of
+from ddpm_cli.diffusion.process import Noise, Process
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step
+from ddpm_cli.diffusion.timesteps import Pairs
 
 DYNAMIC_PERCENTILE = 0.995
+
+Sampler = Callable[[Denoise, Tensor, Process, Pairs, Noise], Iterator[Step]]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """The classes y (B,) wanted, the label `null` that means none, and how strongly (`guided_output`)."""
+    """Classes to guide to (`guided_output`).
+
+    Attributes:
+        y: (B,) the class of each sample.
+        null: the null label.
+        scale: strength of the guidance.
+    """
 
     y: Tensor
     null: int
@@ -26,10 +33,10 @@ class Guidance:
 
 
 def threshold(x0: Tensor, how: str) -> Tensor:
-    """x0 (B, ...) as it is (none), cut to [-1, 1] (clip), or scaled into it by what it exceeds (dynamic).
+    """Return x0 (B, ...) unchanged (none), clipped to [-1, 1] (clip), or scaled into that range (dynamic).
 
-    dynamic: of each example the 99.5th percentile s of |x0|, at least 1; x0 is cut to [-s, s] and divided by s
-    (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    dynamic: with s the 99.5th percentile of |x0| of each example, but at least 1, x0 is clipped to [-s, s] and
+    divided by s (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
     """
     match how:
         case "none":
@@ -45,7 +52,7 @@ def threshold(x0: Tensor, how: str) -> Tensor:
 
 
 def estimator(denoiser: Denoiser, thresholding: str, guidance: Guidance | None) -> Denoise:
-    """What samplers ask: the guided estimate of x0, thresholded."""
+    """Return the function that samplers call: it returns the guided estimate of x0, thresholded."""
 
     def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
         at = torch.full((len(x_t),), t, device=x_t.device)
@@ -53,7 +60,8 @@ def estimator(denoiser: Denoiser, thresholding: str, guidance: Guidance | None) 
             output = denoiser(x_t, at, None, last_x0)
         else:
             output = guided_output(denoiser, x_t, at, guidance.y, guidance.null, guidance.scale, last_x0)
-        return Estimate(threshold(denoiser.x0(output, x_t, at), thresholding), output.fraction)
+        x0 = threshold(denoiser.x0(output, x_t, at), thresholding)
+        return Estimate(x0, output.fraction, denoiser.variance)
 
     return denoise
 
@@ -61,27 +69,18 @@ def estimator(denoiser: Denoiser, thresholding: str, guidance: Guidance | None) 
 @torch.no_grad()
 def sample(
     sampler: Sampler,
+    pairs: Pairs,
     denoiser: Denoiser,
     x: Tensor,
     noise: Noise,
+    thresholding: str,
     guidance: Guidance | None = None,
-    start: int | None = None,
 ) -> Iterator[Step]:
-    """Walk `x` to the data as `sampler` says: a `Step` per timestep that it visits.
+    """Yield the steps of `sampler` from `x` to the data, one for each of `pairs`.
 
-    x: (B, C, ...), standard normal, or with `start` the noised data of that timestep.
+    Args:
+        x: (B, C, ...) standard normal noise, or data noised to the first timestep of `pairs`.
+        thresholding: of the estimates of x0; none, clip or dynamic.
     """
-    process = denoiser.process
-    denoise = estimator(denoiser, sampler.thresholding, guidance)
-    pairs = pairs_of(sampler, process, start)
-    match sampler:
-        case Ddpm():
-            yield from ddpm(denoise, x, process, pairs, noise, denoiser.variance)
-        case Ddim(eta=eta):
-            yield from ddim(denoise, x, process, pairs, noise, eta)
-        case DpmPp2M():
-            yield from dpmpp_2m(denoise, x, process, pairs)
-        case Heun():
-            yield from heun(denoise, x, process, pairs)
-        case _:
-            raise TypeError(f"no sampler for {sampler}")
+    denoise = estimator(denoiser, thresholding, guidance)
+    yield from sampler(denoise, x, denoiser.process, pairs, noise)

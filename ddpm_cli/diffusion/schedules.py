@@ -5,24 +5,22 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
+from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid, implementation_of, implements
 from ddpm_cli.errors import UserError
 
 LEAST_SIGNAL = 1e-30
-"""Of alphas_cumprod, which x0 is found by dividing by the root of."""
+"""Smallest alphas_cumprod. The estimate of x0 is divided by its square root."""
 
 
 def betas_of(schedule: Schedule) -> Tensor:
-    """The variances beta_t of q(x_t | x_{t-1}), t in 0..T-1.
+    """Return the variances beta_t of q(x_t | x_{t-1}) for t in 0..T-1.
 
-    Returns: (T,) float64 on the CPU, in (0, 1); the last is 1 with zero_terminal_snr.
+    Returns:
+        (T,) float64 on the CPU, in (0, 1); the last one is 1 with zero_terminal_snr.
 
-    Raises `UserError` for a schedule that leaves nothing of the image to divide by.
-
-    Linear: Ho et al. 2020, section 4. Cosine: Nichol & Dhariwal 2021, eq. 17. Quadratic and sigmoid: the
-    square of a line and a logistic curve from beta_start to beta_end.
+    Raise `UserError` if alphas_cumprod falls below `LEAST_SIGNAL`.
     """
-    betas = _formula(schedule)
+    betas = implementation_of(schedule)()
     if schedule.zero_terminal_snr:
         return _zero_terminal_snr(betas)
     left = float(torch.prod(1 - betas))
@@ -34,24 +32,38 @@ def betas_of(schedule: Schedule) -> Tensor:
     return betas
 
 
-def _formula(schedule: Schedule) -> Tensor:
-    match schedule:
-        case Linear(timesteps=T, beta_start=start, beta_end=end):
-            return schedule.scale * _line(start, end, T)
-        case Quadratic(timesteps=T, beta_start=start, beta_end=end):
-            return schedule.scale * _line(start**0.5, end**0.5, T) ** 2
-        case Sigmoid(timesteps=T, beta_start=start, beta_end=end):
-            return schedule.scale * (start + (end - start) * torch.sigmoid(_line(-6, 6, T)))
-        case Cosine(timesteps=T, s=s, max_beta=max_beta):
-            f = torch.cos((_line(0, 1, T + 1) + s) / (1 + s) * math.pi / 2) ** 2
-            return (1 - f[1:] / f[:-1]).clamp(max=max_beta)
-        case Constant(timesteps=T, beta=beta):
-            return torch.full((T,), beta, dtype=torch.float64)
-    raise TypeError(f"no betas for {schedule}")
+@implements(Linear)
+def linear(timesteps: int, beta_start: float, beta_end: float, scale: float) -> Tensor:
+    """Return betas on a line (Ho et al. 2020, section 4), multiplied by `scale`."""
+    return scale * _line(beta_start, beta_end, timesteps)
+
+
+@implements(Quadratic)
+def quadratic(timesteps: int, beta_start: float, beta_end: float, scale: float) -> Tensor:
+    """Return the squares of numbers on a line, multiplied by `scale`."""
+    return scale * _line(beta_start**0.5, beta_end**0.5, timesteps) ** 2
+
+
+@implements(Sigmoid)
+def sigmoid(timesteps: int, beta_start: float, beta_end: float, scale: float) -> Tensor:
+    """Return betas on a logistic curve, multiplied by `scale`."""
+    return scale * (beta_start + (beta_end - beta_start) * torch.sigmoid(_line(-6, 6, timesteps)))
+
+
+@implements(Cosine)
+def cosine(timesteps: int, s: float, max_beta: float) -> Tensor:
+    """Return the betas for which alphas_cumprod is a squared cosine (Nichol & Dhariwal 2021, eq. 17)."""
+    f = torch.cos((_line(0, 1, timesteps + 1) + s) / (1 + s) * math.pi / 2) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=max_beta)
+
+
+@implements(Constant)
+def constant(timesteps: int, beta: float) -> Tensor:
+    return torch.full((timesteps,), beta, dtype=torch.float64)
 
 
 def _zero_terminal_snr(betas: Tensor) -> Tensor:
-    """`betas` stretched until alphas_cumprod ends at 0 (Lin et al. 2023, arXiv:2305.08891, Algorithm 1)."""
+    """Return `betas` rescaled so that alphas_cumprod ends at 0 (Lin et al. 2023, arXiv:2305.08891, Algorithm 1)."""
     root = torch.cumprod(1 - betas, dim=0).sqrt()
     alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return 1 - alphas_cumprod / torch.cat([torch.ones_like(betas[:1]), alphas_cumprod[:-1]])

@@ -1,70 +1,73 @@
-"""Which timesteps a sampler visits."""
+"""The timesteps that a sampler visits."""
 
 import numpy as np
 
-from ddpm_cli.config import Sampler
+from ddpm_cli.config.sampler import section_sizes, stride
 from ddpm_cli.diffusion.process import Process
 
 LEAST_LOGSNR = -10.2
-"""Twice the -5.1 to which Lu et al.'s code cuts lambda: x_t is noise but for 0.6% of its amplitude."""
+"""Twice the -5.1 to which Lu et al.'s code clips lambda. There, 0.6% of the amplitude of x_t is signal."""
 
 Pairs = list[tuple[int, int]]
-"""(t, t_prev) from the noisiest step to the last, whose t_prev = -1 is the image."""
+"""(t, t_prev) from the noisiest step to the last one, whose t_prev = -1 is the data."""
 
 
-def pairs_of(sampler: Sampler, process: Process, start: int | None = None) -> Pairs:
-    """The steps of `sampler` as pairs (t, t_prev); `start`: from this timestep, rather than T-1."""
-    visited = _visited(sampler, process)[::-1]
+def timestep_pairs(
+    process: Process, steps: int | None, sections: list[int] | None, spacing: str, start: int | None = None
+) -> Pairs:
+    """Return the steps of a sampler as pairs (t, t_prev).
+
+    Args:
+        steps: number of timesteps; None for all T.
+        sections: numbers of timesteps in equal parts of 0..T-1, instead of `steps`.
+        spacing: time, stride or logsnr.
+        start: the first timestep, by default the largest one visited.
+    """
+    visited = _visited(process, steps, sections, spacing)[::-1]
     if start is not None:
         visited = [start, *(t for t in visited if t < start)]
     return list(zip(visited, [*visited[1:], -1], strict=True))
 
 
-def _visited(sampler: Sampler, process: Process) -> list[int]:
+def _visited(process: Process, steps: int | None, sections: list[int] | None, spacing: str) -> list[int]:
     T = process.timesteps
-    if sampler.sections is not None:
-        return sections(T, sampler.sections)
-    steps = T if sampler.steps is None else sampler.steps
-    match sampler.spacing:
+    if sections is not None:
+        return in_sections(T, sections)
+    steps = T if steps is None else steps
+    match spacing:
         case "time":
             return even(T, steps)
         case "stride":
             return stride(T, steps)
         case "logsnr":
             return even_in_logsnr(process.alphas_cumprod, steps)
-    raise ValueError(f"spacing={sampler.spacing}")
+    raise ValueError(f"spacing={spacing}")
 
 
 def even(timesteps: int, steps: int) -> list[int]:
-    """`steps` of 0..T-1, both ends among them; one alone is T-1."""
+    """Return `steps` evenly spaced timesteps of 0..T-1, including both ends; a single one is T-1."""
     return np.linspace(timesteps - 1, 0, steps).round().astype(int)[::-1].tolist()
 
 
-def stride(timesteps: int, steps: int) -> list[int]:
-    """0, s, 2s, ... with the whole s that gives `steps` of them: DDIM's (Song et al. 2020, appendix D.2)."""
-    return list(range(0, timesteps, -(-timesteps // steps)))
+def in_sections(timesteps: int, counts: list[int]) -> list[int]:
+    """Return counts[i] evenly spaced timesteps from the i-th of len(counts) equal parts of 0..T-1.
 
-
-def sections(timesteps: int, counts: list[int]) -> list[int]:
-    """counts[i] timesteps, evenly spaced, of the i-th of len(counts) equal parts of 0..T-1.
-
-    Parts differ by one where T does not divide; the first ones are longer (Nichol & Dhariwal 2021, section 4).
-    A lone timestep is its part's first.
+    Parts differ by one if T does not divide; the first ones are longer (Nichol & Dhariwal 2021, section 4). A single
+    timestep is the first one of its part.
     """
-    bounds = np.array_split(np.arange(timesteps), len(counts))
-    picked = [
-        part[np.linspace(0, len(part) - 1, count).round().astype(int)]
-        for part, count in zip(bounds, counts, strict=True)
-    ]
-    return np.concatenate(picked).tolist()
+    visited, first = [], 0
+    for size, count in zip(section_sizes(timesteps, len(counts)), counts, strict=True):
+        visited += (first + np.linspace(0, size - 1, count).round().astype(int)).tolist()
+        first += size
+    return visited
 
 
 def even_in_logsnr(alphas_cumprod: list[float], steps: int) -> list[int]:
-    """`steps` of 0..T-1, both ends among them, as even in log-SNR as whole timesteps allow.
+    """Return `steps` timesteps of 0..T-1, including both ends, as even in log-SNR as integers allow.
 
-    That is uniform in lambda (Lu et al. 2022, arXiv:2206.00927, section 3.3). Where the wanted ones lie closer
-    than timesteps do, neighbours are taken. Where the log-SNR falls below `LEAST_LOGSNR` at the end, as the cosine
-    schedule's does, T-1 comes first and the others share what lies above: there is nothing to solve in between.
+    That is uniform in lambda (Lu et al. 2022, arXiv:2206.00927, section 3.3). If they lie closer together than
+    timesteps do, neighbours are used. If the log-SNR falls below `LEAST_LOGSNR` at the end, as for the cosine
+    schedule, the first step is at T-1 and the others are above that limit, because there is nothing to solve between.
     """
     T = len(alphas_cumprod)
     signal = np.array(alphas_cumprod)

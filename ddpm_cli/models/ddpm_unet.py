@@ -1,13 +1,16 @@
-"""The U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), as their code builds it.
+"""The U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), as in their code.
 
-With `heads` and `scale_shift` that of Nichol & Dhariwal 2021 (arXiv:2102.09672, appendix A).
+With `heads` and `scale_shift` it is the U-Net of Nichol & Dhariwal 2021 (arXiv:2102.09672, appendix A).
 """
+
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_cli.config import DdpmUNet as DdpmUNetConfig
+from ddpm_cli.config import DdpmUNetOptions, implements
 from ddpm_cli.models.layers import Embedding, GroupNorm, attend
 
 
@@ -16,7 +19,7 @@ def _norm(groups: int, dim: int) -> GroupNorm:
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """A residual branch that ends in zeros starts as the identity."""
+    """Set the weights to zero, so that the residual branch that ends in `conv` starts as the identity."""
     nn.init.zeros_(conv.weight)
     return conv
 
@@ -28,17 +31,20 @@ def _init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class ResnetBlock(nn.Module):
-    """Norm, SiLU, 3x3 convolution, twice; the embedding is added in between, or scales and shifts; residual."""
+class PreNormBlock(nn.Module):
+    """Twice group norm, SiLU and a 3x3 convolution, with a residual connection.
 
-    def __init__(self, config: DdpmUNetConfig, dim: int, dim_out: int) -> None:
+    The embedding is added between the two; with `scale_shift` it scales and shifts the second norm instead.
+    """
+
+    def __init__(self, dim: int, dim_out: int, *, emb_dim: int, groups: int, dropout: float, scale_shift: bool) -> None:
         super().__init__()
-        self.scale_shift = config.scale_shift
-        self.norm1 = _norm(config.groups, dim)
+        self.scale_shift = scale_shift
+        self.norm1 = _norm(groups, dim)
         self.conv1 = nn.Conv2d(dim, dim_out, 3, padding=1)
-        self.emb = nn.Linear(4 * config.width, dim_out * (2 if config.scale_shift else 1))
-        self.norm2 = _norm(config.groups, dim_out)
-        self.dropout = nn.Dropout(config.dropout)
+        self.emb = nn.Linear(emb_dim, dim_out * (2 if scale_shift else 1))
+        self.norm2 = _norm(groups, dim_out)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
         self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
@@ -54,7 +60,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Full attention over the pixels, residual."""
+    """Full attention over the pixels, with a residual connection."""
 
     def __init__(self, dim: int, groups: int, heads: int) -> None:
         super().__init__()
@@ -68,20 +74,19 @@ class AttentionBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """A residual block, and attention where the level has it."""
+    """A residual block, followed by attention at the levels that have it."""
 
-    def __init__(self, config: DdpmUNetConfig, dim: int, dim_out: int, kind: str) -> None:
+    def __init__(self, block: nn.Module, attention: nn.Module) -> None:
         super().__init__()
-        self.block = ResnetBlock(config, dim, dim_out)
-        full = kind == "full"
-        self.attention = AttentionBlock(dim_out, config.groups, config.heads) if full else nn.Identity()
+        self.block = block
+        self.attention = attention
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.attention(self.block(x, emb))
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2, padded right and below as TensorFlow's SAME does."""
+    """A 3x3 convolution of stride 2, padded on the right and at the bottom like TensorFlow's SAME."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -92,7 +97,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling and a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -102,59 +107,83 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+@implements(DdpmUNetOptions)
 class DdpmUNet(nn.Module):
-    """(x, t, y) -> output of x's size.
+    """The U-Net of Ho et al. 2020 and of Nichol & Dhariwal 2021.
 
-    Args of forward: x: (B, in_channels, H, W), H and W divisible by `config.stride`; t: (B,) integers; y: (B,)
-    classes, or None for a network without.
-    Returns: (B, out_channels, H, W), float32, or autocast's type.
+    Args of forward:
+        x: (B, in_channels, H, W), with H and W divisible by 2**(levels - 1).
+        t: (B,) integers.
+        y: (B,) classes, or None for an unconditional network.
+
+    Returns:
+        (B, out_channels, H, W), float32 or the dtype of autocast.
     """
 
-    def __init__(self, config: DdpmUNetConfig, in_channels: int, out_channels: int, classes: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        classes: int,
+        *,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[str],
+        groups: int,
+        heads: int,
+        dropout: float,
+        time_scale: float,
+        scale_shift: bool,
+    ) -> None:
         super().__init__()
-        width, last = config.width, len(config.multipliers) - 1
-        dims = [width * multiplier for multiplier in config.multipliers]
-        self.embedding = Embedding(width, 4 * width, config.time_scale, classes)
+        emb_dim = 4 * width
+        block = partial(PreNormBlock, emb_dim=emb_dim, groups=groups, dropout=dropout, scale_shift=scale_shift)
+
+        def layer(dim_in: int, dim: int, kind: str) -> Layer:
+            return Layer(block(dim_in, dim), AttentionBlock(dim, groups, heads) if kind == "full" else nn.Identity())
+
+        levels = list(enumerate(zip([width * multiplier for multiplier in multipliers], attention, strict=True)))
+        deepest, _ = levels[-1][1]
+        self.embedding = Embedding(width, emb_dim, time_scale, classes)
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
 
         self.downs = nn.ModuleList()
         self.downsamples = nn.ModuleList()
         skip_dims, dim_in = [width], width
-        for i, (dim, kind) in enumerate(zip(dims, config.attention, strict=True)):
+        for i, (dim, kind) in levels:
             level = nn.ModuleList()
-            for _ in range(config.blocks):
-                level.append(Layer(config, dim_in, dim, kind))
+            for _ in range(blocks):
+                level.append(layer(dim_in, dim, kind))
                 skip_dims.append(dim)
                 dim_in = dim
             self.downs.append(level)
-            if i < last:
+            if i < len(levels) - 1:
                 self.downsamples.append(Downsample(dim))
                 skip_dims.append(dim)
 
-        self.middle = nn.ModuleList(
-            [Layer(config, dims[-1], dims[-1], "full"), Layer(config, dims[-1], dims[-1], "none")]
-        )
+        self.middle = nn.ModuleList([layer(deepest, deepest, "full"), layer(deepest, deepest, "none")])
 
         self.ups = nn.ModuleList()
         self.upsamples = nn.ModuleList()
-        for i, (dim, kind) in reversed(list(enumerate(zip(dims, config.attention, strict=True)))):
+        for i, (dim, kind) in reversed(levels):
             level = nn.ModuleList()
-            for _ in range(config.blocks + 1):
-                level.append(Layer(config, dim_in + skip_dims.pop(), dim, kind))
+            for _ in range(blocks + 1):
+                level.append(layer(dim_in + skip_dims.pop(), dim, kind))
                 dim_in = dim
             self.ups.append(level)
             if i > 0:
                 self.upsamples.append(Upsample(dim))
 
-        self.norm = _norm(config.groups, width * config.multipliers[0])
-        self.head = nn.Conv2d(width * config.multipliers[0], out_channels, 3, padding=1)
+        self.norm = _norm(groups, dim_in)
+        self.head = nn.Conv2d(dim_in, out_channels, 3, padding=1)
         self._initialise()
 
     def _initialise(self) -> None:
         self.apply(_init)
         _zero(self.head)
         for module in self.modules():
-            if isinstance(module, ResnetBlock):
+            if isinstance(module, PreNormBlock):
                 _zero(module.conv2)
             elif isinstance(module, AttentionBlock):
                 _zero(module.to_out)

@@ -9,10 +9,16 @@ from torch import Tensor, nn
 
 
 def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sines, then cosines, of t at dim/2 frequencies from 1 down to 1/10000.
+    """Return the sines, then the cosines, of t at dim/2 frequencies from 1 down to 1/10000.
 
-    Args: t: (B,) numbers; dim: even, at least 4. Returns: (B, dim) float32. Vaswani et al. 2017, section 3.5,
-    in the layout of Ho et al. 2020.
+    Vaswani et al. 2017, section 3.5, in the layout of Ho et al. 2020.
+
+    Args:
+        t: (B,) numbers.
+        dim: even, at least 4.
+
+    Returns:
+        (B, dim) float32.
     """
     half = dim // 2
     exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - 1)
@@ -21,16 +27,17 @@ def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 def class_vectors(classes: int, dim: int) -> nn.Embedding | None:
-    """A learned vector for each class 0..classes-1, and for label `classes`, which means none of them
-    (Ho & Salimans 2022, arXiv:2207.12598, section 3.2); nothing where there are no classes.
+    """Return an embedding of the classes 0..classes-1 and of the null label `classes`; None without classes.
+
+    The null label means no class (Ho & Salimans 2022, arXiv:2207.12598, section 3.2).
     """
     return nn.Embedding(classes + 1, dim) if classes else None
 
 
 class Embedding(nn.Module):
-    """t (B,) and classes y (B,), or None -> (B, out_dim): the sum of both.
+    """The embedding (B, out_dim) of timesteps t (B,) plus that of classes y (B,), which may be None.
 
-    t: sinusoids of `scale` times t, through a two-layer MLP. y: a learned vector each (`class_vectors`).
+    Sinusoids of `scale` times t go through a two-layer MLP; each class has a learned vector (`class_vectors`).
     """
 
     def __init__(self, dim: int, out_dim: int, scale: float, classes: int) -> None:
@@ -83,9 +90,9 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Softmax attention over all pixels (Vaswani et al. 2017, eq. 1): (B, 3 C, H, W) -> (B, C, H, W)."""
+    """Return softmax attention over all pixels (Vaswani et al. 2017, eq. 1): (B, 3 C, H, W) -> (B, C, H, W)."""
     q, k, v = rearrange(qkv, "b (three h d) y x -> three b h (y x) d", three=3, h=heads)
-    if qkv.requires_grad and qkv.device.type == "cpu":  # where the fused one is 2 to 4 times slower, backward in bf16
+    if qkv.requires_grad and qkv.device.type == "cpu":  # the fused kernel is 2 to 4 times slower here
         out = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v)
@@ -93,7 +100,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """`attend`, residual, after a group norm."""
+    """Group norm, `attend`, and a residual connection."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -107,11 +114,11 @@ class Attention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention at a cost linear in the pixels (Shen et al. 2018, arXiv:1812.01243, eq. 3), residual.
+    """Attention whose cost is linear in the pixels (Shen et al. 2018, arXiv:1812.01243, eq. 3), with a residual.
 
-    Queries are softmaxed over their channels, keys over the pixels: softmax(q) (softmax(k)^T v). As v is linear in
-    the pixels x, v = x V, and so is what becomes of the result, this is softmax(q) ((softmax(k)^T x) V out): the
-    values of all pixels are never computed.
+    The softmax of the queries is over their channels, that of the keys over the pixels: softmax(q) (softmax(k)^T v).
+    Because v = x V and the output layer are linear, this is softmax(q) ((softmax(k)^T x) V out), which avoids computing
+    the values of all pixels.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
@@ -136,8 +143,8 @@ class LinearAttention(nn.Module):
         return x + self.to_out[1](attended.mT.unflatten(2, x.shape[2:]))
 
 
-def attention(kind: str, dim: int, heads: int, head_dim: int) -> nn.Module:
-    """The layer for `kind` none, linear or full."""
+def attention_layer(kind: str, dim: int, heads: int, head_dim: int) -> nn.Module:
+    """Return the layer for `kind` none, linear or full."""
     match kind:
         case "none":
             return nn.Identity()

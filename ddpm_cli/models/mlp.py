@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from ddpm_cli.config import Mlp as MlpConfig
+from ddpm_cli.config import MlpOptions, implements
 from ddpm_cli.models.layers import Embedding
 
 
-class Block(nn.Module):
-    """Norm, scale and shift by the embedding, two layers; residual."""
+class MlpBlock(nn.Module):
+    """Layer norm, scale and shift by the embedding, two linear layers, and a residual connection."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -22,19 +22,34 @@ class Block(nn.Module):
         return x + self.layers(self.norm(x) * (1 + scale) + shift)
 
 
+@implements(MlpOptions)
 class Mlp(nn.Module):
-    """(x, t, y) -> output.
+    """A network for points.
 
-    Args of forward: x: (B, in_channels); t: (B,) integers; y: (B,) classes, or None for a network without.
-    Returns: (B, out_channels), float32, or autocast's type.
+    Args of forward:
+        x: (B, in_channels).
+        t: (B,) integers.
+        y: (B,) classes, or None for an unconditional network.
+
+    Returns:
+        (B, out_channels), float32 or the dtype of autocast.
     """
 
-    def __init__(self, config: MlpConfig, in_channels: int, out_channels: int, classes: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        classes: int,
+        *,
+        width: int,
+        blocks: int,
+        dropout: float,
+        time_scale: float,
+    ) -> None:
         super().__init__()
-        width = config.width
-        self.embedding = Embedding(width, width, config.time_scale, classes)
+        self.embedding = Embedding(width, width, time_scale, classes)
         self.stem = nn.Linear(in_channels, width)
-        self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(MlpBlock(width, dropout) for _ in range(blocks))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_channels))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -1,13 +1,16 @@
 """The U-Net of the annotated diffusion model, after Phil Wang's, in any size."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.config import UNet as UNetConfig
-from ddpm_cli.models.layers import Embedding, GroupNorm, WeightStandardizedConv2d, attention
+from ddpm_cli.config import UNetOptions, implements
+from ddpm_cli.models.layers import Embedding, GroupNorm, WeightStandardizedConv2d, attention_layer
 
 
-class Block(nn.Module):
+class StandardizedConvBlock(nn.Module):
     """Weight-standardised 3x3 convolution, group norm, scale and shift, SiLU."""
 
     def __init__(self, dim: int, dim_out: int, groups: int) -> None:
@@ -24,15 +27,15 @@ class Block(nn.Module):
         return self.act(x)
 
 
-class ResnetBlock(nn.Module):
-    """Two blocks and a residual; the embedding scales and shifts the first."""
+class ResidualBlock(nn.Module):
+    """Two convolution blocks and a residual connection; the embedding scales and shifts the first."""
 
     def __init__(self, dim: int, dim_out: int, emb_dim: int, groups: int, dropout: float) -> None:
         super().__init__()
         self.emb = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, 2 * dim_out))
-        self.block1 = Block(dim, dim_out, groups)
+        self.block1 = StandardizedConvBlock(dim, dim_out, groups)
         self.dropout = nn.Dropout(dropout)
-        self.block2 = Block(dim_out, dim_out, groups)
+        self.block2 = StandardizedConvBlock(dim_out, dim_out, groups)
         self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -44,16 +47,14 @@ class ResnetBlock(nn.Module):
 class Level(nn.Module):
     """The residual blocks and the attention of one resolution, on the way down or up."""
 
-    def __init__(self, config: UNetConfig, dim_in: int, dim: int, kind: str) -> None:
+    def __init__(self, blocks: list[nn.Module], attention: nn.Module) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            ResnetBlock(dim_in, dim, 4 * config.width, config.groups, config.dropout) for _ in range(config.blocks)
-        )
-        self.attention = attention(kind, dim, config.heads, config.head_dim)
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = attention
 
 
 class DownLevel(Level):
-    """Each block leaves a skip connection, the last one after the attention."""
+    """Each block appends its output to the skip connections, the last one after the attention."""
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
@@ -64,7 +65,7 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    """Each block takes a skip connection."""
+    """Each block takes a skip connection as additional channels."""
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for block in self.blocks:
@@ -75,50 +76,73 @@ class UpLevel(Level):
 class Middle(nn.Module):
     """Block, full attention, block, at the lowest resolution."""
 
-    def __init__(self, config: UNetConfig, dim: int) -> None:
+    def __init__(self, block1: nn.Module, attention: nn.Module, block2: nn.Module) -> None:
         super().__init__()
-        self.block1 = ResnetBlock(dim, dim, 4 * config.width, config.groups, config.dropout)
-        self.attention = attention("full", dim, config.heads, config.head_dim)
-        self.block2 = ResnetBlock(dim, dim, 4 * config.width, config.groups, config.dropout)
+        self.block1 = block1
+        self.attention = attention
+        self.block2 = block2
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.block2(self.attention(self.block1(x, emb)), emb)
 
 
+@implements(UNetOptions)
 class UNet(nn.Module):
-    """(x, t, y) -> output of x's size.
+    """The U-Net of "The Annotated Diffusion Model".
 
-    Args of forward: x: (B, in_channels, H, W), H and W divisible by `config.stride`; t: (B,) integers; y: (B,)
-    classes, or None for a network without.
-    Returns: (B, out_channels, H, W), float32, or autocast's type.
+    Args of forward:
+        x: (B, in_channels, H, W), with H and W divisible by patch_size * 2**(levels - 1).
+        t: (B,) integers.
+        y: (B,) classes, or None for an unconditional network.
+
+    Returns:
+        (B, out_channels, H, W), float32 or the dtype of autocast.
     """
 
-    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int, classes: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        classes: int,
+        *,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[str],
+        groups: int,
+        heads: int,
+        head_dim: int,
+        dropout: float,
+        time_scale: float,
+        patch_size: int,
+    ) -> None:
         super().__init__()
-        patch, width = config.patch_size, config.width
-        dims = [width * multiplier for multiplier in config.multipliers]
-        ins = [width, *dims[:-1]]  # a level works at its input's width on the way down, as in the text
+        patch, emb_dim = patch_size, 4 * width
+        block = partial(ResidualBlock, emb_dim=emb_dim, groups=groups, dropout=dropout)
+        attend = partial(attention_layer, heads=heads, head_dim=head_dim)
+        dims = [width * multiplier for multiplier in multipliers]
+        ins = [width, *dims[:-1]]  # on the way down a level has the width of its input, as in the text
         last = len(dims) - 1
-        self.embedding = Embedding(width, 4 * width, config.time_scale, classes)
+        self.embedding = Embedding(width, emb_dim, time_scale, classes)
         self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, width, 1))
 
         self.downs = nn.ModuleList()
         self.downsamples = nn.ModuleList()
         self.ups = nn.ModuleList()
         self.upsamples = nn.ModuleList()
-        for i, (dim_in, dim, kind) in enumerate(zip(ins, dims, config.attention, strict=True)):
-            self.downs.append(DownLevel(config, dim_in, dim_in, kind))
+        for i, (dim_in, dim, kind) in enumerate(zip(ins, dims, attention, strict=True)):
+            self.downs.append(DownLevel([block(dim_in, dim_in) for _ in range(blocks)], attend(kind, dim_in)))
             self.downsamples.append(_downsample(dim_in, dim) if i < last else _same(dim_in, dim))
-            self.ups.insert(0, UpLevel(config, dim + dim_in, dim, kind))
+            self.ups.insert(0, UpLevel([block(dim + dim_in, dim) for _ in range(blocks)], attend(kind, dim)))
             self.upsamples.insert(0, _upsample(dim, dim_in) if i > 0 else _same(dim, dim_in))
-        self.middle = Middle(config, dims[-1])
+        self.middle = Middle(block(dims[-1], dims[-1]), attend("full", dims[-1]), block(dims[-1], dims[-1]))
 
-        self.final = ResnetBlock(2 * width, width, 4 * width, config.groups, config.dropout)
+        self.final = block(2 * width, width)
         self.head = nn.Sequential(nn.Conv2d(width, out_channels * patch**2, 1), nn.PixelShuffle(patch))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self.embedding(t, y)
-        # Channels side by side, in which convolutions are fastest; one channel, of gray images, would not ask for it.
+        # Convolutions are fastest in channels_last, which torch does not infer from images with a single channel.
         x = stem = self.stem(x).contiguous(memory_format=torch.channels_last)
         skips: list[Tensor] = []
         for level, downsample in zip(self.downs, self.downsamples, strict=True):
@@ -134,7 +158,7 @@ def _same(dim: int, dim_out: int) -> nn.Module:
 
 
 def _downsample(dim: int, dim_out: int) -> nn.Module:
-    """Half the resolution without losing a pixel (Sunkara & Luo 2022, arXiv:2208.03641)."""
+    """Halve the resolution without dropping pixels (Sunkara & Luo 2022, arXiv:2208.03641)."""
     return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * dim, dim_out, 1))
 
 

@@ -1,4 +1,4 @@
-"""The report page: a single HTML file that contains its data, its pictures and the plotting library."""
+"""Build the report page, a single HTML file that includes the data, the pictures and the plotting library."""
 
 import html
 import json
@@ -14,65 +14,74 @@ from ddpm_cli.report.runs import Row, Run
 from ddpm_cli.report.table import (
     command_of,
     differing,
+    finite_number,
     higher_is_better,
     measured_differently,
     metrics_of,
-    number,
     swept,
 )
 
 GENERATOR = '<meta name="generator" content="ddpm-report">'
 """Identifies a page written by ddpm-report."""
-SIZE = 9_400_000
-"""Maximum total bytes of a page of up to `FULL` runs. Each further run adds as much as one of these."""
-FULL = 12
-TEXT = 400_000
-"""Bytes of these for everything except pictures and the library."""
-POINTS = 500
-"""Maximum number of points of a loss curve."""
+SCRIPTS = (
+    "page.helpers.js",
+    "page.table.js",
+    "page.plots.js",
+    "page.pictures.js",
+    "page.commands.js",
+    "page.main.js",
+)
+"""Files of the script in the order in which they are joined."""
+PAGE_BYTES = 9_400_000
+"""Maximum size of a page with up to `PAGE_RUNS` runs. Each additional run may add 1/PAGE_RUNS of the picture bytes."""
+PAGE_RUNS = 12
+TEXT_BYTES = 400_000
+"""Part of `PAGE_BYTES` that is reserved for everything except the pictures and the library."""
+CURVE_POINTS = 500
+"""Maximum number of points per loss curve."""
 
 
 def page_of(runs: Sequence[Run], title: str, plotly: str) -> str:
     """Return the HTML of a report. `plotly` is the source of plotly.js."""
-    pictures = (SIZE - TEXT - len(plotly.encode())) * 3 // 4  # base64 encodes 3 bytes as 4 characters
+    picture_bytes = (PAGE_BYTES - TEXT_BYTES - len(plotly.encode())) * 3 // 4  # base64: 4 characters per 3 bytes
     resources = files("ddpm_cli.report")
     parts = {
         "generator": GENERATOR,
         "title": html.escape(title),
         "style": (resources / "page.css").read_text(encoding="utf-8"),
-        "script": (resources / "page.js").read_text(encoding="utf-8"),
+        "script": "\n".join((resources / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "plotly": plotly.replace("</script", "<\\/script"),
-        "data": _json(_data(runs, title, pictures // min(FULL, len(runs)))),
+        "data": _script_json(_page_data(runs, title, picture_bytes // min(PAGE_RUNS, len(runs)))),
     }
     template = (resources / "page.html").read_text(encoding="utf-8")
-    # In a single pass, so that inserted text is never taken for a placeholder.
+    # A single pass, so that placeholders in the inserted text are not replaced.
     return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], template)
 
 
 def is_page(head: str) -> bool:
-    """Return whether a file that starts with `head` is a page written by ddpm-report."""
+    """Return True if a file that starts with `head` is a page written by ddpm-report."""
     return GENERATOR in head
 
 
-def _json(data: Any) -> str:
-    """Return JSON that is safe inside a <script> element, because nothing in it can end the element."""
+def _script_json(data: Any) -> str:
+    """Return JSON for a <script> element. "<" is escaped so that no text can close the element."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _data(runs: Sequence[Run], title: str, pictures: int) -> dict[str, Any]:
-    """Return the data for page.js. `pictures` is the maximum number of bytes for the pictures of a run."""
+def _page_data(runs: Sequence[Run], title: str, picture_bytes: int) -> dict[str, Any]:
+    """Return the data for the script. `picture_bytes` is the maximum size of the pictures of each run."""
     settings, overrides = differing(runs), swept(runs)
     return {
         "title": title,
-        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "settings": list(settings),
         "metrics": [{"name": name, "higher": higher_is_better(name)} for name in metrics_of(runs)],
-        "unlike": measured_differently(runs),
-        "heat": [{"key": key, "values": _in_order(texts)} for key, texts in overrides.items()]
+        "incomparable": measured_differently(runs),
+        "heat": [{"key": key, "values": _sorted_values(texts)} for key, texts in overrides.items()]
         if len(overrides) == 2
         else None,
         "runs": [
-            _run(run, pictures)
+            _run_data(run, picture_bytes)
             | {"settings": {key: texts[i] for key, texts in settings.items()}}
             | {"swept": {key: texts[i] for key, texts in overrides.items()}}
             for i, run in enumerate(runs)
@@ -80,57 +89,59 @@ def _data(runs: Sequence[Run], title: str, pictures: int) -> dict[str, Any]:
     }
 
 
-def _run(run: Run, pictures: int) -> dict[str, Any]:
-    film = small_film(run.film, pictures // FILM_SHARE) if run.film else None
-    left = pictures - pictures // FILM_SHARE if film else pictures
-    steps, losses = _curve(run.rows)
+def _run_data(run: Run, picture_bytes: int) -> dict[str, Any]:
+    film = small_film(run.film, picture_bytes // FILM_SHARE) if run.film else None
+    grid_bytes = picture_bytes - picture_bytes // FILM_SHARE if film else picture_bytes
+    steps, losses = _loss_curve(run.rows)
     return {
         "name": run.name,
         "path": str(run.folder),
         "command": command_of(run),
         "steps": run.steps,
         "planned": run.planned,
-        "seconds": _finite(run.seconds),
+        "seconds": _finite_or_none(run.seconds),
         "speed": run.images_per_second,
-        "loss": _finite(run.loss),
+        "loss": _finite_or_none(run.loss),
         "diverged": run.loss is not None and not math.isfinite(run.loss),
         "scores": {
-            name: {"value": score.value, "interval": score.interval, "step": score.step, "how": _joined(score.how)}
+            name: {
+                "value": score.value,
+                "interval": score.interval,
+                "step": score.step,
+                "settings": ", ".join(f"{key}={value}" for key, value in score.settings.items()),
+            }
             for name, score in run.scores.items()
         },
         "curve": {"steps": steps, "losses": losses},
-        "grids": small_grids(run.grids, left),
+        "grids": small_grids(run.grids, grid_bytes),
         "film": {"moving": film[0], "still": film[1]} if film else None,
     }
 
 
-def _joined(how: dict[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in how.items())
+def _loss_curve(rows: Sequence[Row]) -> tuple[list[int], list[float | None]]:
+    """Return the steps and losses to plot.
 
-
-def _curve(rows: Sequence[Row]) -> tuple[list[int], list[float | None]]:
-    """Return the steps and losses to plot: all rows or, if there are too many, means of groups of rows.
-
-    A loss is None if no loss of its group is finite.
+    More than `CURVE_POINTS` rows are divided into groups of equal size, and each group is replaced by the mean of its
+    finite losses. The loss is None if a group has no finite loss.
     """
-    each = math.ceil(len(rows) / POINTS) or 1
-    parts = [rows[i : i + each] for i in range(0, len(rows), each)]
-    return [part[-1].step for part in parts], [_mean([row.loss for row in part]) for part in parts]
+    size = math.ceil(len(rows) / CURVE_POINTS) or 1
+    groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [group[-1].step for group in groups], [_mean_of_finite([row.loss for row in group]) for group in groups]
 
 
-def _mean(losses: Sequence[float]) -> float | None:
+def _mean_of_finite(losses: Sequence[float]) -> float | None:
     finite = [loss for loss in losses if math.isfinite(loss)]
-    return _finite(float(f"{sum(finite) / len(finite):.5g}")) if finite else None
+    return _finite_or_none(float(f"{sum(finite) / len(finite):.5g}")) if finite else None
 
 
-def _finite(value: float | None) -> float | None:
+def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _in_order(texts: Sequence[str]) -> list[str]:
-    """Return the distinct values of `texts`, sorted if all are numbers, else in the order of appearance."""
+def _sorted_values(texts: Sequence[str]) -> list[str]:
+    """Return the distinct values of `texts`, sorted if all are numbers, otherwise in order of first appearance."""
     values = list(dict.fromkeys(texts))
-    numbers = [number(text) for text in values]
+    numbers = [finite_number(text) for text in values]
     if None in numbers:
         return values
     return sorted(values, key=float)

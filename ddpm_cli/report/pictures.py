@@ -1,4 +1,4 @@
-"""Compress sample grids and films for embedding in a page, as data: URLs of WebP images."""
+"""Compress sample grids and films to WebP and encode them as data: URLs for the report page."""
 
 import base64
 import io
@@ -15,107 +15,107 @@ from ddpm_cli.untrusted_files import content_of
 log = logging.getLogger(__name__)
 
 MILESTONES = 10
-"""Maximum number of grids shown per run, spread evenly over its milestones."""
-FRAMES = 24
-"""Maximum number of frames shown of a film."""
+"""Maximum number of grids per run. They are evenly spaced over its milestones."""
+FILM_FRAMES = 24
+"""Maximum number of frames per film."""
 FILM_SHARE = 3
-"""A film gets 1/FILM_SHARE of the bytes of its run, the grids get the rest."""
-LARGEST = 800  # pixels a side
-SMALLEST = 32
+"""A film gets 1/FILM_SHARE of the picture bytes of its run. The grids get the rest."""
+MAX_SIDE = 800  # pixels
+MIN_SIDE = 32
 QUALITIES = (82, 60, 30)
-SHRINK = (0.6, 0.9)  # range of the scale factor of one step, if the lowest quality is still too large
-METHOD = 0  # the fastest of WebP, which needs a fifth more bytes than the default
-MAX_BYTES = 64 * 2**20
-MAX_PIXELS = 40_000_000  # of a picture
-MAX_FILM_PIXELS = 2_000_000_000  # of all frames
-MAX_FRAMES = 2000
+SHRINK = (0.6, 0.9)  # range of the scale factor per step, used if the lowest quality is still too large
+METHOD = 0  # fastest WebP method; files are about 20 % larger than with the default
+MAX_FILE_BYTES = 64 * 2**20
+MAX_IMAGE_PIXELS = 40_000_000  # per image or frame
+MAX_FILM_PIXELS = 2_000_000_000  # in all frames together
+MAX_FILM_FRAMES = 2000
 
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""Exceptions that Pillow raises for invalid images."""
+INVALID_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""Exceptions raised by Pillow for invalid images."""
 
 
 def small_grids(grids: dict[int, Path], max_bytes: int) -> dict[int, str]:
-    """Return some of `grids` by step, compressed to `max_bytes` in total. Unreadable ones are left out."""
-    steps = evenly(list(grids), MILESTONES)
+    """Return up to `MILESTONES` grids by step, compressed to `max_bytes` in total. Unreadable grids are skipped."""
+    steps = pick_evenly_spaced(list(grids), MILESTONES)
     small = {step: _small_grid(grids[step], max_bytes // len(steps)) for step in steps}
     return {step: picture for step, picture in small.items() if picture}
 
 
 def small_film(path: Path, max_bytes: int) -> tuple[str, str] | None:
-    """Return a film and its last frame, compressed to `max_bytes` in total, or None if it cannot be read."""
-    content = content_of(path, MAX_BYTES)
+    """Return a film and its last frame, compressed to `max_bytes` in total, or None if the film is unreadable."""
+    content = content_of(path, MAX_FILE_BYTES)
     if content is None:
         return None
     try:
-        with _opened(content, "GIF") as film:
-            frames, durations = _frames(film)
-    except BROKEN as error:
-        log.warning("%s: left out, because it is not a valid film (%s)", path, error)
+        with _open_image(content, "GIF") as film:
+            frames, durations = _frames_and_durations(film)
+    except INVALID_IMAGE_ERRORS as error:
+        log.warning("%s: skipped because it is not a valid GIF (%s)", path, error)
         return None
-    still = _within(max_bytes // FRAMES, frames[-1:], _encode)
-    moving = _within(max_bytes - len(still), frames, lambda small, quality: _encode_film(small, durations, quality))
+    still = _compress(max_bytes // FILM_FRAMES, frames[-1:], _encode_image)
+    moving = _compress(max_bytes - len(still), frames, lambda small, quality: _encode_film(small, durations, quality))
     return _data_url(moving), _data_url(still)
 
 
-def evenly(items: Sequence[int], most: int) -> list[int]:
-    """Return at most `most` of `items`, evenly spaced, including the first and the last."""
-    if len(items) <= most:
+def pick_evenly_spaced(items: Sequence[int], max_count: int) -> list[int]:
+    """Return at most `max_count` evenly spaced items, including the first and the last."""
+    if len(items) <= max_count:
         return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    return [items[round(i * (len(items) - 1) / (max_count - 1))] for i in range(max_count)]
 
 
 def _small_grid(path: Path, max_bytes: int) -> str:
-    content = content_of(path, MAX_BYTES)
+    content = content_of(path, MAX_FILE_BYTES)
     if content is None:
         return ""
     try:
-        with _opened(content, "PNG") as picture:
+        with _open_image(content, "PNG") as picture:
             image = picture.convert("RGB")
-    except BROKEN as error:
-        log.warning("%s: left out, because it is not a valid picture (%s)", path, error)
+    except INVALID_IMAGE_ERRORS as error:
+        log.warning("%s: skipped because it is not a valid PNG (%s)", path, error)
         return ""
-    return _data_url(_within(max_bytes, [image], _encode))
+    return _data_url(_compress(max_bytes, [image], _encode_image))
 
 
-def _opened(content: bytes, kind: str) -> Image.Image:
-    """Open an image without decoding it. Raises one of `BROKEN` if its format is not `kind` or if it is too large."""
+def _open_image(content: bytes, file_format: str) -> Image.Image:
+    """Open an image without decoding it. Raise an exception if it is too large or has another file format."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        picture = Image.open(io.BytesIO(content), formats=[kind])
-    if picture.width * picture.height > MAX_PIXELS:
+        picture = Image.open(io.BytesIO(content), formats=[file_format])
+    if picture.width * picture.height > MAX_IMAGE_PIXELS:
         raise ValueError(f"{picture.width}x{picture.height} pixels")
     return picture
 
 
-def _frames(film: Image.Image) -> tuple[list[Image.Image], list[int]]:
-    """Return the frames to show and the duration of each in ms."""
+def _frames_and_durations(film: Image.Image) -> tuple[list[Image.Image], list[int]]:
+    """Return up to `FILM_FRAMES` frames and their durations in ms. Each also lasts for the skipped frames after it."""
     count = getattr(film, "n_frames", 1)
-    if count > MAX_FRAMES or count * film.width * film.height > MAX_FILM_PIXELS:
+    if count > MAX_FILM_FRAMES or count * film.width * film.height > MAX_FILM_PIXELS:
         raise ValueError(f"{count} frames of {film.width}x{film.height} pixels")
-    kept = evenly(range(count), FRAMES)
+    kept = pick_evenly_spaced(range(count), FILM_FRAMES)
     frames: list[Image.Image] = []
     durations: list[int] = []
     for i, frame in enumerate(ImageSequence.Iterator(film)):
         duration = int(frame.info.get("duration", 100))
         if i in kept:
-            frames.append(_no_larger(frame.convert("RGB")))
+            frames.append(_shrink_to_max_side(frame.convert("RGB")))
             durations.append(duration)
         else:
             durations[-1] += duration
     return frames, durations
 
 
-def _within(
+def _compress(
     max_bytes: int, frames: Sequence[Image.Image], encode: Callable[[Sequence[Image.Image], int], bytes]
 ) -> bytes:
-    """Encode `frames` in `max_bytes`: first with lower quality, then also with smaller frames."""
-    frames = shrunk = [_no_larger(frame) for frame in frames]
+    """Encode `frames` in at most `max_bytes`. Reduce the quality first, then the size of the frames."""
+    frames = shrunk = [_shrink_to_max_side(frame) for frame in frames]
     small = b""
     for quality in QUALITIES:
         small = encode(frames, quality)
         if len(small) <= max_bytes:
             return small
-    while len(small) > max_bytes and max(shrunk[0].size) > SMALLEST:
+    while len(small) > max_bytes and max(shrunk[0].size) > MIN_SIDE:
         scale = min(max(math.sqrt(max_bytes / len(small)), SHRINK[0]), SHRINK[1])
         size = (max(1, round(shrunk[0].width * scale)), max(1, round(shrunk[0].height * scale)))
         shrunk = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
@@ -123,13 +123,13 @@ def _within(
     return small
 
 
-def _no_larger(frame: Image.Image) -> Image.Image:
+def _shrink_to_max_side(frame: Image.Image) -> Image.Image:
     frame = frame.copy()
-    frame.thumbnail((LARGEST, LARGEST))
+    frame.thumbnail((MAX_SIDE, MAX_SIDE))
     return frame
 
 
-def _encode(frames: Sequence[Image.Image], quality: int) -> bytes:
+def _encode_image(frames: Sequence[Image.Image], quality: int) -> bytes:
     buffer = io.BytesIO()
     frames[0].save(buffer, format="WEBP", quality=quality, method=METHOD)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Comparison of runs: the settings in which they differ, the swept settings and report.csv."""
+"""Compare the settings and metrics of runs and write them as report.csv."""
 
 import csv
 import io
@@ -12,75 +12,80 @@ from typing import Any
 from ddpm_cli.report.runs import Run
 
 IGNORED = ("out", "resume", "resume_data_changed", "dataset.root")
-"""Keys of paths."""
-METRICS = [
+"""Settings that contain paths or are specific to a resumed run, and are not compared."""
+METRIC_ORDER = [
     *("fid", "kid", "fd_classifier", "kd_classifier", "is", "is_classifier"),
     *("precision", "precision_classifier", "recall", "recall_classifier", "nll", "val_loss"),
 ]
-"""Order of the metrics. Others follow, sorted by name."""
-HIGHER = ("is", "precision", "recall")
-"""First words of the names of metrics that are better when higher."""
+"""Order of the metrics. Other metrics follow, sorted by name."""
+HIGHER_IS_BETTER = ("is", "precision", "recall")
+"""First words of the names of metrics for which higher values are better."""
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return each setting that differs between runs, with its value in each run as text.
+    """Return the settings that differ between runs, with the value in each run as text.
 
-    Settings that only some runs have are left out, because they follow from another option. So are settings that were
-    not overridden on the command line of any run, if they are the same in all runs with the same option of their group.
+    Settings that only some of the runs have are excluded, because they depend on the option of a config group.
+    Settings that no run overrides on the command line are excluded if the option of their group determines them.
     """
-    typed = [_typed(run) for run in runs]
-    # If all runs override a group, use the option typed, because `model=tiny` says more than `unet`.
-    options = [key for key in (typed[0] if typed else {}) if "." not in key and all(key in one for one in typed)]
-    settings = [_plain(run) | {key: one[key] for key in options} for run, one in zip(runs, typed, strict=True)]
+    overrides = [_overrides_by_key(run) for run in runs]
+    # If all runs override a group, use the name of the option: `model=tiny` is more specific than `unet`.
+    first = overrides[0] if overrides else {}
+    options = [key for key in first if "." not in key and all(key in one for one in overrides)]
+    settings = [
+        _comparable_settings(run) | {key: typed[key] for key in options}
+        for run, typed in zip(runs, overrides, strict=True)
+    ]
     keys = [key for key in (settings[0] if settings else {}) if all(key in one for one in settings)]
-    values = {key: [_text(one[key]) for one in settings] for key in keys}
+    values = {key: [_as_text(one[key]) for one in settings] for key in keys}
     values = {key: texts for key, texts in values.items() if len(set(texts)) > 1}
     return {
         key: texts
         for key, texts in values.items()
-        if any(key in one for one in typed) or not _follows(texts, values.get(key.split(".")[0], []))
+        if any(key in one for one in overrides) or not _determined_by_group(texts, values.get(key.split(".")[0], []))
     }
 
 
 def swept(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return each override that differs, with its value in each run as typed, which is empty if it was not typed."""
-    typed = [_typed(run) for run in runs]
-    keys = dict.fromkeys(key for one in typed for key in one)
-    values = {key: [one.get(key, "") for one in typed] for key in keys}
+    """Return the overrides that differ between runs, with the value in each run, or "" if the run has none."""
+    overrides = [_overrides_by_key(run) for run in runs]
+    keys = dict.fromkeys(key for one in overrides for key in one)
+    values = {key: [one.get(key, "") for one in overrides] for key in keys}
     return {key: texts for key, texts in values.items() if len(set(texts)) > 1}
 
 
 def metrics_of(runs: Sequence[Run]) -> list[str]:
-    """Return the metrics of all runs, in the order of `METRICS`."""
+    """Return the names of the metrics of all runs, in the order of `METRIC_ORDER`."""
     names = {name for run in runs for name in run.scores}
-    return sorted(names, key=lambda name: (METRICS.index(name) if name in METRICS else len(METRICS), name))
+    order = {name: i for i, name in enumerate(METRIC_ORDER)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def higher_is_better(metric: str) -> bool:
-    """Return whether a higher value of `metric` is better."""
-    return metric.split("_")[0] in HIGHER
+    """Return True if higher values of `metric` are better."""
+    return metric.split("_")[0] in HIGHER_IS_BETTER
 
 
 def measured_differently(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Return the metrics that were not measured with the same settings in all runs, and these settings."""
+    """Return the metrics that were measured with different settings, as a map from their names to the settings."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name in metrics_of(runs):
-        hows = [run.scores[name].how for run in runs if name in run.scores]
-        keys = [key for key in dict.fromkeys(chain(*hows)) if len({how.get(key) for how in hows}) > 1]
-        ways = dict.fromkeys(", ".join(f"{key}={how.get(key, '?')}" for key in keys) for how in hows)
+        settings = [run.scores[name].settings for run in runs if name in run.scores]
+        keys = [key for key in dict.fromkeys(chain(*settings)) if len({each.get(key) for each in settings}) > 1]
+        variants = dict.fromkeys(", ".join(f"{key}={each.get(key, '?')}" for key in keys) for each in settings)
         if keys:
-            found.setdefault(tuple(ways), []).append(name)
-    return {", ".join(names): list(ways) for ways, names in found.items()}
+            found.setdefault(tuple(variants), []).append(name)
+    return {", ".join(names): list(variants) for variants, names in found.items()}
 
 
 def command_of(run: Run) -> str:
-    """Return the shell command that repeats a run in a new folder."""
-    own = [text for text in run.overrides if text.partition("=")[0].lstrip("+~") not in ("out", "resume")]
-    return shlex.join(["ddpm-train", *own])
+    """Return the shell command that reproduces a run in a new folder."""
+    overrides = [text for text in run.overrides if text.partition("=")[0].lstrip("+~") not in ("out", "resume")]
+    return shlex.join(["ddpm-train", *overrides])
 
 
 def csv_of(runs: Sequence[Run]) -> str:
-    """Return report.csv: one line per run, numbers with all digits."""
+    """Return the content of report.csv, with one line per run and numbers at full precision."""
     settings, metrics = differing(runs), metrics_of(runs)
     columns: dict[str, Callable[[Run], Any]] = {
         "final_loss": lambda run: run.loss,
@@ -103,12 +108,12 @@ def csv_of(runs: Sequence[Run]) -> str:
 
 
 def is_table(head: str) -> bool:
-    """Return whether a file that starts with `head` is a report.csv written by ddpm-report."""
+    """Return True if a file that starts with `head` is a report.csv written by ddpm-report."""
     header = head.partition("\n")[0]
     return header.startswith("run,") and header.endswith(",images_per_second,path,command")
 
 
-def number(text: str) -> float | None:
+def finite_number(text: str) -> float | None:
     """Return the number in `text`, or None if it is not a finite number."""
     try:
         value = float(text)
@@ -117,20 +122,20 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _plain(run: Run) -> dict[str, Any]:
+def _comparable_settings(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.settings.items() if key not in IGNORED}
 
 
-def _typed(run: Run) -> dict[str, str]:
+def _overrides_by_key(run: Run) -> dict[str, str]:
     """Return the overrides of a run by key."""
     pairs = (text.lstrip("+~").partition("=") for text in run.overrides)
     return {key: value for key, _, value in pairs if key not in IGNORED}
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _follows(texts: Sequence[str], group: Sequence[str]) -> bool:
-    """Return whether `texts` are determined by `group`, the values of their config group."""
-    return len(group) > 0 and len(set(zip(group, texts, strict=True))) == len(set(group))
+def _determined_by_group(texts: Sequence[str], options: Sequence[str]) -> bool:
+    """Return True if runs with the same option of a config group have the same text."""
+    return len(options) > 0 and len(set(zip(options, texts, strict=True))) == len(set(options))

@@ -1,4 +1,4 @@
-"""Build the network and the denoiser that a training config describes."""
+"""Build the network, the denoiser and the objective that a training config describes."""
 
 from collections.abc import Hashable
 from dataclasses import replace
@@ -6,10 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.config import ClassLabels, TrainConfig
+from ddpm_cli.config import ClassLabels, ImageDataset, TrainConfig, implementation_of
 from ddpm_cli.diffusion.denoiser import Denoiser, Network
+from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.timestep_samplers import Uniform
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.models import build_network
@@ -31,6 +33,18 @@ def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device
     predict = in_precision(network, device, dtype)
     limit = 1.0 if config.dataset.bounded else UNBOUNDED
     return Denoiser(predict, process, config.prediction, config.variance, config.model.self_condition, limit)
+
+
+def build_objective(config: TrainConfig, denoiser: Denoiser) -> Objective:
+    """Return the loss that `denoiser` is trained on."""
+    discrete = isinstance(config.dataset, ImageDataset)
+    return Objective(denoiser, implementation_of(config.loss), implementation_of(config.weighting), discrete)
+
+
+def build_timestep_sampler(config: TrainConfig, device: torch.device | str) -> Uniform:
+    """Return the distribution of the timesteps of a batch, with its state on `device`."""
+    sampler: Uniform = implementation_of(config.timestep_sampler)(config.schedule.timesteps, device)
+    return sampler
 
 
 def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Network:

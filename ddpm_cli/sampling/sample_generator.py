@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ddpm_cli import rng
 from ddpm_cli.checkpoints.loading import Trained
-from ddpm_cli.config import Ddpm, Sampler, check_guidance
+from ddpm_cli.config import Ddpm, Sampler, check_guidance, implementation_of
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.process import Noise
 from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.sampling.build import with_cuda_graphs
@@ -79,8 +81,19 @@ class SampleGenerator:
         depend on the batch in which they are drawn.
         """
         noise = ImageNoise(seed, images, self.shape, self.device)
-        guidance = self.guidance(labels[images.start : images.stop])
-        return sample(self.sampler, self.denoiser, noise(), noise, guidance)
+        return self.steps_from(noise(), noise, self.guidance(labels[images.start : images.stop]))
+
+    def steps_from(
+        self, x: Tensor, noise: Noise, guidance: Guidance | None, start: int | None = None
+    ) -> Iterator[Step]:
+        """Yield the steps of the sampler from x (B, C, ...), which is noise or, with `start`, data noised to there."""
+        sampler = implementation_of(self.sampler)
+        return sample(sampler, self.pairs(start), self.denoiser, x, noise, self.sampler.thresholding, guidance)
+
+    def pairs(self, start: int | None = None) -> Pairs:
+        """Return the steps of the sampler as pairs (t, t_prev), from t = `start` if it is given."""
+        own = self.sampler
+        return timestep_pairs(self.denoiser.process, own.steps, own.sections, own.spacing, start)
 
 
 def generator_of(

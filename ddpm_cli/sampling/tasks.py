@@ -11,10 +11,9 @@ from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.config import ClassLabels, ImageDataset, SampleConfig
 from ddpm_cli.data.sources import moved
 from ddpm_cli.data.table import to_float
-from ddpm_cli.data.user_images import read_images, read_mask
-from ddpm_cli.diffusion.editing import inpaint, interpolate
+from ddpm_cli.data.user_images import load_user_images, read_mask
+from ddpm_cli.diffusion.editing import inpaint, mix_noised
 from ddpm_cli.diffusion.samplers import Step
-from ddpm_cli.diffusion.timesteps import pairs_of
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.images.png_gif import grid, to_uint8
 from ddpm_cli.images.samples import picture
@@ -117,8 +116,7 @@ def _generate(config: SampleConfig, generator: SampleGenerator, wanted: list[int
     def draw(samples: Tensor) -> Image.Image:
         return picture(samples, names and names[: len(samples)])
 
-    steps = len(pairs_of(generator.sampler, generator.denoiser.process))
-    return Task(_known(labels, generator.classes), start, steps, draw)
+    return Task(_known(labels, generator.classes), start, len(generator.pairs()), draw)
 
 
 def _interpolate(config: SampleConfig, generator: SampleGenerator, wanted: list[int], dataset: ImageDataset) -> Task:
@@ -126,39 +124,39 @@ def _interpolate(config: SampleConfig, generator: SampleGenerator, wanted: list[
     labels, process = _labels(config, wanted), generator.denoiser.process
     t = process.timesteps // 2 if config.t is None else config.t
     check(t < process.timesteps, "t", t, f"in 0..{process.timesteps - 1}, the timesteps of the schedule")
-    ends = read_images({"a": config.a, "b": config.b}, dataset)
+    ends = load_user_images({"a": config.a, "b": config.b}, dataset)
     a, b = (to_float(image).to(generator.device) for image in ends)
     shares = torch.linspace(0, 1, len(labels)) if len(labels) > 1 else torch.tensor([0.5])
 
     def start(images: range) -> Iterator[Step]:
         noise = ImageNoise(config.seed, [0] * len(images), generator.shape, generator.device)
         part = shares[images.start : images.stop].to(generator.device)
-        guidance = generator.guidance([labels[i] for i in images])
-        return interpolate(generator.sampler, generator.denoiser, a, b, part, t, noise, guidance)
+        x = mix_noised(process, a, b, part, t, noise)
+        return generator.steps_from(x, noise, generator.guidance([labels[i] for i in images]), start=t)
 
     def draw(samples: Tensor) -> Image.Image:
         row = torch.stack([ends[0], *to_uint8(samples), ends[1]])
         return grid(row, columns=min(len(row), 16))
 
-    return Task(_known(labels, generator.classes), start, len(pairs_of(generator.sampler, process, t)), draw)
+    return Task(_known(labels, generator.classes), start, len(generator.pairs(t)), draw)
 
 
 def _inpaint(config: SampleConfig, generator: SampleGenerator, wanted: list[int], dataset: ImageDataset) -> Task:
     """Fill the hole of an image; the picture starts with the image, and the image without the hole."""
-    labels = _labels(config, wanted)
+    labels, pairs = _labels(config, wanted), generator.pairs()
     resamplings = config.resamplings or RESAMPLINGS
-    (image,) = read_images({"image": config.image}, dataset)
+    (image,) = load_user_images({"image": config.image}, dataset)
     hole = read_mask(str(config.mask), config.image, dataset)
     x0, inside = to_float(image).to(generator.device), hole.to(generator.device)
 
     def start(images: range) -> Iterator[Step]:
         noise = ImageNoise(config.seed, images, generator.shape, generator.device)
         guidance = generator.guidance([labels[i] for i in images])
-        return inpaint(generator.sampler, generator.denoiser, x0, inside, resamplings, noise(), noise, guidance)
+        how = generator.sampler.thresholding
+        return inpaint(pairs, generator.denoiser, x0, inside, resamplings, noise(), noise, how, guidance)
 
     def draw(samples: Tensor) -> Image.Image:
         row = torch.stack([image, torch.where(hole, 128, image).byte(), *to_uint8(samples)])
         return grid(row, columns=min(len(row), 16))
 
-    strides = len(pairs_of(generator.sampler, generator.denoiser.process))
-    return Task(_known(labels, generator.classes), start, (strides - 1) * resamplings + 1, draw)
+    return Task(_known(labels, generator.classes), start, (len(pairs) - 1) * resamplings + 1, draw)

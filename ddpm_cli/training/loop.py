@@ -13,7 +13,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ddpm_cli.checkpoints.run_checkpoints import prune, save_checkpoint
-from ddpm_cli.diffusion.timesteps import pairs_of
 from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Stopped
 from ddpm_cli.files import NoRoom
@@ -195,7 +194,7 @@ class Loop:
             The first samples at some steps of the sampler, if `filmed`, and all samples at its end.
         """
         train, generator = self.trainer.config.train, self.trainer.generator
-        steps = len(pairs_of(generator.sampler, generator.denoiser.process))
+        steps = len(generator.pairs())
         moments = evenly(steps, frames(generator.shape)) if filmed else []
         last = shown(generator.shape, len(labels))
 

@@ -7,8 +7,7 @@ import torch
 
 from ddpm_cli.checkpoints.format import check_matches
 from ddpm_cli.checkpoints.loading import check_classes
-from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
-from ddpm_cli.sampling.build import network_of
+from ddpm_cli.sampling.build import build_timestep_sampler, network_of
 from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import moments_like
 
@@ -20,7 +19,7 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
     with torch.device("meta"):
         network = network_of(config, state["classes"])
     weights = dict(network.state_dict())
-    timesteps = build_timestep_sampler(config.timestep_sampler, config.schedule.timesteps, "meta")
+    timesteps = build_timestep_sampler(config, "meta")
     like = {
         "model": weights,
         "ema": weights,

@@ -146,9 +146,8 @@ def _resume_run(job: TrainingJob, resume: str) -> float | None:
 
 def _loop(config: TrainConfig, folder: Path) -> "Loop":
     """Return the training loop of a run that writes to `folder`, with its data, device and network."""
-    from ddpm_cli.data.fingerprint import fingerprint
     from ddpm_cli.data.sources import check_labels, load_examples
-    from ddpm_cli.data.table import Table
+    from ddpm_cli.data.table import Table, fingerprint
     from ddpm_cli.distributed import collectives
     from ddpm_cli.distributed.devices import resolve_device
     from ddpm_cli.tracking.loggers import check_loggers

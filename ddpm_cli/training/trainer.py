@@ -8,16 +8,20 @@ from torch import Tensor, nn
 
 from ddpm_cli import rng
 from ddpm_cli.checkpoints.stored_config import to_stored
-from ddpm_cli.config import ClassLabels, ImageDataset, TrainConfig
+from ddpm_cli.config import ClassLabels, TrainConfig
 from ddpm_cli.data.table import Table
 from ddpm_cli.diffusion.guidance import hide_labels
-from ddpm_cli.diffusion.objective import Objective
-from ddpm_cli.diffusion.timestep_samplers import build_timestep_sampler
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.distributed.devices import resolve_precision, should_compile
 from ddpm_cli.distributed.sharding import gradient_sync, replicate_like, shard_like, unshard, wrap_distributed
-from ddpm_cli.sampling.build import build_denoiser, network_of, with_cuda_graphs
+from ddpm_cli.sampling.build import (
+    build_denoiser,
+    build_objective,
+    build_timestep_sampler,
+    network_of,
+    with_cuda_graphs,
+)
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -59,10 +63,8 @@ class Trainer:
         self.optimizer = build_optimizer(config.train, self.network, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.denoiser = build_denoiser(config, self.wrapped, device, self.dtype)
-        self.objective = Objective(
-            self.denoiser, config.loss, config.weighting, isinstance(config.dataset, ImageDataset)
-        )
-        self.timestep_sampler = build_timestep_sampler(config.timestep_sampler, config.schedule.timesteps, device)
+        self.objective = build_objective(config, self.denoiser)
+        self.timestep_sampler = build_timestep_sampler(config, device)
         self.generator = SampleGenerator(
             with_cuda_graphs(build_denoiser(config, self.ema.network, device, self.dtype), device),
             config.sampler,

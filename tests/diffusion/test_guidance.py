@@ -7,9 +7,9 @@ from torch import Tensor
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.guidance import guided_output, hide_labels
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.diffusion.sampling import Guidance
 from tests.conftest import a_sampler
-from tests.diffusion.toys import COSINE
+from tests.diffusion.toys import COSINE, steps_of
 
 SPREAD = 0.1
 NULL = 2
@@ -44,7 +44,7 @@ def drawn(scale: float, y: int, network: Counted) -> Tensor:
 
     guidance = Guidance(torch.full((4000,), y), NULL, scale)
     denoiser = Denoiser(network, COSINE, "x0")
-    *_, last = sample(a_sampler(steps=300, thresholding="none"), denoiser, noise(), noise, guidance)
+    *_, last = steps_of(a_sampler(steps=300, thresholding="none"), denoiser, noise(), noise, guidance)
     return last.x[:, 0]
 
 

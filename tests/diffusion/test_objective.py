@@ -2,14 +2,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import L1, L2, Huber, Loss, Unweighted
+from ddpm_cli.config import L1, L2, Huber, Option, implementation_of
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import Objective, distance
+from ddpm_cli.diffusion.objective import Objective, l2
 from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.weighting import unweighted
 
 
 def plain(denoiser: Denoiser) -> Objective:
-    return Objective(denoiser, L2(), Unweighted())
+    return Objective(denoiser, l2, unweighted)
 
 
 BETAS = torch.linspace(0.01, 0.3, 20, dtype=torch.float64)
@@ -18,8 +19,11 @@ BETAS = torch.linspace(0.01, 0.3, 20, dtype=torch.float64)
 def test_distances_by_hand() -> None:
     output, target = torch.tensor([[0.0, 3.0], [1.0, 1.0]]), torch.tensor([[0.5, 0.0], [1.0, 1.0]])
 
-    def first(loss: Loss) -> float:
-        each = distance(loss, output, target)
+    denoiser = Denoiser(lambda x, t, y: output, Process(BETAS), "x0")
+
+    def first(loss: Option) -> float:
+        objective = Objective(denoiser, implementation_of(loss), unweighted)
+        each = objective(target, torch.tensor([3, 4]), torch.zeros(2, 2))
         assert each.shape == (2,)
         assert each[1] == 0
         return float(each[0])

@@ -83,9 +83,9 @@ def test_ddpm(process: Process, variance: str, at: int, noise: Callable[[], Tens
     theirs = scheduler.step(EPS.view(1, 4), t, X.view(1, 4)).prev_sample[0]
 
     def denoise(x: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
-        return Estimate(x0_of(process, t, x))
+        return Estimate(x0_of(process, t, x), variance=variance)
 
-    (step,) = ddpm(denoise, X, process, [(t, t_prev)], noise, variance)
+    (step,) = ddpm(denoise, X, process, [(t, t_prev)], noise)
     assert torch.allclose(step.x, theirs, rtol=1e-5, atol=1e-9)
 
 
@@ -95,8 +95,8 @@ def test_ddpm_with_a_learned_variance(noise: Callable[[], Tensor]) -> None:
     for t in (999, 500, 1):
         output = torch.cat([EPS, 2 * fraction - 1]).view(1, 8)
         theirs = scheduler.step(output, t, X.view(1, 4)).prev_sample
-        estimate = Estimate(x0_of(LINEAR, t, X), fraction)
-        (step,) = ddpm(lambda *_, estimate=estimate: estimate, X, LINEAR, [(t, t - 1)], noise, "learned_range")
+        estimate = Estimate(x0_of(LINEAR, t, X), fraction, "learned_range")
+        (step,) = ddpm(lambda *_, estimate=estimate: estimate, X, LINEAR, [(t, t - 1)], noise)
         assert torch.allclose(step.x, theirs[0], rtol=1e-5, atol=1e-9)
 
 
@@ -138,6 +138,6 @@ def test_dpm_solver_pp_from_the_first_step_to_the_last(process: Process) -> None
         return Estimate(x0_of(process, t, x, eps_at(x, t)))
 
     theirs = X
-    for ours, t in zip(dpmpp_2m(denoise, X, process, pairs), visited, strict=True):
+    for ours, t in zip(dpmpp_2m(denoise, X, process, pairs, lambda: X), visited, strict=True):
         theirs = scheduler.step(eps_at(theirs, t), t, theirs).prev_sample
         assert torch.allclose(ours.x, theirs, rtol=1e-5, atol=1e-8), t

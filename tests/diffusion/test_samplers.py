@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.editing import inpaint
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Denoise, Estimate, ancestral_std, ddim, ddpm, dpmpp_2m, heun, posterior
-from ddpm_cli.diffusion.sampling import sample
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, dpmpp_2m, heun, posterior
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr, pairs_of
+from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr
 from tests.conftest import a_sampler
 from tests.diffusion.toys import (
     CENTRES,
@@ -27,6 +27,8 @@ from tests.diffusion.toys import (
     gaussian_denoiser,
     mixture_denoiser,
     mixture_moments,
+    pairs_of,
+    steps_of,
 )
 
 
@@ -106,13 +108,17 @@ class Walk:
         pairs = pairs_of(a_sampler(steps=self.steps, spacing=spacing), process)
         match self.kind:
             case "fixed_small" | "fixed_large":
-                *_, last = ddpm(denoise, noise(), process, pairs, noise, self.kind)
+
+                def with_variance(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+                    return denoise(x_t, t, last_x0)._replace(variance=self.kind)
+
+                *_, last = ddpm(with_variance, noise(), process, pairs, noise)
             case "eta=0" | "eta=1":
                 *_, last = ddim(denoise, noise(), process, pairs, noise, eta=float(self.kind[-1]))
             case "dpmpp_2m":
-                *_, last = dpmpp_2m(denoise, noise(), process, pairs)
+                *_, last = dpmpp_2m(denoise, noise(), process, pairs, noise)
             case "heun":
-                *_, last = heun(denoise, noise(), process, pairs)
+                *_, last = heun(denoise, noise(), process, pairs, noise)
         return last.x
 
 
@@ -149,7 +155,7 @@ def test_a_mixture_comes_back_with_its_shares_mean_and_covariance(walk: Walk) ->
 
 
 ORDERS = {
-    "eta=0": (1, lambda d, x, p, pairs: ddim(d, x, p, pairs, lambda: x, eta=0.0)),
+    "eta=0": (1, partial(ddim, eta=0.0)),
     "dpmpp_2m": (2, dpmpp_2m),
     "heun": (2, heun),
 }
@@ -188,7 +194,7 @@ def test_the_error_falls_at_the_solvers_order(name: str, spacing: str) -> None:
         else:
             visited = [end + t for t in even_in_logsnr(signal.tolist(), steps + 1)]
         pairs = list(zip(visited[:0:-1], visited[-2::-1], strict=True))
-        *_, last = solve(denoise, x, process, pairs)
+        *_, last = solve(denoise, x, process, pairs, lambda: x)
         return float((last.x - exact).abs().max())
 
     errors = [error(steps) for steps in (160, 320, 640)]
@@ -203,10 +209,10 @@ def test_heun_calls_the_network_twice_a_step_but_for_the_last() -> None:
         calls.append(t)
         return Estimate(x_t / 2)
 
-    list(heun(denoise, torch.ones(1), LINEAR, [(999, 500), (500, 0), (0, -1)]))
+    list(heun(denoise, torch.ones(1), LINEAR, [(999, 500), (500, 0), (0, -1)], lambda: torch.zeros(1)))
     assert calls == [999, 500, 500, 0, 0]
     calls.clear()
-    list(dpmpp_2m(denoise, torch.ones(1), LINEAR, [(999, 500), (500, 0), (0, -1)]))
+    list(dpmpp_2m(denoise, torch.ones(1), LINEAR, [(999, 500), (500, 0), (0, -1)], lambda: torch.zeros(1)))
     assert calls == [999, 500, 0]
 
 
@@ -216,11 +222,17 @@ def test_variances_of_a_stride(t: int, t_prev: int) -> None:
     ac, ac_prev = LINEAR.alphas_cumprod[t], LINEAR.alphas_cumprod[t_prev]
     beta = 1 - ac / ac_prev
     small = beta * (1 - ac_prev) / (1 - ac)
+    zeros, ones = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+
+    def variance(kind: str, fraction: Tensor | None = None) -> list[float]:
+        """Of a step whose mean is 0 and whose noise is 1."""
+        (step,) = ddpm(lambda *_: Estimate(zeros, fraction, kind), zeros, LINEAR, [(t, t_prev)], lambda: ones)
+        return (step.x**2).tolist()
+
+    assert variance("fixed_small") == pytest.approx([small] * 3)
+    assert variance("fixed_large") == pytest.approx([beta] * 3)
     fraction = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-    assert ancestral_std(LINEAR, t, t_prev, "fixed_small", None) ** 2 == pytest.approx(small)
-    assert ancestral_std(LINEAR, t, t_prev, "fixed_large", None) ** 2 == pytest.approx(beta)
-    learned = torch.as_tensor(ancestral_std(LINEAR, t, t_prev, "learned_range", fraction))
-    assert (learned**2).tolist() == pytest.approx([small, math.sqrt(small * beta), beta])
+    assert variance("learned_range", fraction) == pytest.approx([small, math.sqrt(small * beta), beta])
 
 
 @pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
@@ -245,7 +257,7 @@ def test_from_a_last_timestep_without_signal(kind: type[Sampler]) -> None:
     spacing = "logsnr" if kind in (DpmPp2M, Heun) else "time"
     steps = 100 if spacing == "logsnr" else 1000
     sampler = a_sampler(kind, steps=steps, spacing=spacing, thresholding="none")
-    *_, last = sample(sampler, Denoiser(network, process, "v"), noise(), noise)
+    *_, last = steps_of(sampler, Denoiser(network, process, "v"), noise(), noise)
     assert float(last.x.mean()) == pytest.approx(mean, abs=0.01)
     assert float(last.x.var()) == pytest.approx(variance, abs=0.004)
 
@@ -258,7 +270,7 @@ def test_self_conditioning_is_used_while_sampling() -> None:
         return torch.full_like(x[:, 1:], len(seen) / 10)
 
     denoiser = Denoiser(network, LINEAR, "x0", self_condition=True)
-    list(sample(a_sampler(steps=3), denoiser, torch.zeros(1, 1, 2, 2), lambda: torch.zeros(1, 1, 2, 2)))
+    list(steps_of(a_sampler(steps=3), denoiser, torch.zeros(1, 1, 2, 2), lambda: torch.zeros(1, 1, 2, 2)))
     assert [float(estimate.mean()) for estimate in seen] == pytest.approx([0, 0.1, 0.2])
 
 
@@ -272,7 +284,7 @@ def test_self_conditioning_is_used_while_inpainting_and_bounded() -> None:
     denoiser = Denoiser(network, LINEAR, "x0", self_condition=True, limit=4.0)
     image, hole = torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)
     zeros = torch.zeros(1, 1, 2, 2)
-    list(inpaint(a_sampler(steps=2, thresholding="none"), denoiser, image, hole, 2, zeros, lambda: zeros))
+    list(inpaint(pairs_over(LINEAR, 2), denoiser, image, hole, 2, zeros, lambda: zeros, "none"))
     assert seen == [0, 4, 4]
 
 
@@ -283,8 +295,8 @@ def test_clipping_reaches_x(kind: type[Sampler]) -> None:
     noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for thresholding in ("clip", "dynamic"):
         sampler = a_sampler(kind, steps=10, thresholding=thresholding)
-        *_, last = sample(sampler, denoiser, noise, lambda: torch.zeros_like(noise))
+        *_, last = steps_of(sampler, denoiser, noise, lambda: torch.zeros_like(noise))
         assert last.x.unique().tolist() == pytest.approx([1], abs=1e-5)
     wild = a_sampler(kind, steps=10, thresholding="none")
-    *_, last = sample(wild, denoiser, noise, lambda: torch.zeros_like(noise))
+    *_, last = steps_of(wild, denoiser, noise, lambda: torch.zeros_like(noise))
     assert last.x.min() > 10

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Unweighted, Vlb
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import Objective
+from ddpm_cli.diffusion.objective import Objective, vlb
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform
+from ddpm_cli.diffusion.weighting import unweighted
 from ddpm_cli.distributed import collectives
 from tests.processes import in_two
 
@@ -21,14 +21,14 @@ LOSSES = torch.linspace(3, 0.1, T) ** 3
 
 def filled(history: int = 3, uniform_mix: float = 0.001) -> SecondMoment:
     """A sampler that has seen LOSSES."""
-    sampler = SecondMoment(T, history, uniform_mix, "cpu")
+    sampler = SecondMoment(T, "cpu", history, uniform_mix)
     for _ in range(history):
         sampler.update(torch.arange(T), LOSSES)
     return sampler
 
 
 def test_uniform_until_every_timestep_has_its_history() -> None:
-    sampler = SecondMoment(T, 2, 0.001, "cpu")
+    sampler = SecondMoment(T, "cpu", 2, 0.001)
     sampler.update(torch.arange(T), LOSSES)
     sampler.update(torch.arange(T - 1), LOSSES[:-1])
     assert sampler.probabilities().tolist() == pytest.approx([1 / T] * T)
@@ -38,7 +38,7 @@ def test_uniform_until_every_timestep_has_its_history() -> None:
 
 
 def test_it_is_the_root_mean_square_of_the_last_losses() -> None:
-    sampler = SecondMoment(2, 2, 0.01, "cpu")
+    sampler = SecondMoment(2, "cpu", 2, 0.01)
     for losses in ([9.0, 1.0], [3.0, 1.0], [4.0, 1.0]):  # the first is forgotten
         sampler.update(torch.tensor([0, 1]), torch.tensor(losses))
     rms = 12.5**0.5
@@ -47,7 +47,7 @@ def test_it_is_the_root_mean_square_of_the_last_losses() -> None:
 
 def test_a_batch_with_the_same_timestep_many_times() -> None:
     """As if they had come one after the other: of five losses the last three stay."""
-    at_once, one_by_one = SecondMoment(2, 3, 0.01, "cpu"), SecondMoment(2, 3, 0.01, "cpu")
+    at_once, one_by_one = SecondMoment(2, "cpu", 3, 0.01), SecondMoment(2, "cpu", 3, 0.01)
     t, losses = torch.tensor([0, 1, 0, 0, 0, 1, 0]), torch.arange(1.0, 8.0)
     at_once.update(t, losses)
     for i in range(7):
@@ -73,7 +73,7 @@ def estimates(sampler: Uniform, losses: Tensor, count: int = 200_000) -> Tensor:
 
 
 def test_the_weighted_estimate_is_unbiased_and_varies_less() -> None:
-    importance, uniform = estimates(filled(), LOSSES), estimates(Uniform(T), LOSSES)
+    importance, uniform = estimates(filled(), LOSSES), estimates(Uniform(T, "cpu"), LOSSES)
     assert importance.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.01)
     assert uniform.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.02)
     assert importance.var() < uniform.var() / 10
@@ -85,14 +85,14 @@ def test_on_the_bound_itself() -> None:
     """L_vlb of a simple model of 1-D data, whose terms differ by orders of magnitude over t."""
     process = Process(torch.linspace(1e-3, 0.2, T, dtype=torch.float64))
     denoiser = Denoiser(lambda x, t, y: 0.9 * x, process, "eps")
-    objective = Objective(denoiser, Vlb(), Unweighted(), discrete=False)
+    objective = Objective(denoiser, vlb, unweighted, discrete=False)
     generator = torch.Generator().manual_seed(0)
 
     def losses(t: Tensor) -> Tensor:
         x0 = 0.5 * torch.randn(len(t), 8, generator=generator)
         return objective(x0, t, torch.randn(x0.shape, generator=generator))
 
-    importance, uniform = SecondMoment(T, 10, 0.001, "cpu"), Uniform(T)
+    importance, uniform = SecondMoment(T, "cpu", 10, 0.001), Uniform(T, "cpu")
     for _ in range(10):
         importance.update(torch.arange(T), losses(torch.arange(T)))
     means, variances = [], []
@@ -106,13 +106,13 @@ def test_on_the_bound_itself() -> None:
 
 
 def test_it_goes_on_from_its_state() -> None:
-    sampler, again = filled(), SecondMoment(T, 3, 0.001, "cpu")
+    sampler, again = filled(), SecondMoment(T, "cpu", 3, 0.001)
     again.restore({key: value.clone() for key, value in sampler.state().items()})
     assert torch.equal(again.probabilities(), sampler.probabilities())
 
 
 def half_each() -> dict[str, torch.Tensor]:
-    sampler, rank = SecondMoment(T, 3, 0.001, "cpu"), collectives.rank()
+    sampler, rank = SecondMoment(T, "cpu", 3, 0.001), collectives.rank()
     for _ in range(3):
         half = torch.arange(T).chunk(2)[rank]
         sampler.update(half, LOSSES[half])

@@ -9,9 +9,9 @@ import pytest
 from ddpm_cli.config import Linear
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.diffusion.timesteps import even, even_in_logsnr, pairs_of, sections, stride
+from ddpm_cli.diffusion.timesteps import even, even_in_logsnr, in_sections, stride
 from tests.conftest import a_sampler
-from tests.diffusion.toys import COSINE, LINEAR
+from tests.diffusion.toys import COSINE, LINEAR, pairs_of
 
 
 def test_even_steps_reach_both_ends() -> None:
@@ -45,7 +45,7 @@ def test_pairs_from_the_middle_begin_there() -> None:
 
 def test_sections_as_in_the_example_of_the_text() -> None:
     """300 timesteps in sections of 10, 15 and 20: strides of 11, 99 / 14 and 99 / 19."""
-    visited = sections(300, [10, 15, 20])
+    visited = in_sections(300, [10, 15, 20])
     assert visited[:10] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
     assert visited[10:25] == [100 + round(i * 99 / 14) for i in range(15)]
     assert visited[25:] == [200 + round(i * 99 / 19) for i in range(20)]
@@ -60,7 +60,7 @@ def test_sections_by_the_procedure_of_the_text(timesteps: int, counts: list[int]
         step = (length - 1) / (count - 1) if count > 1 else 1
         expected += [start + round(k * step) for k in range(count)]
         start += length
-    assert sections(timesteps, counts) == expected
+    assert in_sections(timesteps, counts) == expected
 
 
 def test_a_stride_is_the_smallest_whole_one_that_gives_the_count() -> None:

@@ -1,14 +1,18 @@
 """Data whose perfect denoiser is known, and schedules to try it on."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Cosine, Linear
-from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Denoise, Estimate
+from ddpm_cli.config import Cosine, Linear, Sampler, implementation_of
+from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.process import Noise, Process
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step
+from ddpm_cli.diffusion.sampling import Guidance, sample
 from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 
 LINEAR = Process(
     betas_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
@@ -22,6 +26,19 @@ CENTRES = torch.tensor([[-0.8, 0.2], [0.5, -0.6], [0.6, 0.7]], dtype=torch.float
 SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 SPREAD = 0.15
 """A mixture of three round Gaussians."""
+
+
+def pairs_of(sampler: Sampler, process: Process, start: int | None = None) -> Pairs:
+    """Return the steps of the sampler of a config."""
+    return timestep_pairs(process, sampler.steps, sampler.sections, sampler.spacing, start)
+
+
+def steps_of(
+    sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Noise, guidance: Guidance | None = None
+) -> Iterator[Step]:
+    """Yield the steps of the sampler of a config from `x`."""
+    pairs = pairs_of(sampler, denoiser.process)
+    return sample(implementation_of(sampler), pairs, denoiser, x, noise, sampler.thresholding, guidance)
 
 
 def gaussian_denoiser(process: Process) -> Denoise:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import torch.utils._triton
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_cli.config import L2, Ddim, Ddpm, DpmPp2M, Heun, Hybrid, Loss, MinSnr, Sampler, Unweighted, Vlb
+from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import Objective
+from ddpm_cli.diffusion.objective import Loss, Objective, hybrid, l2, vlb
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.diffusion.sampling import Guidance
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment
+from ddpm_cli.diffusion.weighting import min_snr, unweighted
 from ddpm_cli.distributed import devices
 from ddpm_cli.distributed.devices import resolve_device, resolve_precision, should_compile
 from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
 from tests.conftest import TINY, a_sampler, composed
+from tests.diffusion.toys import steps_of
 
 CPU = torch.device("cpu")
 NO_CUDA = not torch.cuda.is_available()
@@ -59,11 +62,11 @@ def on_cuda(self_condition: bool, variance: str = "fixed_small") -> Denoiser:
     return Denoiser(network, process, "eps", variance, self_condition)
 
 
-@pytest.mark.parametrize("loss", [L2(), Hybrid(vlb_weight=0.001), Vlb()])
+@pytest.mark.parametrize("loss", [l2, partial(hybrid, vlb_weight=0.001), vlb])
 @pytest.mark.parametrize("self_condition", [False, True])
 def test_the_loss_runs_as_if_on_cuda(as_if_on_cuda: None, self_condition: bool, loss: Loss) -> None:
-    denoiser = on_cuda(self_condition, "fixed_small" if isinstance(loss, L2) else "learned_range")
-    weighting = Unweighted() if isinstance(loss, Vlb) else MinSnr(gamma=5.0)
+    denoiser = on_cuda(self_condition, "fixed_small" if loss is l2 else "learned_range")
+    weighting = unweighted if loss is vlb else partial(min_snr, gamma=5.0)
     with NoDoubles():
         x0, eps, t = torch.empty(4, 1, 8, 8), torch.empty(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
         losses = Objective(denoiser, loss, weighting)(x0, t, eps, t, self_condition)
@@ -78,13 +81,13 @@ def test_each_samplers_step_runs_as_if_on_cuda(as_if_on_cuda: None, kind: type[S
     sampler = a_sampler(kind, steps=3, thresholding=thresholding, **({"eta": 0.5} if kind is Ddim else {}))
     guidance = Guidance(torch.zeros(2, dtype=torch.int64), null=3, scale=2.0)
     with NoDoubles():
-        steps = list(sample(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8), guidance))
+        steps = list(steps_of(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8), guidance))
     assert len(steps) == 3
     assert all(step.x.device.type == step.x0.device.type == "cuda" for step in steps)
 
 
 def test_the_history_of_losses_stays_as_if_on_cuda(as_if_on_cuda: None) -> None:
-    sampler = SecondMoment(50, 10, 0.001, "cuda")
+    sampler = SecondMoment(50, "cuda", 10, 0.001)
     with NoDoubles():
         sampler.update(torch.zeros(4, dtype=torch.int64), torch.empty(4))
         p = sampler.probabilities()

@@ -1,4 +1,4 @@
-"""Run folders written by hand, as the README describes them."""
+"""Write run folders in the format described in the README."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def a_run(
     film: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run of 40 planned steps with a row each ten, of 8 images a step; `overrides` set what they say."""
+    """Write a run folder: 40 planned steps, batches of 8 images and a row every 10 steps. Return the folder."""
     tree: dict[str, Any] = {
         "dataset": {"name": "digits", "root": None, "image_size": 8},
         "schedule": {"name": "linear", "timesteps": 100, "rescale": True},
@@ -30,15 +30,8 @@ def a_run(
         "resume": None,
         "out": str(folder),
     }
-    for key, value in (override.split("=", 1) for override in overrides):
-        if isinstance(tree.get(key), dict):
-            tree[key]["name"] = value
-        else:
-            *groups, last = key.split(".")
-            place = tree
-            for group in groups:
-                place = place[group]
-            place[last] = yaml.safe_load(value)
+    for override in overrides:
+        _apply_override(tree, override)
     tree.update(config or {})
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra/config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -54,21 +47,32 @@ def a_run(
     return folder
 
 
-def evaluate(folder: Path, said: Mapping[str, Any] | None = None, **metrics: float) -> None:
-    """Add a line to evaluations.jsonl."""
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, value = override.split("=", 1)
+    if isinstance(tree.get(key), dict):
+        tree[key]["name"] = value
+        return
+    *groups, last = key.split(".")
+    for group in groups:
+        tree = tree[group]
+    tree[last] = yaml.safe_load(value)
+
+
+def evaluate(folder: Path, fields: Mapping[str, Any] | None = None, **metrics: float) -> None:
+    """Append a line to evaluations.jsonl. `fields` are added to the line or replace its fields."""
     line = {"step": 40, "split": "test", "n": 100, "weights": "ema", "sampler": {"name": "ddim", "steps": 10}}
     with (folder / "evaluations.jsonl").open("a") as stream:
-        stream.write(json.dumps({**line, "metrics": metrics, **(said or {})}) + "\n")
+        stream.write(json.dumps({**line, "metrics": metrics, **(fields or {})}) + "\n")
 
 
 def paint(path: Path, pixels: np.ndarray) -> None:
-    """A picture of (H, W) or (H, W, 3) values in 0..255."""
+    """Write a picture from (H, W) or (H, W, 3) pixels in 0..255."""
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 def paint_film(path: Path, frames: Sequence[np.ndarray]) -> None:
-    """A GIF of (H, W) frames, 100 ms each."""
+    """Write a GIF from (H, W) frames. Each frame lasts 100 ms."""
     path.parent.mkdir(exist_ok=True)
     first, *others = [Image.fromarray(frame.astype(np.uint8)) for frame in frames]
     first.save(path, save_all=True, append_images=others, duration=100, loop=0)

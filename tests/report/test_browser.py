@@ -1,4 +1,4 @@
-"""The page in Debian's chromium, as a person has it: opened from disk, clicked, typed at, slid."""
+"""Tests of the page in Debian's chromium, opened from disk and operated by mouse and keyboard."""
 
 import json
 import math
@@ -22,28 +22,28 @@ from tests.report.folders import a_run
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
 FLAGS += " --disable-sync --no-first-run --disable-dev-shm-usage"
-NONE = "\N{EN DASH}"
-PATIENCE = 30  # seconds: far above what a page takes
-DESK, PHONE = (1280, 900), (390, 844)
+NO_VALUE = "\N{EN DASH}"
+TIMEOUT = 30  # seconds, much longer than a page needs
+DESKTOP, PHONE = (1280, 900), (390, 844)
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM.exists() and DRIVER.exists()), reason="chromium is not installed")
 
 
 class Page:
-    """A page in a browser."""
+    """Operate a page in a browser and read its content."""
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
 
-    def open(self, page: Path, size: tuple[int, int] = DESK, dark: bool = False) -> "Page":
+    def open(self, page: Path, size: tuple[int, int] = DESKTOP, dark: bool = False) -> "Page":
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": size == PHONE})
-        self.light(not dark)
+        self.set_light(not dark)
         self.driver.get(page.as_uri())
         return self
 
-    def light(self, light: bool) -> None:
+    def set_light(self, light: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "light" if light else "dark"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
@@ -57,7 +57,7 @@ class Page:
         return self.js("return [...document.querySelectorAll(arguments[0])].map((x) => x.textContent)", selector)
 
     def names(self) -> list[str]:
-        """The runs of the table, from above."""
+        """Return the names of the runs in table order."""
         return self.js(
             "return [...document.querySelectorAll('tbody th')].map((x) => "
             "[...x.childNodes].find((child) => child.nodeType === Node.TEXT_NODE).data)"
@@ -81,7 +81,7 @@ class Page:
         self.type("#filter", words)
 
     def shown_steps(self) -> list[str]:
-        """What stands in the cards of samples: the step of the grid, or a text."""
+        """Return the step of the grid in each card of samples, or its text if it has no grid."""
         return self.js(
             "return [...document.querySelectorAll('#grids figure')].map((x) => "
             "x.querySelector('img')?.dataset.step ?? x.querySelector('p').textContent)"
@@ -102,7 +102,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(driver: Chrome) -> Iterator[Page]:
-    """A page that must neither have complained nor asked anything of a network when the test is over."""
+    """Yield a page. After the test, check that it logged no errors and loaded no external resources."""
     yield Page(driver)
     assert driver.get_log("browser") == []
     assert driver.execute_script("return performance.getEntriesByType('resource').map((x) => x.name)") == []
@@ -120,7 +120,10 @@ def report(folder: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """schedule=linear,cosine by loss=l1,l2; the last run lacks an evaluation and has milestones of its own."""
+    """Write the report of a sweep over two schedules and two losses.
+
+    The last run has no evaluation, is unfinished and has other milestones than the others.
+    """
     tmp = tmp_path_factory.mktemp("sweep")
     jobs = [("linear", "l1", 9.5, 0.1), ("linear", "l2", 10.25, 0.4), ("cosine", "l1", 8.5, 0.3)]
     for i, (schedule, loss, fid, recall) in enumerate(jobs):
@@ -132,23 +135,23 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report(tmp / "runs", tmp / "report.html")
 
 
-def test_the_table(browser: Page, sweep: Path) -> None:
+def test_table(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     heads = ["run", "schedule", "loss", "fid", "recall", "final loss", "steps", "time", "images/s"]
     assert browser.texts("thead th") == heads
     assert browser.names() == ["0", "1", "2", "10"]
-    assert browser.column("fid") == ["9.500", "10.25", "8.500", NONE]
+    assert browser.column("fid") == ["9.500", "10.25", "8.500", NO_VALUE]
     assert browser.column("final loss") == ["0.1250", "0.1250", "0.1250", "0.7500"]
     assert browser.column("steps") == ["40", "40", "40", "20 of 40"]
     assert browser.texts(".state") == ["unfinished"]
-    assert browser.texts("td.best") == ["0.4000", "8.500"]  # by rows: the highest recall, the lowest fid
+    assert browser.texts("td.best") == ["0.4000", "8.500"]  # in row order: highest recall, lowest fid
     assert browser.texts("nav a") == ["Runs", "Loss", "Sweep", "Samples", "Denoising", "Reproduce"]
 
 
 def test_sorting_by_mouse_and_keyboard(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     browser.head("fid").click()
-    assert browser.names() == ["2", "0", "1", "10"]  # 8.5, 9.5, 10.25 as numbers, what is missing last
+    assert browser.names() == ["2", "0", "1", "10"]  # numerical order, missing values last
     assert browser.sorted_by("fid") == "ascending"
     browser.head("fid").send_keys(Keys.ENTER)
     assert browser.names() == ["1", "0", "2", "10"]
@@ -158,11 +161,11 @@ def test_sorting_by_mouse_and_keyboard(browser: Page, sweep: Path) -> None:
     assert browser.sorted_by("fid") is None
     browser.head("schedule").click()
     assert browser.names() == ["2", "10", "0", "1"]
-    assert browser.texts("#grids b") == ["2", "10", "0", "1"]  # all else follows the table
+    assert browser.texts("#grids b") == ["2", "10", "0", "1"]  # the other sections have the order of the table
     assert browser.texts("#commands b") == ["2", "10", "0", "1"]
 
 
-def test_what_is_missing_is_sorted_last_either_way(browser: Page, tmp_path: Path) -> None:
+def test_missing_values_are_last_in_both_directions(browser: Page, tmp_path: Path) -> None:
     for i, fid in enumerate([None, 2.0, 10.0]):
         a_run(tmp_path / str(i), scores={"fid": fid} if fid else {})
     browser.open(report(tmp_path, tmp_path / "report.html"))
@@ -189,8 +192,8 @@ def test_filtering(browser: Page, sweep: Path) -> None:
         assert browser.js("return curves.data.length") == len(names)
 
 
-def test_the_slider_moves_all_grids(browser: Page, sweep: Path) -> None:
-    """Milestones 10, 20 and 40 of three runs, 15 and 30 of the fourth: the newest that there was."""
+def test_milestone_slider(browser: Page, sweep: Path) -> None:
+    """Each card shows the latest grid up to the step. Run 10 has milestones 15 and 30, the others 10, 20 and 40."""
     browser.open(sweep)
     assert browser.shown_steps() == ["40", "40", "40", "30"]
     found = []
@@ -204,31 +207,31 @@ def test_the_slider_moves_all_grids(browser: Page, sweep: Path) -> None:
         ("step 10", ["10", "10", "10", "none yet"]),
     ]
     assert browser.find("#milestone").get_attribute("aria-valuetext") == "step 10"
-    shade = browser.js(
+    brightness = browser.js(
         "const canvas = new OffscreenCanvas(1, 1).getContext('2d');"
         "canvas.drawImage(document.querySelector('#grids img'), 0, 0); return canvas.getImageData(0, 0, 1, 1).data[0]"
     )
-    assert abs(shade - 10) < 4  # the picture that step 10 was painted with
+    assert abs(brightness - 10) < 4  # the pixel value of the grid of step 10
     browser.type("#milestone", Keys.END)
     assert browser.shown_steps() == ["40", "40", "40", "30"]
     widths = browser.js("return Promise.all([...document.images].map((x) => x.decode().then(() => x.naturalWidth)))")
-    assert widths == [16] * 7  # four grids, three films
+    assert widths == [16] * 7  # four grids and three films
 
 
-def test_the_loss_plot_zooms(browser: Page, sweep: Path) -> None:
+def test_loss_plot_zoom(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     assert browser.js("return curves.data.map((trace) => trace.y)") == [[1, 0.5, 0.25, 0.125]] * 3 + [[1, 0.75]]
     assert browser.js("return curves.layout.yaxis.type") == "log"
-    whole = browser.js("return curves.layout.xaxis.range")
+    full_range = browser.js("return curves.layout.xaxis.range")
     area = browser.find("#curves .nsewdrag")
     browser.js("arguments[0].scrollIntoView({block: 'center'})", area)
     ActionChains(browser.driver).move_to_element(area).click_and_hold().move_by_offset(200, 60).release().perform()
     low, high = browser.js("return curves.layout.xaxis.range")
-    assert whole[0] < low < high < whole[1]
+    assert full_range[0] < low < high < full_range[1]
     browser.filter("cosine")
-    assert browser.js("return curves.layout.xaxis.range") == [low, high]  # stays so
+    assert browser.js("return curves.layout.xaxis.range") == [low, high]  # filtering keeps the zoom
     browser.type("#curves", "0")
-    assert browser.js("return curves.layout.xaxis.range")[0] <= whole[0]
+    assert browser.js("return curves.layout.xaxis.range")[0] <= full_range[0]
     before = browser.js("return curves.layout.xaxis.range")
     browser.type("#curves", "+")
     low, high = browser.js("return curves.layout.xaxis.range")
@@ -240,7 +243,7 @@ def test_the_loss_plot_zooms(browser: Page, sweep: Path) -> None:
 
 
 def test_smoothing(browser: Page, sweep: Path) -> None:
-    """An exponential mean of weight 0.5, its start corrected as Adam's: (0.25 + 0.25) / 0.75 after 1 and 0.5."""
+    """Check the bias correction of the mean: weight 0.5 gives (0.25 + 0.25) / 0.75 after the losses 1 and 0.5."""
     browser.open(sweep)
     browser.type("#smooth", *[Keys.ARROW_RIGHT] * 10)
     assert browser.find("#smooth").get_attribute("value") == "0.5"
@@ -249,7 +252,7 @@ def test_smoothing(browser: Page, sweep: Path) -> None:
     assert math.isclose(second, 2 / 3)
 
 
-def test_the_heat_map(browser: Page, sweep: Path) -> None:
+def test_heat_map(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     assert browser.js("return [map.data[0].y, map.data[0].x]") == [["linear", "cosine"], ["l1", "l2"]]
     assert browser.js("return map.data[0].z") == [[9.5, 10.25], [8.5, None]]
@@ -259,7 +262,7 @@ def test_the_heat_map(browser: Page, sweep: Path) -> None:
     assert browser.js("return map.data[0].z") == [[0.125, 0.125], [0.125, 0.75]]
 
 
-def test_the_film_plays_and_stops(browser: Page, sweep: Path) -> None:
+def test_film_plays_and_stops(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     assert len(browser.texts("#films figure")) == 3
     moving = browser.find("#films img").get_attribute("src")
@@ -270,7 +273,7 @@ def test_the_film_plays_and_stops(browser: Page, sweep: Path) -> None:
     assert browser.find("#films img").get_attribute("src") == moving
 
 
-def test_a_command_is_copied(browser: Page, sweep: Path) -> None:
+def test_copy_button_copies_the_command(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     assert browser.texts("#commands code")[1] == "ddpm-train schedule=linear loss=l2"
     browser.js("arguments[0].scrollIntoView({block: 'center'})", browser.find("#commands li:nth-child(2) button"))
@@ -280,7 +283,7 @@ def test_a_command_is_copied(browser: Page, sweep: Path) -> None:
     assert browser.find("#filter").get_attribute("value") == "ddpm-train schedule=linear loss=l2"
 
 
-def test_all_can_be_reached_by_keyboard_and_is_named(browser: Page, sweep: Path) -> None:
+def test_controls_are_focusable_and_labelled(browser: Page, sweep: Path) -> None:
     browser.open(sweep)
     reached = []
     for _ in range(60):
@@ -289,64 +292,63 @@ def test_all_can_be_reached_by_keyboard_and_is_named(browser: Page, sweep: Path)
         reached.append(browser.js(at))
     for one in ["#runs", "filter", "fid", "log", "smooth", "curves", "heat-metric", "milestone", "play", "Copy"]:
         assert one in reached
-    browser.find("#milestone").send_keys(Keys.TAB)  # so that focus is shown as by keyboard
+    browser.find("#milestone").send_keys(Keys.TAB)  # the outline is only shown for keyboard focus
     assert browser.js("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    nameless = browser.js(
+    unlabelled = browser.js(
         "return [...document.querySelectorAll('input, select, button, img')].filter((x) => "
         "!(x.labels?.length || x.ariaLabel || x.alt || x.textContent)).map((x) => x.outerHTML)"
     )
-    assert nameless == []
+    assert unlabelled == []
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_nothing_sticks_out(browser: Page, sweep: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_page_is_not_wider_than_the_screen(browser: Page, sweep: Path, size: tuple[int, int]) -> None:
     browser.open(sweep, size)
     width, inner = browser.js("return [document.documentElement.scrollWidth, innerWidth]")
     assert inner == size[0]
     assert width <= inner
-    assert browser.js("return curves.layout.dragmode") == ("zoom" if size == DESK else False)
+    assert browser.js("return curves.layout.dragmode") == ("zoom" if size == DESKTOP else False)
 
 
-def test_dark_and_light(browser: Page, sweep: Path) -> None:
-    ground = (
+def test_dark_and_light_colours(browser: Page, sweep: Path) -> None:
+    colours = (
         "return [getComputedStyle(document.body).backgroundColor, curves.layout.paper_bgcolor, "
         "curves.data[0].line.color]"
     )
     browser.open(sweep, dark=True)
-    assert browser.js(ground) == ["rgb(22, 22, 21)", "#1e1e1c", "#4f9bf0"]
-    browser.light(True)
+    assert browser.js(colours) == ["rgb(22, 22, 21)", "#1e1e1c", "#4f9bf0"]
+    browser.set_light(True)
     light = ["rgb(252, 252, 251)", "#ffffff", "#2a78d6"]
-    WebDriverWait(browser.driver, PATIENCE).until(
-        lambda _: browser.js(ground) == light
-    )  # the plots are told of it later
+    # Wait, because the plots are redrawn asynchronously.
+    WebDriverWait(browser.driver, TIMEOUT).until(lambda _: browser.js(colours) == light)
 
 
 @pytest.mark.parametrize(
     "losses",
     [[], *(pytest.param(losses, marks=pytest.mark.slow) for losses in ([0.5], [math.nan, math.nan], [1.0, math.inf]))],
 )
-def test_a_lonely_run_without_anything(browser: Page, tmp_path: Path, losses: list[float]) -> None:
-    a_run(tmp_path / "it", losses=losses)
+def test_single_run_without_pictures_and_evaluations(browser: Page, tmp_path: Path, losses: list[float]) -> None:
+    a_run(tmp_path / "run", losses=losses)
     browser.open(report(tmp_path, tmp_path / "report.html"))
-    assert browser.names() == ["it"]
+    assert browser.names() == ["run"]
     finite = any(map(math.isfinite, losses))
     assert browser.texts("nav a") == (["Runs", "Loss", "Reproduce"] if finite else ["Runs", "Reproduce"])
     diverged = bool(losses) and not math.isfinite(losses[-1])
     assert browser.texts(".state") == ["diverged" if diverged else "unfinished"]
-    assert browser.column("final loss") == ["0.5000" if losses == [0.5] else "nan" if diverged else NONE]
+    assert browser.column("final loss") == ["0.5000" if losses == [0.5] else "nan" if diverged else NO_VALUE]
     assert not browser.find("#filter-bar").is_displayed()
 
 
-def test_metrics_measured_otherwise_are_said(browser: Page, tmp_path: Path) -> None:
+def test_metrics_measured_with_different_settings_are_listed(browser: Page, tmp_path: Path) -> None:
     for i, n in enumerate([100, 200]):
         line = {"metrics": {"fid": 3.0 + i}, "n": n, "intervals": {"fid": [2, 5]}}
         (a_run(tmp_path / str(i)) / "evaluations.jsonl").write_text(json.dumps(line))
     browser.open(report(tmp_path, tmp_path / "report.html"))
-    assert browser.texts("#unlike li") == ["fid: not measured with the same settings in all runs: n=100 or n=200"]
+    assert browser.texts("#incomparable li") == ["fid: not measured with the same settings in all runs: n=100 or n=200"]
     assert browser.texts("td small") == ["2.000 to 5.000"] * 2
 
 
-def test_names_are_inert(browser: Page, tmp_path: Path) -> None:
+def test_html_in_names_is_inert(browser: Page, tmp_path: Path) -> None:
     evil = "<img src=x onerror=pwned=1></script><script>pwned=1</script><a href='https://example.org'>x</a>"
     for i in range(2):
         name = f"{evil.replace('/', chr(0x2215))}{i}"

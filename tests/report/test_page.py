@@ -1,4 +1,4 @@
-"""The page as a file: its size, its data, and that nothing in it reaches out or breaks out."""
+"""Tests of the HTML file: size, data, escaping of names and absence of external resources."""
 
 import json
 import math
@@ -17,8 +17,8 @@ from ddpm_cli.report.runs import find_runs
 from tests.report.folders import a_run, paint, paint_film
 
 
-class Reader(HTMLParser):
-    """The tags of a page with their attributes, and the texts of its scripts."""
+class PageParser(HTMLParser):
+    """Parse a page into its tags with their attributes and the texts of its scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -42,15 +42,15 @@ def page_in(folder: Path, plotly: str = "") -> str:
     return page_of(find_runs([str(folder)]), f"Runs in {folder}", plotly)
 
 
-def test_the_data_of_a_page(tmp_path: Path) -> None:
+def test_page_data(tmp_path: Path) -> None:
     a_run(tmp_path / "0", "loss=l1", "train.lr=1e-2", scores={"fid": 3.5}, milestones=[10, 20], film=True)
     a_run(tmp_path / "1", "loss=l2", "train.lr=1e-3", losses=[1.0, math.nan])
-    data = Reader(page_in(tmp_path)).data
+    data = PageParser(page_in(tmp_path)).data
     assert data["settings"] == ["loss", "train.lr"]
     assert data["metrics"] == [{"name": "fid", "higher": False}]
     assert data["heat"] == [
         {"key": "loss", "values": ["l1", "l2"]},
-        {"key": "train.lr", "values": ["1e-3", "1e-2"]},  # by size
+        {"key": "train.lr", "values": ["1e-3", "1e-2"]},  # sorted as numbers
     ]
     first, second = data["runs"]
     assert first["curve"] == {"steps": [10, 20, 30, 40], "losses": [1.0, 0.5, 0.25, 0.125]}
@@ -61,53 +61,53 @@ def test_the_data_of_a_page(tmp_path: Path) -> None:
     assert (second["grids"], second["film"], second["scores"]) == ({}, None, {})
 
 
-def test_a_heat_map_needs_two_settings(tmp_path: Path) -> None:
+def test_heat_map_requires_two_swept_settings(tmp_path: Path) -> None:
     a_run(tmp_path / "0", "loss=l1")
-    assert Reader(page_in(tmp_path)).data["heat"] is None
+    assert PageParser(page_in(tmp_path)).data["heat"] is None
     a_run(tmp_path / "1", "loss=l2", "train.lr=1e-3", "train.batch_size=4")
-    assert Reader(page_in(tmp_path)).data["heat"] is None
+    assert PageParser(page_in(tmp_path)).data["heat"] is None
 
 
-def test_long_curves_are_means(tmp_path: Path) -> None:
-    losses = [float(i % 3) for i in range(1501)]  # four at a time
+def test_long_curves_are_averaged(tmp_path: Path) -> None:
+    losses = [float(i % 3) for i in range(1501)]  # 1502 rows in groups of four
     a_run(tmp_path / "0", losses=[*losses, math.nan])
-    curve = Reader(page_in(tmp_path)).data["runs"][0]["curve"]
+    curve = PageParser(page_in(tmp_path)).data["runs"][0]["curve"]
     assert len(curve["steps"]) == len(curve["losses"]) == 376
     assert (curve["steps"][:2], curve["losses"][:2]) == ([40, 80], [0.75, 1.0])
     assert (curve["steps"][-1], curve["losses"][-1]) == (15020, 0.0)
 
 
-def test_numbers_without_end_are_told_as_missing(tmp_path: Path) -> None:
+def test_non_finite_numbers_become_null(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "0", "train.steps=null", "train.epochs=2", losses=[math.inf])
     with (folder / "metrics.csv").open("a") as stream:
         stream.write("50,nan,1e-300,1e308,0,0,0,inf,nan\n60,1e300,1e-300,1e308,0,0,0,inf,-inf\n" * 10)
-    run = Reader(page_in(tmp_path)).data["runs"][0]
+    run = PageParser(page_in(tmp_path)).data["runs"][0]
     assert (run["seconds"], run["speed"], run["planned"]) == (None, 101, None)
 
 
-def test_names_are_never_html(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script><!--{{plotly}}&amp;"
     folder = a_run(tmp_path / "runs" / evil.replace("/", "\u2215"), "loss=l1", scores={"</script><b>": 1.0})
     (folder / ".hydra/overrides.yaml").write_text(json.dumps([f"loss={evil}"]))
     page = page_of(find_runs([str(tmp_path / "runs")]), evil, "/* plotly */")
-    reader = Reader(page)
-    assert len(reader.scripts) == 3  # data, plotly.js, ours
+    reader = PageParser(page)
+    assert len(reader.scripts) == 3  # data, plotly.js and the script of the page
     assert page.count("<script") == 3
     assert page.count("/* plotly */") == 1
     assert reader.data["title"] == evil
     assert reader.data["runs"][0]["command"] == f"ddpm-train 'loss={evil}'"
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_names_that_are_not_valid_unicode(tmp_path: Path) -> None:
     a_run(tmp_path / "runs" / "\udcff\udcfe")
     page = page_in(tmp_path / "runs")
-    assert page.encode()  # whose title is above that folder
-    assert Reader(page).data["runs"][0]["name"] == "\udcff\udcfe"
+    assert page.encode()  # the title contains only the parent folder
+    assert PageParser(page).data["runs"][0]["name"] == "\udcff\udcfe"
 
 
-def test_nothing_is_asked_of_a_network(tmp_path: Path) -> None:
+def test_page_has_no_external_resources(tmp_path: Path) -> None:
     a_run(tmp_path / "0", milestones=[10], film=True)
-    reader = Reader(page_in(tmp_path))
+    reader = PageParser(page_in(tmp_path))
     addresses = [value for _, attrs in reader.tags for key, value in attrs.items() if key in ("src", "href")]
     assert addresses == ["data:,", "#runs"]
     (policy,) = [attrs["content"] for _, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
@@ -119,17 +119,17 @@ def test_nothing_is_asked_of_a_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twelve_runs_in_less_than_ten_megabytes(tmp_path: Path) -> None:
-    """At worst: grids and films of noise, which nothing makes smaller but throwing away."""
+def test_page_of_twelve_runs_is_smaller_than_ten_megabytes(tmp_path: Path) -> None:
+    """Use grids and films of noise as the worst case, because noise is hardly compressible."""
     rng = np.random.default_rng(0)
-    paint(tmp_path / "grid/it.png", rng.integers(0, 256, (464, 464, 3)))
+    paint(tmp_path / "grids/noise.png", rng.integers(0, 256, (464, 464, 3)))
     for i in range(12):
         folder = a_run(tmp_path / "runs" / str(i), losses=rng.random(2000).tolist())
         paint_film(folder / "samples/film.gif", list(rng.integers(0, 256, (24, 116, 116))))
         for step in range(1, 9):
-            os.link(tmp_path / "grid/it.png", folder / f"samples/step_{step:08d}.png")
+            os.link(tmp_path / "grids/noise.png", folder / f"samples/step_{step:08d}.png")
     page = page_in(tmp_path / "runs", get_plotlyjs())
     assert 8_000_000 < len(page.encode()) < 10_000_000
-    for run in Reader(page).data["runs"]:
+    for run in PageParser(page).data["runs"]:
         assert len(run["grids"]) == 8
         assert run["film"]

@@ -1,4 +1,4 @@
-"""The settings that differ, what was swept, and report.csv."""
+"""Tests of the comparison of runs and of report.csv."""
 
 import csv
 import io
@@ -26,31 +26,31 @@ def runs_of(folder: Path, *jobs: Sequence[str]) -> list[Run]:
     return find_runs([str(folder)])
 
 
-def test_only_settings_that_differ(tmp_path: Path) -> None:
+def test_differing_settings(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, ["train.lr=0.1", "out=a"], ["train.lr=0.01", "out=b"])
     assert differing(runs) == {"train.lr": ["0.1", "0.01"]}
     assert differing(runs[:1]) == {}
 
 
-def test_lists_and_nulls_are_values(tmp_path: Path) -> None:
+def test_lists_and_null_are_compared(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, ["train.betas=[0.9,0.99]", "train.steps=null"], ["train.steps=7"])
     assert differing(runs) == {"train.steps": ["null", "7"], "train.betas": ["[0.9, 0.99]", "[0.9, 0.999]"]}
 
 
-def test_a_group_is_its_option_and_what_belongs_to_that_goes_without_saying(tmp_path: Path) -> None:
+def test_settings_determined_by_the_option_of_their_group_are_excluded(tmp_path: Path) -> None:
     a_run(tmp_path / "0", "schedule=linear")
     a_run(tmp_path / "1", config={"schedule": {"name": "cosine", "timesteps": 50, "s": 0.008}})
     assert differing(find_runs([str(tmp_path)])) == {"schedule": ["linear", "cosine"]}
 
 
-def test_a_key_that_differs_within_an_option_or_was_typed_is_told(tmp_path: Path) -> None:
+def test_overridden_settings_and_differences_within_an_option_are_included(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, ["schedule=linear", "schedule.timesteps=9"], ["schedule=cosine"])
     assert differing(runs) == {"schedule": ["linear", "cosine"], "schedule.timesteps": ["9", "100"]}
     a_run(tmp_path / "2", config={"schedule": {"name": "linear", "timesteps": 100, "rescale": False}})
     assert "schedule.rescale" in differing(find_runs([str(tmp_path)]))
 
 
-def test_the_option_typed_says_more_than_the_name_of_its_kind(tmp_path: Path) -> None:
+def test_overridden_option_is_used_instead_of_the_name(tmp_path: Path) -> None:
     for i, (option, width) in enumerate([("tiny", 8), ("small", 16)]):
         folder = a_run(tmp_path / str(i), config={"model": {"name": "unet", "width": width}})
         (folder / ".hydra/overrides.yaml").write_text(f"[model={option}]")
@@ -59,28 +59,28 @@ def test_the_option_typed_says_more_than_the_name_of_its_kind(tmp_path: Path) ->
     assert differing(find_runs([str(tmp_path)])) == {"model.width": ["8", "16"]}
 
 
-def test_what_was_swept(tmp_path: Path) -> None:
+def test_swept_settings(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, ["loss=l1", "train.lr=0.1", "out=a"], ["loss=l1", "train.lr=0.2"], ["loss=l2"])
     assert swept(runs) == {"loss": ["l1", "l1", "l2"], "train.lr": ["0.1", "0.2", ""]}
 
 
-def test_metrics_in_order_and_which_way_is_up(tmp_path: Path) -> None:
+def test_metric_order_and_direction(tmp_path: Path) -> None:
     a_run(tmp_path / "0", scores={"nll": 1, "zeta": 1})
     a_run(tmp_path / "1", scores={"recall": 1, "fid": 1})
     assert metrics_of(find_runs([str(tmp_path)])) == ["fid", "recall", "nll", "zeta"]
-    up = ["is", "is_classifier", "precision", "precision_classifier", "recall", "recall_classifier"]
-    down = ["fid", "kid", "nll", "val_loss", "fd_classifier", "kd_classifier"]
-    assert [higher_is_better(name) for name in up + down] == [True] * 6 + [False] * 6
+    higher = ["is", "is_classifier", "precision", "precision_classifier", "recall", "recall_classifier"]
+    lower = ["fid", "kid", "nll", "val_loss", "fd_classifier", "kd_classifier"]
+    assert [higher_is_better(name) for name in higher + lower] == [True] * 6 + [False] * 6
 
 
-def test_metrics_that_were_not_measured_alike(tmp_path: Path) -> None:
+def test_metrics_measured_with_different_settings(tmp_path: Path) -> None:
     evaluate(a_run(tmp_path / "0", scores={"nll": 1}), fid=3.0, kid=1.0)
     evaluate(a_run(tmp_path / "1", scores={"nll": 2}), {"n": 7, "nfe": 5}, fid=2.0, kid=1.0)
     a_run(tmp_path / "2")
     assert measured_differently(find_runs([str(tmp_path)])) == {"fid, kid": ["n=100, nfe=?", "n=7, nfe=5"]}
 
 
-def test_the_command_repeats_the_run_elsewhere(tmp_path: Path) -> None:
+def test_command_omits_out_and_quotes_overrides(tmp_path: Path) -> None:
     (run,) = runs_of(tmp_path, ["train.betas=[0.5, 0.9]", "out=here"])
     assert command_of(run) == "ddpm-train 'train.betas=[0.5, 0.9]'"
     odd = ["a=it's $(rm -rf) `x`\n", 'b="']
@@ -88,7 +88,7 @@ def test_the_command_repeats_the_run_elsewhere(tmp_path: Path) -> None:
     assert shlex.split(command_of(odd_run)) == ["ddpm-train", *odd]
 
 
-def test_csv(tmp_path: Path) -> None:
+def test_report_csv(tmp_path: Path) -> None:
     a_run(tmp_path / "0", "loss=l1", scores={"fid": 1 / 3})
     a_run(tmp_path / "1", "loss=l2", losses=[1.0, float("nan")])
     text = csv_of(find_runs([str(tmp_path)]))
