@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.guidance import guided_output
+from ddpm_cli.diffusion.denoiser import Denoiser, Output
 from ddpm_cli.diffusion.process import Noise, Process
 from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step
 from ddpm_cli.diffusion.timesteps import Pairs
@@ -30,6 +29,33 @@ class Guidance:
     y: Tensor
     null: int
     scale: float = 1.0
+
+
+def hide_labels(y: Tensor, hidden: Tensor, null: int) -> Tensor:
+    """Return the labels y (B,) with the null label where `hidden` (B,) is true."""
+    return torch.where(hidden, null, y)
+
+
+def guided_output(
+    denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor, null: int, scale: float, last_x0: Tensor | None
+) -> Output:
+    """Return the output u + scale (c - u), with u the unconditional and c the conditional output.
+
+    Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, with scale = 1 + w): 0 is the unconditional
+    model, 1 the conditional one, larger values exaggerate the class. It is the same for eps, x0 and v, because these
+    are linear in each other at a given x_t. The variance is that of the conditional model. Scales other than 0 and 1
+    take one network call of twice the batch.
+    """
+    without = torch.full_like(y, null)
+    if scale == 1:
+        return denoiser(x_t, t, y, last_x0)
+    if scale == 0:
+        return denoiser(x_t, t, without, last_x0)
+    twice = None if last_x0 is None else torch.cat([last_x0, last_x0])
+    output = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y, without]), twice)
+    conditional, unconditional = output.prediction.chunk(2)
+    fraction = None if output.fraction is None else output.fraction[: len(x_t)]
+    return Output(unconditional + scale * (conditional - unconditional), fraction)
 
 
 def threshold(x0: Tensor, how: str) -> Tensor:

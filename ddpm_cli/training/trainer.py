@@ -10,7 +10,7 @@ from ddpm_cli import rng
 from ddpm_cli.checkpoints.stored_config import to_stored
 from ddpm_cli.config import ClassLabels, TrainConfig
 from ddpm_cli.data.table import Table
-from ddpm_cli.diffusion.guidance import hide_labels
+from ddpm_cli.diffusion.sampling import hide_labels
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.distributed.devices import resolve_precision, should_compile

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.guidance import guided_output, hide_labels
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.sampling import Guidance
+from ddpm_cli.diffusion.sampling import Guidance, guided_output, hide_labels
 from tests.conftest import a_sampler
 from tests.diffusion.toys import COSINE, steps_of
 

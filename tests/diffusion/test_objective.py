@@ -4,9 +4,8 @@ from torch import Tensor
 
 from ddpm_cli.config import L1, L2, Huber, Option, implementation_of
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import Objective, l2
+from ddpm_cli.diffusion.objective import Objective, l2, unweighted
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.weighting import unweighted
 
 
 def plain(denoiser: Denoiser) -> Objective:

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import Objective, vlb
+from ddpm_cli.diffusion.objective import Objective, unweighted, vlb
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform
-from ddpm_cli.diffusion.weighting import unweighted
 from ddpm_cli.distributed import collectives
 from tests.processes import in_two
 

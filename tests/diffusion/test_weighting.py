@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import Objective, l2
-from ddpm_cli.diffusion.weighting import Weights, min_snr, p2, unweighted
+from ddpm_cli.diffusion.objective import Objective, Weights, l2, min_snr, p2, unweighted
 from tests.diffusion.toys import LINEAR
 
 SNR = torch.tensor([0.01, 1.0, 5.0, 400.0])

@@ -14,11 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.objective import Loss, Objective, hybrid, l2, vlb
+from ddpm_cli.diffusion.objective import Loss, Objective, hybrid, l2, min_snr, unweighted, vlb
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.sampling import Guidance
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment
-from ddpm_cli.diffusion.weighting import min_snr, unweighted
 from ddpm_cli.distributed import devices
 from ddpm_cli.distributed.devices import resolve_device, resolve_precision, should_compile
 from ddpm_cli.errors import UserError
