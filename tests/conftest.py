@@ -28,7 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ddpm_cli.checkpoints.checksum import append_checksum
-from ddpm_cli.cli import app, evaluate, export, forward, import_, report, sample, train
+from ddpm_cli.cli import evaluate, export, forward, import_, report, sample, train
+from ddpm_cli.cli.app import command as app
 from ddpm_cli.config import (
     Ddim,
     Ddpm,
@@ -116,7 +117,7 @@ def _stub_of_a_figure() -> bytes:
 
 
 STUB = _stub_of_a_figure()
-SAVE_FIGURE, COUNT_GFLOPS = plots._save, summary_table._gflops
+SAVE_FIGURE, COUNT_GFLOPS = plots._save_figure, summary_table._gflops
 GFLOPS: dict[str, float] = {}
 
 
@@ -127,14 +128,14 @@ def _gflops_once(config: TrainConfig, classes: list[str]) -> float:
     return GFLOPS[key]
 
 
-plots._save = lambda figure, path: write(path, STUB)
+plots._save_figure = lambda figure, path: write(path, STUB)
 summary_table._gflops = _gflops_once
 
 
 @pytest.fixture(autouse=True)
 def _real_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("figures"):
-        monkeypatch.setattr(plots, "_save", SAVE_FIGURE)
+        monkeypatch.setattr(plots, "_save_figure", SAVE_FIGURE)
 
 
 def train_into(folder: Path, *overrides: str) -> Path:

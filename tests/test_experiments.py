@@ -66,7 +66,7 @@ def trainer_of(config: TrainConfig, count: int = 32) -> Trainer:
 
 
 def trained(trainer: Trainer, folder: Path) -> float:
-    return Loop(trainer, folder, "a fingerprint").run(Signals())
+    return Loop(trainer, folder, "a fingerprint", Signals()).run()
 
 
 def test_there_is_one_for_every_text() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_cli.checkpoints.format import CorruptCheckpoint, load_checkpoint, write_checkpoint
+from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
 
@@ -20,7 +21,7 @@ WEIGHTS = "model.safetensors"
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write a checkpoint into a run folder and make it last.pt too; return its path. Raise `NoRoom`."""
-    path = folder / "checkpoints" / f"step_{state['step']:08d}.pt"
+    path = RunFolder(folder).checkpoint(state["step"])
     path.parent.mkdir(exist_ok=True)
     write_checkpoint(path, state)
     _make_last(path)
@@ -35,8 +36,8 @@ def prune(folder: Path, keep_last: int | None, window: float) -> None:
     if keep_last is None:
         return
     kept: set[int] = set()
-    found = _by_step(folder)
-    for step, path in found[:-keep_last]:
+    found = RunFolder(folder).checkpoints_by_step()
+    for step, path in list(found.items())[:-keep_last]:
         number = math.floor(step / window)
         if number == 0 or number in kept:
             path.unlink(missing_ok=True)
@@ -55,7 +56,7 @@ def find_checkpoint(key: str, value: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{key}={value}: cannot be read ({reason}); name another") from error
     if is_folder:
-        for file in (path / "checkpoints" / "last.pt", path / WEIGHTS):
+        for file in (RunFolder(path).last_checkpoint, path / WEIGHTS):
             if file.is_file():
                 return file
         raise UserError(f"{key}={value}: no checkpoint in this folder; a run writes checkpoints/last.pt")
@@ -69,28 +70,29 @@ def newest_valid_checkpoint(key: str, folder: Path) -> tuple[Path, dict[str, Any
 
     Raise `UserError` if none is valid.
     """
-    last = folder / "checkpoints" / "last.pt"  # the only one if a run was copied without the others
-    for path in [*(path for _, path in reversed(_by_step(folder))), last]:
+    run = RunFolder(folder)
+    # last.pt is the only one if a run was copied without the others.
+    for path in [*reversed(run.checkpoints_by_step().values()), run.last_checkpoint]:
         if path.is_file():
             try:
                 return path, load_checkpoint(key, path)
             except CorruptCheckpoint as error:
-                log.warning("%s", str(error).replace("name another checkpoint", "going on from the one before it"))
-    raise UserError(f"{key}={folder}: none of its checkpoints is whole; start anew")
+                log.warning("%s", str(error).replace("name another checkpoint", "using the one before it"))
+    raise UserError(f"{key}={folder}: none of its checkpoints is valid; start a new run")
 
 
 def move_later_checkpoints(folder: Path, step: int) -> None:
     """Move the checkpoints after `step` to a subfolder, and make last.pt the one of `step`, for a run resumed there."""
-    later = [path for number, path in _by_step(folder) if number > step]
+    run = RunFolder(folder)
+    later = [path for number, path in run.checkpoints_by_step().items() if number > step]
     if later:
-        aside = folder / "checkpoints" / f"superseded_{time.time_ns()}"
+        aside = run.checkpoints / f"superseded_{time.time_ns()}"
         aside.mkdir()
         for path in reversed(later):  # newest first, so that an interruption leaves a consistent order
             path.replace(aside / path.name)
-        log.warning("the %d checkpoints after step %d are in %s now; remove it if you like", len(later), step, aside)
-    own = folder / "checkpoints" / f"step_{step:08d}.pt"
-    if own.is_file():
-        _make_last(own)
+        log.warning("moved the %d checkpoints after step %d to %s, which you may remove", len(later), step, aside)
+    if run.checkpoint(step).is_file():
+        _make_last(run.checkpoint(step))
 
 
 def _make_last(path: Path) -> None:
@@ -99,9 +101,3 @@ def _make_last(path: Path) -> None:
             os.link(path, partial)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, partial)
-
-
-def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints in a run folder as (step, path), in order."""
-    found = (folder / "checkpoints").glob("step_*.pt")
-    return sorted((int(path.stem[5:]), path) for path in found if path.stem[5:].isdecimal())

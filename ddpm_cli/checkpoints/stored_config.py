@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import dacite
-import yaml
 
+from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.config import GROUPS, ImageDataset, Option, TrainConfig, option_name
 from ddpm_cli.errors import UserError, check, one_of
-from ddpm_cli.untrusted_files import text_of
-
-MAX_NOTES = 65_536
-"""Largest config file of a run folder in bytes, many times its usual size."""
 
 
 def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,14 +29,14 @@ def to_stored(config: TrainConfig) -> dict[str, Any]:
 def from_stored(data: object) -> TrainConfig:
     """Return the `TrainConfig` of a stored dict: the inverse of `to_stored`. Raise `UserError` for anything else."""
     if not isinstance(data, dict):
-        raise UserError("config: is no table of keys")
+        raise UserError("config: must be a dict of keys")
     return train_config(without_paths(data))
 
 
 def train_config(data: Mapping[str, Any]) -> TrainConfig:
-    """The `TrainConfig` that `dataclasses.asdict` made `data` of.
+    """Return the `TrainConfig` of a dict that `dataclasses.asdict` returned.
 
-    Raises `UserError` for a missing or unknown key, a wrong type or a value out of range.
+    Raise `UserError` for a missing or unknown key, a wrong type or a value out of range.
     """
     hooks = {base: _option_reader(base, options) for base, options in GROUPS.items()}
     try:
@@ -51,12 +47,12 @@ def train_config(data: Mapping[str, Any]) -> TrainConfig:
 
 def with_noted_root(config: TrainConfig, checkpoint: Path) -> TrainConfig:
     """Return `config` with the data folder that is noted in the run folder of `checkpoint`, if there is one."""
-    if not isinstance(config.dataset, ImageDataset):
+    run = RunFolder.of(checkpoint)
+    if run is None or not isinstance(config.dataset, ImageDataset):
         return config
-    file = checkpoint.parent.parent / ".hydra" / "config.yaml"
     try:
-        root = yaml.safe_load(text_of(file, MAX_NOTES))["dataset"]["root"]
-    except (ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        root = run.read_config()["dataset"]["root"]
+    except (KeyError, TypeError):
         return config
     return replace(config, dataset=replace(config.dataset, root=root if isinstance(root, str) else None))
 

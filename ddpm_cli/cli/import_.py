@@ -1,20 +1,16 @@
-"""ddpm-import: a network of another library as a checkpoint."""
+"""ddpm-import: convert a network of another library to a checkpoint."""
 
-import logging
 from pathlib import Path
 
 from hydra import compose
 from omegaconf import OmegaConf
 
-from ddpm_cli.checkpoints.run_folder import new_folder
-from ddpm_cli.cli.app import launch, register_schemas
+from ddpm_cli.cli.app import Command, register_schemas, run_command
 from ddpm_cli.config import ImportConfig, TrainConfig
 from ddpm_cli.errors import UserError
 
-log = logging.getLogger(__name__)
-
 USAGE = """
-ddpm-import makes a DDPMPipeline of the diffusers library a checkpoint that ddpm-sample and ddpm-evaluate take.
+ddpm-import converts a DDPMPipeline of the diffusers library to weights for ddpm-sample and ddpm-evaluate.
 
   ddpm-import path=ddpm-cifar10-32                           in the layout of google/ddpm-cifar10-32, or a newer one
   ddpm-import path=… dataset=image_folder dataset.root=/pictures dataset.image_size=64
@@ -22,36 +18,27 @@ ddpm-import makes a DDPMPipeline of the diffusers library a checkpoint that ddpm
 
 
 def main() -> None:
-    """The console script."""
-    launch("import", USAGE, ImportConfig, check_import, run)
+    """Entry point of the console script."""
+    run_command(COMMAND)
 
 
-def check_import(config: ImportConfig) -> None:
-    """Raise `UserError` where there is no such folder."""
+def check(config: ImportConfig) -> None:
+    """Raise `UserError` if there is no such folder."""
     try:
         found = Path(config.path).expanduser().is_dir()
-    except (OSError, ValueError):  # a name too long, or with a zero byte
+    except (OSError, ValueError):  # a name that is too long or contains a null byte
         found = False
     if not found:
-        raise UserError(f"path={config.path}: no such folder; name that of a DDPMPipeline")
+        raise UserError(f"path={config.path}: no such folder; name the folder of a DDPMPipeline")
 
 
 def run(config: ImportConfig, folder: Path) -> None:
-    """Write model.safetensors into `folder`, which must be new or empty."""
-    from ddpm_cli.checkpoints.run_checkpoints import WEIGHTS
-    from ddpm_cli.checkpoints.safetensors_file import write_weights
-    from ddpm_cli.export.pipeline_folder import read_pipeline, weights_of
+    """Write model.safetensors to `folder`, which must be new or empty."""
+    from ddpm_cli.export.pipeline_folder import import_pipeline
 
-    pipeline = read_pipeline("path", Path(config.path).expanduser())
-    weights = weights_of("path", pipeline, _defaults(), config.dataset)
-    new_folder(folder)
-    write_weights(folder / WEIGHTS, weights)
-    log.info("%s in %s; ddpm-sample ckpt=%s makes images", WEIGHTS, folder, folder)
-
-
-def _defaults() -> TrainConfig:
-    """Return the default config of ddpm-train, since nothing is known of how the network was trained."""
+    # The pipeline does not say how the network was trained, so the rest of the config is that of ddpm-train.
     register_schemas("train", TrainConfig)
-    config = OmegaConf.to_object(compose("train"))
-    assert isinstance(config, TrainConfig)
-    return config
+    import_pipeline(config, OmegaConf.to_object(compose("train")), folder)  # type: ignore[arg-type]
+
+
+COMMAND = Command("import", USAGE, ImportConfig, check, run)

@@ -32,12 +32,13 @@ from ddpm_cli.config.objective import (
     Vlb,
     Weighting,
 )
-from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
+from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
 from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.config.schedule import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
 from ddpm_cli.config.train import FEWEST, PRECISIONS, Distributed, Train, TrainConfig, check_guidance
 
 __all__ = [
+    "EXTRA_CONFIGS",
     "FEWEST",
     "GROUPS",
     "L1",

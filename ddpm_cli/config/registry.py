@@ -1,13 +1,15 @@
 """Registry of the options of the config groups and of what implements them.
 
 A new option, for example a sampler, takes three steps: a subclass of the group's dataclass, which registers itself; an
-implementation decorated with `implements`; and a YAML file configs/<group>/<name>.yaml.
+implementation decorated with `implements`; and a YAML file <group>/<name>.yaml in configs/ or a folder of
+`EXTRA_CONFIGS`.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ddpm_cli.errors import check
@@ -17,6 +19,9 @@ MAX_SIZE = 4096
 
 GROUPS: dict[type["Option"], list[type["Option"]]] = {}
 """The base class of each config group and the options that have been defined for it."""
+
+EXTRA_CONFIGS: list[Path] = []
+"""Folders laid out like configs/, with the YAML files of options that are defined outside the package."""
 
 _IMPLEMENTATIONS: dict[type["Option"], Callable[..., Any]] = {}
 Implementation = TypeVar("Implementation", bound=Callable[..., Any])

@@ -1,5 +1,6 @@
-"""Load each dataset as one `Examples` of the size and channels that its config asks for."""
+"""Load a dataset as `Examples` with the size and the channels of its config."""
 
+import math
 import os
 import tempfile
 import zlib
@@ -12,107 +13,136 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_cli.config import Cifar10, Dataset, Digits, FashionMnist, ImageDataset, ImageFolder, Mnist, SwissRoll
+from ddpm_cli import rng
+from ddpm_cli.config import (
+    Cifar10,
+    Dataset,
+    Digits,
+    FashionMnist,
+    ImageDataset,
+    ImageFolder,
+    Mnist,
+    SwissRoll,
+    implementation_of,
+    implements,
+)
 from ddpm_cli.data.image_folder import read_image_folder
-from ddpm_cli.data.points import swiss_roll
 from ddpm_cli.data.table import Examples, to_tensor
 from ddpm_cli.errors import UserError
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Folder of the Debian package dataset-fashion-mnist."""
 DIGITS_IN_TRAIN = 1500
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError, KeyError, TypeError, zlib.error)
-"""Exceptions of torchvision for missing or damaged files and failed downloads."""
+"""Number of digits in the train split."""
+READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError, KeyError, TypeError, zlib.error)
+"""Exceptions that torchvision raises for missing or damaged files and failed downloads."""
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads and decoded images that all runs of a user share."""
+    """Return the folder for downloads and decoded images, which all runs of a user share."""
     return Path(os.environ.get("DDPM_CACHE", "~/.cache/ddpm_cli")).expanduser()
 
 
 def load_examples(dataset: Dataset, train: bool) -> Examples:
-    """Return the train or the test split; images are resized to `dataset.image_size` and with `dataset.channels`.
+    """Return the train split or the test split.
 
-    Raises `UserError` where the data cannot be had, with what to do.
+    Images are converted to `dataset.channels` and resized to `dataset.image_size`. Raises `UserError` if the data are
+    missing or damaged and cannot be downloaded.
     """
-    match dataset:
-        case SwissRoll():
-            return swiss_roll(dataset, train)
-        case ImageFolder():
-            return read_image_folder(dataset, train, cache_folder() / "image_folder")
-        case FashionMnist():
-            examples = _fashion_mnist(dataset, train)
-        case Mnist():
-            examples = _torchvision("MNIST", dataset, train)
-        case Cifar10():
-            examples = _torchvision("CIFAR10", dataset, train)
-        case Digits():
-            examples = _digits(train)
-        case _:
-            raise TypeError(f"no examples for {dataset}")
-    values = _resized(_with_channels(examples.values, dataset.channels), dataset)
+    examples: Examples = implementation_of(dataset)(dataset, train)
+    if not isinstance(dataset, ImageDataset) or examples.values.shape[1:] == dataset.shape:
+        return examples
+    values = _resize_and_crop(_convert_channels(examples.values, dataset.channels), dataset)
     return Examples(values, examples.labels, examples.classes)
 
 
 def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
-    """Return `dataset` with `root` replaced unless it is None. Raise `UserError` for a dataset without a root."""
+    """Return `dataset` with its root replaced by `root`, unless `root` is None.
+
+    Raises `UserError` if `dataset` has no root.
+    """
     if root is None:
         return dataset
     if not isinstance(dataset, ImageDataset):
-        raise UserError(f"root={root}: dataset={dataset.name} is read from no folder; leave it out")
+        raise UserError(f"root={root}: dataset={dataset.name} is not read from a folder; leave root out")
     return replace(dataset, root=root)
 
 
 def check_labels(dataset: Dataset, examples: Examples) -> None:
     """Raise `UserError` if the examples of `dataset` have no labels."""
     if examples.labels is None:
-        how = " (sub-folders directly below dataset.root are the classes)" if isinstance(dataset, ImageFolder) else ""
-        raise UserError(f"conditioning=class: dataset={dataset.name} has no labels{how}; use conditioning=none")
+        hint = (
+            " (the sub-folders directly below dataset.root are the classes)" if isinstance(dataset, ImageFolder) else ""
+        )
+        raise UserError(f"conditioning=class: dataset={dataset.name} has no labels{hint}; use conditioning=none")
 
 
+@implements(FashionMnist)
 def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
-    """Load from `dataset.root` (torchvision's layout or idx files), else from Debian's package, else download."""
+    """Load Fashion-MNIST from `dataset.root`, otherwise from the Debian package, otherwise download it.
+
+    Folders may have the layout of torchvision or contain idx files.
+    """
     folders = [DEBIAN_FASHION_MNIST] if dataset.root is None else [Path(dataset.root), DEBIAN_FASHION_MNIST]
     for folder in folders:
         try:
             if (folder / "FashionMNIST" / "raw").is_dir():
-                return _opened("FashionMNIST", folder, train)
+                return _read_torchvision("FashionMNIST", folder, train)
             if any(folder.glob("train-images-idx3-ubyte*")):
-                return _from_idx("FashionMNIST", folder, train)
-        except UNREADABLE as error:
+                return _read_idx_files("FashionMNIST", folder, train)
+        except READ_ERRORS as error:
             raise UserError(
-                f"dataset.root={folder}: its Fashion-MNIST is damaged; fetch it anew, or name another folder"
+                f"dataset.root={folder}: the files of Fashion-MNIST are damaged; download them again, or name "
+                "another folder"
             ) from error
     try:
-        return _downloaded("FashionMNIST", train)
-    except UNREADABLE as error:
+        return _load_or_download("FashionMNIST", train)
+    except READ_ERRORS as error:
         root = dataset.root or "null"
         raise UserError(
-            f"dataset=fashion_mnist: not in dataset.root={root}, nor in {DEBIAN_FASHION_MNIST} "
-            "(apt-get install dataset-fashion-mnist), and the download failed; mend one of the three, "
+            f"dataset=fashion_mnist: not found in dataset.root={root} or {DEBIAN_FASHION_MNIST}, and the download "
+            "failed; set dataset.root, install the Debian package (apt-get install dataset-fashion-mnist), "
             "or use dataset=digits, which needs no download"
         ) from error
 
 
-def _torchvision(source: str, dataset: ImageDataset, train: bool) -> Examples:
-    """Load a torchvision dataset from `dataset.root`, else from the cache, downloading it if it is missing."""
+@implements(ImageFolder)
+def _image_folder(dataset: ImageFolder, train: bool) -> Examples:
+    return read_image_folder(dataset, train, cache_folder() / "image_folder")
+
+
+@implements(Mnist)
+def _mnist(dataset: Mnist, train: bool) -> Examples:
+    return _load_torchvision("MNIST", dataset, train)
+
+
+@implements(Cifar10)
+def _cifar10(dataset: Cifar10, train: bool) -> Examples:
+    return _load_torchvision("CIFAR10", dataset, train)
+
+
+def _load_torchvision(source: str, dataset: ImageDataset, train: bool) -> Examples:
+    """Load a dataset of torchvision from `dataset.root`; if this is None, from the cache or by a download."""
     try:
-        return _downloaded(source, train) if dataset.root is None else _opened(source, dataset.root, train)
-    except UNREADABLE as error:
+        return (
+            _load_or_download(source, train) if dataset.root is None else _read_torchvision(source, dataset.root, train)
+        )
+    except READ_ERRORS as error:
         if dataset.root is not None:
             raise UserError(
-                f"dataset.root={dataset.root}: torchvision finds no sound {source} there; name the "
-                "folder it was downloaded to, or leave dataset.root=null to download it"
+                f"dataset.root={dataset.root}: contains no valid copy of {source}; name the folder "
+                "that it was downloaded to, or use dataset.root=null to download it"
             ) from error
         raise UserError(
-            f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that has it "
-            "with dataset.root=…, or use dataset=digits, which needs no download"
+            f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that contains "
+            "it with dataset.root=…, or use dataset=digits, which needs no download"
         ) from error
 
 
-def _downloaded(source: str, train: bool) -> Examples:
-    """Load a torchvision dataset from the cache; download it if its files are missing or their checksums differ."""
+def _load_or_download(source: str, train: bool) -> Examples:
+    """Load a dataset of torchvision from the cache. Download it if files are missing or have a wrong checksum."""
     import torchvision.datasets
     from torchvision.datasets.utils import check_integrity
 
@@ -120,44 +150,64 @@ def _downloaded(source: str, train: bool) -> Examples:
     folder.mkdir(parents=True, exist_ok=True)
     kind = getattr(torchvision.datasets, source)
     if not issubclass(kind, torchvision.datasets.MNIST):
-        return _opened(source, folder, train, download=True)  # torchvision checks what it has unpacked
+        return _read_torchvision(
+            source, folder, train, download=True
+        )  # torchvision verifies the checksums of the unpacked files
     raw = folder / source / "raw"
     if not all(check_integrity(raw / name, md5) for name, md5 in kind.resources):
-        for name, _ in kind.resources:  # torchvision fetches nothing while these are there, whatever is in them
+        for name, _ in kind.resources:  # if these exist, torchvision does not download, even if they are damaged
             (raw / name).with_suffix("").unlink(missing_ok=True)
         kind(folder, download=True)
-    return _from_idx(source, raw, train)
+    return _read_idx_files(source, raw, train)
 
 
-def _opened(source: str, folder: Path | str, train: bool, download: bool = False) -> Examples:
-    import torchvision.datasets  # here, for it takes seconds that other data sets need not wait
+def _read_torchvision(source: str, folder: Path | str, train: bool, download: bool = False) -> Examples:
+    """Load a dataset with its class in torchvision. Raise `ValueError` if images and labels do not match."""
+    import torchvision.datasets  # not at the top, because the import takes seconds
 
     data = getattr(torchvision.datasets, source)(folder, train=train, download=download)
     pixels = data.data.numpy() if isinstance(data.data, Tensor) else data.data
     labels = torch.as_tensor(data.targets)
     if pixels.dtype != np.uint8 or pixels.ndim < 3 or labels.shape != pixels.shape[:1] or labels.numel() == 0:
-        raise ValueError("not as many labels as images, or no images")
+        raise ValueError("images and labels differ in number, or there are none")
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes):
-        raise ValueError("labels of classes that there are not")
+        raise ValueError("labels out of range")
     return Examples(to_tensor(pixels), labels, list(data.classes))
 
 
-def _from_idx(source: str, folder: Path, train: bool) -> Examples:
-    """Read the idx files of `folder`, compressed or not, with torchvision's reader."""
+def _read_idx_files(source: str, folder: Path, train: bool) -> Examples:
+    """Read idx files in `folder`, with or without gzip compression, with the reader of torchvision."""
     from torchvision.datasets.utils import extract_archive
 
     with tempfile.TemporaryDirectory() as unpacked:
         raw = Path(unpacked) / source / "raw"
         raw.mkdir(parents=True)
-        for file in sorted(folder.glob("*-ubyte*"), reverse=True):  # x.gz before x
+        for file in sorted(folder.glob("*-ubyte*"), reverse=True):  # name.gz before name
             if file.suffix == ".gz":
                 extract_archive(file, raw)
             elif not (raw / file.name).exists():
                 (raw / file.name).symlink_to(file.resolve())
-        return _opened(source, Path(unpacked), train)
+        return _read_torchvision(source, Path(unpacked), train)
 
 
-def _digits(train: bool) -> Examples:
+@implements(SwissRoll)
+def _swiss_roll(dataset: SwissRoll, train: bool) -> Examples:
+    """Return `dataset.points` points of a Swiss roll in the plane, (N, 2) float32.
+
+    The points are (u cos u, u sin u) / 10 for u uniform in [1.5 pi, 4.5 pi], as in `make_swiss_roll` of scikit-learn
+    without the axis of the roll. Each coordinate has Gaussian noise of standard deviation dataset.noise / 10. The test
+    split has the same size and is independent of the train split.
+    """
+    generator = rng.generator("swiss_roll", "train" if train else "test")
+    u = 1.5 * math.pi * (1 + 2 * torch.rand(dataset.points, generator=generator, dtype=torch.float64))
+    noise = dataset.noise * torch.randn(dataset.points, 2, generator=generator, dtype=torch.float64)
+    points = u[:, None] * torch.stack([u.cos(), u.sin()], dim=1) + noise
+    return Examples((points / 10).float())
+
+
+@implements(Digits)
+def _digits(dataset: Digits, train: bool) -> Examples:
+    """Return the digits of scikit-learn, split at random but always in the same way."""
     try:
         from sklearn.datasets import load_digits  # optional: pip install 'ddpm-cli[digits]'
     except ImportError as error:
@@ -169,32 +219,33 @@ def _digits(train: bool) -> Examples:
     return Examples(to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)])
 
 
-def _with_channels(pixels: Tensor, channels: int) -> Tensor:
+def _convert_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Convert images (N, C, H, W) uint8 from gray to RGB or from RGB to gray."""
     if pixels.shape[1] == channels:
         return pixels
     if channels == 3:
         return pixels.expand(-1, 3, -1, -1).contiguous()
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601, as Pillow's "L"
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601, as for mode L of Pillow
     return torch.cat([(part * luma).sum(1, keepdim=True).round().byte() for part in pixels.split(4096)])
 
 
-def _resized(pixels: Tensor, dataset: ImageDataset) -> Tensor:
-    """Resize to the height and width of the config; crop the centre if the aspect ratio differs."""
+def _resize_and_crop(pixels: Tensor, dataset: ImageDataset) -> Tensor:
+    """Resize images (N, C, H, W) uint8 to the size of the config. Crop the centre if the aspect ratio differs."""
     height, width = dataset.shape[1:]
     if tuple(pixels.shape[2:]) == (height, width):
         return pixels
-    need = 2 * len(pixels) * dataset.channels * height * width  # all parts, and then the whole
+    need = 2 * len(pixels) * dataset.channels * height * width  # the list of parts and their concatenation
     if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(
-            f"dataset.image_size={dataset.image_size}: {len(pixels)} images of that size take "
-            f"{need / 2**30:.0f} GiB of memory, more than there is; use a smaller size"
+            f"dataset.image_size={dataset.image_size}: {len(pixels)} images of that size need "
+            f"{need / 2**30:.0f} GiB of memory, more than this machine has; use a smaller size"
         )
     scale = max(height / pixels.shape[2], width / pixels.shape[3])
     size = [max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale))]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     window = (..., slice(top, top + height), slice(left, left + width))
 
-    def resize(part: Tensor) -> Tensor:  # back to bytes part by part, for floats take four times the memory
+    def resize(part: Tensor) -> Tensor:  # part by part, because floats need four times the memory
         large = F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)
         return large[window].round().clamp(0, 255).byte()
 

@@ -1,5 +1,6 @@
-"""A dataset in memory whose batches are a pure function of the step."""
+"""A dataset in memory: its examples, their fingerprint, and batches that are a pure function of the step."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,15 +12,17 @@ from ddpm_cli import rng
 from ddpm_cli.distributed import collectives
 
 DEVICE_LIMIT = 2 * 2**30
-"""Largest table in bytes that is kept on the training device."""
+"""Maximum size in bytes of a table that is kept on the training device."""
+FINGERPRINT_CHUNK = 4096
+"""Number of examples that are hashed at once."""
 
 
 @dataclass(frozen=True)
 class Examples:
     """All examples of a split.
 
-    values: (N, C, H, W) uint8 images, or (N, D) float32 points. labels: (N,) int64 class numbers, or None.
-    classes: their names, maybe empty.
+    values: images (N, C, H, W) uint8 or points (N, D) float32. labels: class indices (N,) int64, or None. classes: the
+    names of the classes; empty if they have none.
     """
 
     values: Tensor
@@ -31,24 +34,34 @@ class Examples:
 
 
 def to_float(values: Tensor) -> Tensor:
-    """Return uint8 images scaled to [-1, 1], and points unchanged, as float32."""
+    """Scale uint8 images of any shape to [-1, 1] as float32. Return points unchanged."""
     return values.float().div_(127.5).sub_(1) if values.dtype == torch.uint8 else values
 
 
-class Batch(NamedTuple):
-    """x0: (B, C, ...) float32; y: (B,) int64 class numbers, or None for unlabelled data."""
+def fingerprint(examples: Examples) -> str:
+    """Return the SHA-256 of all values, labels and class names, in hexadecimal. Detects changed data on resume."""
+    digest = hashlib.sha256(repr((tuple(examples.values.shape), examples.values.dtype, examples.classes)).encode())
+    for part in examples.values.split(FINGERPRINT_CHUNK):
+        digest.update(part.numpy().tobytes())
+    if examples.labels is not None:
+        digest.update(examples.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class ExampleBatch(NamedTuple):
+    """A batch of examples. x0: (B, C, ...) float32. y: class indices (B,) int64, or None for data without labels."""
 
     x0: Tensor
     y: Tensor | None
 
 
 class Table:
-    """Batches of `examples` for training, without a loader process.
+    """Training batches of `examples`, without worker processes.
 
-    The examples of all epochs form one endless sequence, each epoch in an order of its own; step s takes the
-    s-th `batch_size` of it. So every example is used once an epoch, whatever the batch size divides, and a
-    batch depends on (seed, step) alone; of several processes each gets its share of it. `flip` mirrors every other
-    image.
+    The epochs form an endless sequence of examples, each shuffled in a different order. Step s uses the examples
+    s * batch_size to (s + 1) * batch_size - 1 of this sequence. Therefore each example is used once per epoch, even if
+    the batch size does not divide the number of examples, and a batch depends only on (seed, step). With several
+    processes, each receives a part of the batch. With `flip`, images are mirrored with probability 1/2.
     """
 
     def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device) -> None:
@@ -65,26 +78,29 @@ class Table:
     def __len__(self) -> int:
         return len(self.values)
 
-    def batch(self, step: int, batch_size: int) -> Batch:
-        """Return this rank's part of the examples of `step` (0 is the first) on the training device."""
-        own = collectives.shard_slice(batch_size)
-        indices = self.indices(step * batch_size + own.start, own.stop - own.start)
-        # On a CPU index_select copies an image at once where values[indices] goes number by number: 15 times faster.
+    def batch(self, step: int, batch_size: int) -> ExampleBatch:
+        """Return the part of this rank in the batch of `step`, which counts from 0, on the training device.
+
+        batch_size: the number of examples over all ranks.
+        """
+        part = collectives.shard_slice(batch_size)
+        indices = self.indices(step * batch_size + part.start, part.stop - part.start)
+        # On a CPU, index_select is 15 times faster than values[indices], because it copies whole images.
         x0 = to_float(self._on_device(self.values.index_select(0, indices)))
         if self.flip:
             generator = rng.generator(self.seed, "flip", step, device=self.device)
-            coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[own]
-            x0.lerp_(x0.flip(-1), (coins < 0.5).float())  # exact at 0 and 1; torch.where is slower
-        return Batch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
+            coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[part]
+            x0.lerp_(x0.flip(-1), (coins < 0.5).float())  # exact for weights 0 and 1, and faster than torch.where
+        return ExampleBatch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
 
     def _on_device(self, part: Tensor) -> Tensor:
-        """Return `part` on the training device; it is pinned, so that the copy to CUDA is asynchronous."""
+        """Return `part` on the training device. Memory is pinned so that the copy to CUDA is asynchronous."""
         if self.device.type == "cuda" and part.device.type == "cpu":
             part = part.pin_memory()
         return part.to(self.device, non_blocking=True)
 
     def indices(self, start: int, count: int) -> Tensor:
-        """Return the table indices (count,) of examples `start` to `start + count - 1` of the sequence."""
+        """Return the table indices (count,) of the examples `start` to `start + count - 1` of the sequence."""
         parts: list[Tensor] = []
         while count > 0:
             epoch, first = divmod(start, len(self))
@@ -94,13 +110,14 @@ class Table:
         return torch.cat(parts)
 
     def _order(self, epoch: int) -> Tensor:
+        """Return the random order (N,) of the examples in `epoch`. Only that of the last epoch is cached."""
         if epoch not in self._orders:
             order = torch.randperm(len(self), generator=rng.generator(self.seed, "order", epoch))
-            self._orders = {epoch: order.to(self.values.device)}  # once an epoch, no copy in a step
+            self._orders = {epoch: order.to(self.values.device)}  # copied once per epoch, not at each step
         return self._orders[epoch]
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """Return a (N, H, W, C) or (N, H, W) uint8 array as a (N, C, H, W) tensor."""
+    """Convert an array (N, H, W, C) or (N, H, W) of uint8 to a tensor (N, C, H, W)."""
     tensor = torch.from_numpy(pixels)
     return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()

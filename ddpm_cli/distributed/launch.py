@@ -36,8 +36,6 @@ GRACE = 60
 """Seconds that a worker has to save after its launcher has died."""
 PORTS = range(20_000, 60_000)
 """Ports for the rendezvous of a SLURM step, chosen by the job id."""
-
-
 ONE_MACHINE = Distributed(strategy="ddp", nnodes=1, rdzv_endpoint=None, max_restarts=0)
 
 
@@ -52,6 +50,13 @@ class WorkerGroup:
     count: int
     device: str
     distributed: Distributed
+
+
+def worker_group(devices: int | str, device: str, distributed: Distributed = ONE_MACHINE) -> WorkerGroup:
+    """Return the processes that a config asks for. Raise `UserError` if there are too few devices."""
+    from ddpm_cli.distributed.devices import processes_of
+
+    return WorkerGroup(processes_of(devices, device), device, distributed)
 
 
 def run_distributed(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup) -> T:

@@ -1,4 +1,4 @@
-"""A small classifier of a data set. Its features measure how similar two sets of images are."""
+"""A small classifier of a dataset, whose features are used to measure the similarity of two sets of images."""
 
 import hashlib
 import logging
@@ -18,18 +18,20 @@ from ddpm_cli.files import atomic
 log = logging.getLogger(__name__)
 
 SIDE = 32
-"""Larger images are reduced to about this many pixels on the shorter side."""
+"""Approximate length in pixels of the shorter side to which larger images are reduced."""
 WIDTHS = (12, 48, 96)
-"""Channels at full, half and quarter resolution; few at full resolution, where they are most expensive."""
+"""Channels at full, half and quarter resolution. Few are used at full resolution, where they are most expensive."""
 FEATURES = WIDTHS[-1]
+"""Number of features."""
 EPOCHS, MIN_STEPS = 4, 400
+"""Training lasts for this number of epochs, but at least for this number of steps."""
 BATCH_SIZE = 128
 LR = 5e-3
 SMOOTHING = 0.05
 SEED = 0
 EVAL_BATCH_SIZE = 500
 VERSION = 1
-"""Version of all constants above. A cached classifier of another version is not used."""
+"""Version of all constants above. Cached classifiers of other versions are not used."""
 
 
 class Classifier(nn.Module):
@@ -63,9 +65,9 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A classifier in evaluation mode on the CPU.
+    """A trained classifier in evaluation mode on the CPU.
 
-    accuracy: on the test split, in 0..1. digest: a hash that identifies the weights.
+    accuracy: fraction of correct predictions on the test split, in [0, 1]. digest: a hash of the weights.
     """
 
     network: Classifier
@@ -77,9 +79,10 @@ class TrainedClassifier:
 def load_or_train_classifier(
     train: Examples, test: Examples, fingerprint: str, cache: Path, device: torch.device
 ) -> TrainedClassifier:
-    """Return the classifier of the labels of `train`: load it from `cache`, or train it and save it there.
+    """Return a classifier trained on the labels of `train`, from `cache` if possible.
 
-    The same data give the same classifier on the same kind of machine. `fingerprint` is that of `train`.
+    Otherwise, it is trained on `device` and saved to the folder `cache`. On the same kind of machine, training is
+    reproducible and does not change the state of the global random generator. fingerprint: that of `train`.
     """
     with torch.random.fork_rng():
         network = Classifier(train.values.shape[1], len(train.classes))
@@ -89,8 +92,8 @@ def load_or_train_classifier(
         network.load_state_dict(cached["network"])
         accuracy = cached["accuracy"]
     else:
-        log.info("training the classifier of %s, once: it will be saved as %s", ", ".join(train.classes), file)
-        network = _train(train, device)
+        log.info("training the classifier of %s; it will be saved to %s", ", ".join(train.classes), file)
+        network = _train_classifier(train, device)
         accuracy = _accuracy(network, test, device)
         cache.mkdir(parents=True, exist_ok=True)
         size = sum(tensor.numel() * 4 for tensor in network.state_dict().values())
@@ -101,8 +104,8 @@ def load_or_train_classifier(
     return TrainedClassifier(network.eval().requires_grad_(False), train.classes, accuracy, digest.hexdigest()[:12])
 
 
-def _train(train: Examples, device: torch.device) -> Classifier:
-    """Train for a few epochs with AdamW and a one-cycle learning rate. Return the network on the CPU."""
+def _train_classifier(train: Examples, device: torch.device) -> Classifier:
+    """Train a classifier with AdamW and a one-cycle learning rate. Return it on the CPU."""
     with torch.random.fork_rng():
         rng.seed_everything(SEED, "classifier")
         network = Classifier(train.values.shape[1], len(train.classes)).to(device)
@@ -125,6 +128,7 @@ def _train(train: Examples, device: torch.device) -> Classifier:
 
 @torch.no_grad()
 def _accuracy(network: Classifier, test: Examples, device: torch.device) -> float:
+    """Return the fraction of correct predictions on `test`. Leave the network on the CPU in evaluation mode."""
     network = network.to(device).eval()
     predicted = [network(to_float(part.to(device))).argmax(1).cpu() for part in test.values.split(EVAL_BATCH_SIZE)]
     network.cpu()
@@ -132,6 +136,7 @@ def _accuracy(network: Classifier, test: Examples, device: torch.device) -> floa
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    """Return a 3x3 convolution with batch normalization and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )

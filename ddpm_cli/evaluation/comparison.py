@@ -1,4 +1,4 @@
-"""Compare samples with a split of real images: distances, their floor and the predicted classes."""
+"""Compare samples with a split of real images: metrics, their values for real images and the predicted classes."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ddpm_cli import rng
-from ddpm_cli.data.fingerprint import fingerprint
 from ddpm_cli.data.sources import cache_folder
-from ddpm_cli.data.table import Examples
+from ddpm_cli.data.table import Examples, fingerprint
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.classifier import TrainedClassifier, load_or_train_classifier
 from ddpm_cli.evaluation.fidelity import (
@@ -29,8 +28,9 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE = 128
 PREVIEW = 64
-"""Number of samples that are kept for pictures."""
+"""Number of samples that are kept for display."""
 OTHER = {"train": "test", "test": "train"}
+"""The split of the real images that give the floor, by the reference split."""
 
 Features = dict[str, dict[str, Tensor]]
 """Features (N, D) by extractor name and layer name."""
@@ -40,9 +40,9 @@ Features = dict[str, dict[str, Tensor]]
 class Comparison:
     """The result of comparing n samples with the reference split.
 
-    intervals: 95% intervals from the bootstrap. floor: the same metrics of `floor_n` real images of the other split.
-    classifier: its accuracy and digest, the number of samples it predicts for each class, and its mean confidence; None
-    without a classifier. first: the first samples, (B, C, H, W) uint8.
+    intervals: 95% bootstrap intervals of some metrics. floor: the same metrics for `floor_n` real images of the other
+    split. classifier: the accuracy and the digest of the classifier, the number of samples in each predicted class and
+    the mean confidence; None without a classifier. first: the first samples, (B, C, H, W) uint8.
     """
 
     n: int
@@ -55,27 +55,32 @@ class Comparison:
 
 
 class SampleEvaluator:
-    """Compares samples with the real images of `split` by `metrics`, some of fid, kid, is and prc.
+    """Computes metrics of samples with a split of real images as the reference.
 
-    splits: the train and test split by name. features: inception, or classifier, which needs labels and is trained now
-    unless it is cached. Raises `UserError` if the weights of the networks for inception or the labels are missing.
+    splits: the splits train and test by name. split: the name of the reference. metrics: any of fid, kid, is and prc.
+    features: inception or classifier. The classifier requires labels and is trained here unless it is cached.
+
+    Raises `UserError` if labels are missing, or if the weights of inception are missing and cannot be downloaded.
     """
 
     def __init__(
         self, splits: Mapping[str, Examples], split: str, metrics: list[str], features: str, device: torch.device
     ) -> None:
         fingerprints = {name: fingerprint(examples) for name, examples in splits.items()}
-        self.classifier = _classifier(splits, fingerprints["train"], device) if features == "classifier" else None
+        self.classifier = _load_classifier(splits, fingerprints["train"], device) if features == "classifier" else None
         self.by_metric = extractors(metrics, self.classifier, device)
         self.extractors = list({extractor.name: extractor for extractor in self.by_metric.values()}.values())
         self.splits = splits
         self.reference, self.real = splits[split], splits[OTHER[split]]
-        self.fingerprints = fingerprints[split], fingerprints[OTHER[split]]  # of the reference and of the real images
+        self.fingerprints = fingerprints[split], fingerprints[OTHER[split]]  # of the reference and the other split
         self.features = features
         self.device = device
 
     def compare(self, batches: Iterable[Tensor], seed: int) -> Comparison:
-        """Compare batches of samples, (B, C, H, W) uint8, with the reference. `seed` is that of the random subsets."""
+        """Compare batches of samples (B, C, H, W) uint8 with the reference.
+
+        seed: the seed of random subsets and of the bootstrap.
+        """
         samples, first, n = _extract_features(batches, self.extractors, self.device)
         _warn_if_few(n, self.by_metric, self.features)
         floor_n = min(n, len(self.real))
@@ -89,11 +94,12 @@ class SampleEvaluator:
             intervals[key] = bootstrap_interval(
                 self._features_for("fid", samples), self._features_for("fid", reference), seed
             )
-        classes = None if self.classifier is None else _classes_found(self.classifier, samples)
+        classes = None if self.classifier is None else _count_classes(self.classifier, samples)
         metrics, floor = self._metrics(samples, reference, seed), self._metrics(real, reference, seed)
         return Comparison(n, metrics, intervals, floor, floor_n, classes, first)
 
     def _metrics(self, features: Features, reference: Features, seed: int) -> dict[str, float]:
+        """Return all metrics of a set of images, by their names for users."""
         found: dict[str, float] = {}
         for metric in self.by_metric:
             found |= compute_metric(
@@ -107,7 +113,8 @@ class SampleEvaluator:
         return features[extractor.name][extractor.layers[metric]]
 
 
-def _classifier(splits: Mapping[str, Examples], train_fingerprint: str, device: torch.device) -> TrainedClassifier:
+def _load_classifier(splits: Mapping[str, Examples], train_fingerprint: str, device: torch.device) -> TrainedClassifier:
+    """Return the classifier of a dataset. Raise `UserError` if it has no labels."""
     if any(examples.labels is None for examples in splits.values()):
         raise UserError(
             "features=classifier: these data have no labels to train a classifier on; use features=inception"
@@ -120,7 +127,7 @@ def _classifier(splits: Mapping[str, Examples], train_fingerprint: str, device: 
 def _extract_features(
     batches: Iterable[Tensor], by: list[Extractor], device: torch.device
 ) -> tuple[Features, Tensor, int]:
-    """Return the features of `batches`, the first images and the number of images."""
+    """Return the features of all images in `batches`, the first `PREVIEW` images and the number of images."""
     parts: dict[str, dict[str, list[Tensor]]] = {extractor.name: {} for extractor in by}
     first: list[Tensor] = []
     n = 0
@@ -138,7 +145,7 @@ def _extract_features(
 def _cached_features(
     examples: Examples, count: int, data_fingerprint: str, by: list[Extractor], device: torch.device
 ) -> Features:
-    """Return the features of `count` of `examples`, always the same random choice. They are cached in a file."""
+    """Return the features of `count` of `examples`, chosen at random but always in the same way. Cached in a file."""
     found: Features = {}
     chosen = torch.randperm(len(examples), generator=rng.generator("reference"))[:count]
     for extractor in by:
@@ -146,23 +153,24 @@ def _cached_features(
         layers = set(extractor.layers.values())
         cached = torch.load(file, weights_only=True) if file.is_file() else {}
         if not layers <= cached.keys():
-            log.info("computing the features of %d real images, once: they will be saved as %s", count, file)
+            log.info("computing the features of %d real images; they will be saved to %s", count, file)
             cached |= _extract_features(examples.values[chosen].split(BATCH_SIZE), [extractor], device)[0][
                 extractor.name
             ]
-            _save(cached, file)
+            _save_features(cached, file)
         found[extractor.name] = cached
     return found
 
 
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
+def _save_features(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write tensors to a file that `torch.load` reads, atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())) as partial:
         torch.save(tensors, partial)
 
 
-def _classes_found(classifier: TrainedClassifier, samples: Features) -> dict[str, Any]:
-    """Return the predicted classes of the samples as counts, and facts about the classifier."""
+def _count_classes(classifier: TrainedClassifier, samples: Features) -> dict[str, Any]:
+    """Return the number of samples in each predicted class, with facts about the classifier (see `Comparison`)."""
     (layers,) = samples.values()
     with torch.no_grad():
         logits = classifier.network.cpu().head(layers["features"]) if "features" in layers else layers["logits"]
@@ -177,11 +185,12 @@ def _classes_found(classifier: TrainedClassifier, samples: Features) -> dict[str
 
 
 def _warn_if_few(n: int, metrics: Iterable[str], features: str) -> None:
+    """Log a warning for each metric with a large bias at n samples."""
     for metric in metrics:
         if n < (enough := min_samples(metric, features)):
             log.warning(
-                "n=%d is few for %s, whose bias grows as n falls: compare it only with values of the same n, such as "
-                "its floor; n=%d is enough",
+                "n=%d is few for %s, which has a large bias for small n: compare it only with values for the same n, "
+                "such as its floor, or use n=%d or more",
                 n,
                 metric,
                 enough,

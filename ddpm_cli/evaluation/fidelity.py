@@ -1,6 +1,6 @@
 """Metrics of the similarity of two sets of images, computed by torch-fidelity.
 
-The features come from one of its networks or from our own classifier.
+Features are computed by a network of torch-fidelity or by the classifier of `ddpm_cli.evaluation.classifier`.
 
 FID: Heusel et al. 2017 (arXiv:1706.08500), eq. 6. KID: Binkowski et al. 2018 (arXiv:1801.01401). Inception score:
 Salimans et al. 2016 (arXiv:1606.03498). Precision and recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991).
@@ -32,29 +32,34 @@ STANDARD_EXTRACTORS = {
     "is": "inception-v3-compat",
     "prc": "vgg16",
 }
-"""The networks with which published values are computed."""
+"""Networks that are used for published values, by metric."""
 TORCH_FIDELITY_NAMES = {"is": "isc"}
-"""torch-fidelity's names of our metrics, where they differ."""
+"""Names of metrics in torch-fidelity that differ from ours."""
 CLASSIFIER_NAMES = {
     "fid": "fd_classifier",
     "kid": "kd_classifier",
     "kid_std": "kd_classifier_std",
     "is_std": "is_classifier_std",
 }
-"""Names with the classifier's features, whose Fréchet distance is not an FID. Others get the suffix _classifier."""
-KID_SUBSET, IS_SPLITS, NEIGHBOURS = 1000, 10, 3
-MIN_SAMPLES = {"inception": 10_000, "classifier": 20 * FEATURES}
-"""Number of samples, by kind of features, from which on the bias of a Fréchet distance is small.
+"""Names of metrics with features of the classifier, which must not be mistaken for FID and KID.
 
-With the classifier's features, the distance of n real images of Fashion-MNIST to the others is 1.4 for n=100, 0.2 for
-n=480, 0.05 for n=2000 and 0.014 for n=10,000.
+Other metrics have the suffix _classifier.
+"""
+KID_SUBSET, IS_SPLITS, NEIGHBOURS = 1000, 10, 3
+"""Subset size of KID, splits of the inception score, and number of neighbours for precision and recall."""
+MIN_SAMPLES = {"inception": 10_000, "classifier": 20 * FEATURES}
+"""Number of samples at which the bias of the Fréchet distance becomes small, by kind of features.
+
+With the features of the classifier, the distance between n real images of Fashion-MNIST and the other split is 1.4 for
+n=100, 0.2 for n=480, 0.05 for n=2000 and 0.014 for n=10,000.
 """
 RESAMPLES = 50
+"""Number of resamples of the bootstrap."""
 CONFIDENCE = 0.95
 
 
 class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity is untyped
-    """Our classifier as a feature extractor of torch-fidelity, which takes uint8 images (B, C, H, W)."""
+    """A classifier as a feature extractor of torch-fidelity, for images (B, C, H, W) uint8."""
 
     def __init__(self, name: str, features_list: list[str], classifier: TrainedClassifier, **_: Any) -> None:
         super().__init__(name, features_list)
@@ -87,7 +92,10 @@ register_feature_extractor(CLASSIFIER_EXTRACTOR, ClassifierFeatures)
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network and the layer that each metric needs. `name` identifies its features in the cache."""
+    """A network that computes features.
+
+    name: identifies the features in the cache. layers: the layer that each metric uses.
+    """
 
     name: str
     network: FeatureExtractorBase
@@ -95,7 +103,10 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return features (B, D) by layer, on the CPU, of images (B, C, H, W) uint8 on the network's device."""
+        """Return the features (B, D) of images (B, C, H, W) uint8 by layer, on the CPU.
+
+        The images must be on the device of the network.
+        """
         if self.network.get_name() != CLASSIFIER_EXTRACTOR:
             images = images.expand(-1, 3, -1, -1)
         found: dict[str, Tensor] = self.network.convert_features_tuple_to_dict(self.network(images))
@@ -103,18 +114,18 @@ class Extractor:
 
 
 def extractors(metrics: list[str], classifier: TrainedClassifier | None, device: torch.device) -> dict[str, Extractor]:
-    """Return an extractor for each of `metrics`: our classifier or, where it is None, the standard networks.
+    """Return the extractor of each metric: `classifier`, or the standard networks if it is None.
 
-    Raises `UserError` if their weights are neither there nor can be downloaded.
+    Raises `UserError` if the weights of a standard network are missing and cannot be downloaded.
     """
     found: dict[str, Extractor] = {}
     names = {metric: CLASSIFIER_EXTRACTOR if classifier else STANDARD_EXTRACTORS[metric] for metric in metrics}
     for name in dict.fromkeys(names.values()):
         kind = FEATURE_EXTRACTORS_REGISTRY[name]
-        own = [metric for metric in metrics if names[metric] == name]
+        users = [metric for metric in metrics if names[metric] == name]
         layers = {
             metric: kind.get_default_feature_layer_for_metric(TORCH_FIDELITY_NAMES.get(metric, metric))
-            for metric in own
+            for metric in users
         }
         wanted = list(dict.fromkeys(layers.values()))
         try:
@@ -125,15 +136,16 @@ def extractors(metrics: list[str], classifier: TrainedClassifier | None, device:
                 "downloaded; put them there, or use features=classifier"
             ) from error
         key = f"classifier_{classifier.digest}" if classifier else name
-        found |= dict.fromkeys(own, Extractor(key, network.to(device), layers))
+        found |= dict.fromkeys(users, Extractor(key, network.to(device), layers))
     return found
 
 
 def compute_metric(metric: str, samples: Tensor, reference: Tensor, seed: int) -> dict[str, float]:
-    """Return the values of `metric` from the features of the samples (n, D) and of the reference (m, D).
+    """Compute `metric` from the features of samples (n, D) and of the reference (m, D).
 
-    fid gives fid; kid gives kid and kid_std, over subsets; is gives is and is_std, over splits; prc gives precision and
-    recall. `rename_metrics` turns these names into those for the user.
+    The keys are fid for fid; kid and kid_std, over random subsets, for kid; is and is_std, over splits, for is;
+    precision and recall for prc. `rename_metrics` converts them to the names for users. seed: the seed of subsets and
+    splits.
     """
     match metric:
         case "fid":
@@ -156,37 +168,38 @@ def compute_metric(metric: str, samples: Tensor, reference: Tensor, seed: int) -
 
 
 def rename_metrics(values: Mapping[str, float], features: str) -> dict[str, float]:
-    """Return `values` under the names for the kind of features, inception or classifier."""
+    """Return `values` with the names for users. features: inception or classifier."""
     if features == "inception":
         return dict(values)
     return {CLASSIFIER_NAMES.get(name, f"{name}_classifier"): value for name, value in values.items()}
 
 
 def bootstrap_interval(samples: Tensor, reference: Tensor, seed: int) -> tuple[float, float]:
-    """Return a 95% interval (low, high) of the Fréchet distance, from the bootstrap.
+    """Return a 95% bootstrap interval (low, high) of the Fréchet distance of samples (n, D) to the reference (m, D).
 
-    The distance is biased at any n, and drawing with replacement adds, on average, the same bias again. The addition
-    is subtracted: the interval shows the spread at this n, not the bias.
+    The distance is biased for any n, and resampling with replacement adds about the same bias again. This addition is
+    subtracted, so the interval describes the variation for this n, but not the bias.
     """
-    root = _root(_covariance(reference))
+    root = _matrix_sqrt(_covariance(reference))
     mean = reference.double().mean(0)
     generator = rng.generator(seed, "resample")
-    again = []
+    resampled = []
     for _ in range(RESAMPLES):
         some = samples[torch.randint(len(samples), (len(samples),), generator=generator)]
-        again.append(_frechet(some.double().mean(0), _covariance(some), mean, root))
-    distances = torch.tensor(again, dtype=torch.float64)
+        resampled.append(_frechet(some.double().mean(0), _covariance(some), mean, root))
+    distances = torch.tensor(resampled, dtype=torch.float64)
     tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
     low, high = (distances.quantile(tails) - distances.mean() + _fid(samples, reference)).tolist()
     return low, high
 
 
 def min_samples(metric: str, features: str) -> int:
-    """Return the number of samples from which on the bias of `metric` is small."""
+    """Return the number of samples at which the bias of `metric` becomes small; 0 if it has no bias."""
     return MIN_SAMPLES[features] if metric == "fid" else {"is": 500 * IS_SPLITS, "prc": 1000}.get(metric, 0)
 
 
 def _fid(samples: Tensor, reference: Tensor) -> float:
+    """Return the Fréchet distance of two sets of features, computed by torch-fidelity."""
     statistics = [fid_features_to_statistics(features) for features in (samples, reference)]
     return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
 
@@ -194,7 +207,8 @@ def _fid(samples: Tensor, reference: Tensor) -> float:
 def _frechet(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_root: Tensor) -> float:
     """Return the Fréchet distance of two Gaussians.
 
-    The second is given by the square root of its covariance, which is ten times as fast.
+    other_root: the square root of the covariance of the second one. Computing it only once makes repeated calls ten
+    times faster.
     """
     eigenvalues = torch.linalg.eigvalsh(other_root @ covariance @ other_root).clamp(min=0)
     traces = covariance.trace() + (other_root**2).sum()
@@ -202,14 +216,16 @@ def _frechet(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_root: T
 
 
 def _covariance(features: Tensor) -> Tensor:
+    """Return the covariance (D, D) of features (N, D) in float64."""
     return torch.cov(features.double().T)
 
 
-def _root(covariance: Tensor) -> Tensor:
+def _matrix_sqrt(covariance: Tensor) -> Tensor:
+    """Return the symmetric square root of a positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def _seed32(seed: int) -> int:
-    """Reduce a seed to 32 bits, for generators that take no more."""
+    """Reduce a seed to 32 bits, the limit of the generators of NumPy."""
     return seed % 2**32

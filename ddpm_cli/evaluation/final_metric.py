@@ -1,29 +1,36 @@
-"""The metric that a run reports to a sweeper when it ends."""
+"""The metric that a run reports to a sweeper at its end."""
 
 import logging
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_cli import rng
 from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.config import Train
 from ddpm_cli.data.sources import load_examples
+from ddpm_cli.data.table import Examples, to_float
+from ddpm_cli.distributed import collectives
 from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
-from ddpm_cli.evaluation.val_loss import val_loss
-from ddpm_cli.sampling.sample_generator import generator_of
+from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, generator_of
 
 log = logging.getLogger(__name__)
 
 VAL_N = 2048
+"""Default number of examples for val_loss."""
 SEED = 0
 
 
 def final_metric(train: Train, folder: Path, device: str) -> float:
-    """Compute the metric train.report for the run in `folder`, with the EMA weights in float32.
+    """Compute the metric train.report of the run in `folder`, using EMA weights in float32.
 
-    The value is also appended to the evaluations of the run.
+    The result is also appended to evaluations.jsonl in `folder`.
     """
     started = time.perf_counter()
     trained = load_trained(str(folder), "ema", device, "fp32")
@@ -47,7 +54,7 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
 
 
 def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> tuple[float, int]:
-    """Return the value and the number of images or samples that it is computed from."""
+    """Return the value of the metric and the number of examples or samples that it is computed from."""
     dataset = trained.config.dataset
     test = load_examples(dataset, train=False)
     match report:
@@ -65,3 +72,37 @@ def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> t
     n = n or DEFAULT_N[features]
     found = evaluator.compare(GeneratedSamples(generator_of(trained, None, None, None), n, SEED, batch_size), SEED)
     return found.metrics[report], n
+
+
+@torch.no_grad()
+def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> float:
+    """Return the mean squared error of eps over n of `examples`, at timesteps spaced evenly over 0..T-1.
+
+    Examples, timesteps and noise are the same for all runs, so small differences between runs are meaningful. Runs with
+    different noise schedules cannot be compared, because the schedule determines the noise level of a timestep.
+    Conditional networks receive the labels. Self-conditioned networks receive no previous estimate. If n exceeds the
+    number of examples, all are used.
+    """
+    denoiser, device = trained.denoiser, trained.device
+    process = denoiser.process
+    chosen = torch.randperm(len(examples), generator=rng.generator("val_loss", "order"))[:n]
+    n = len(chosen)
+    timesteps = torch.arange(n) * process.timesteps // n
+    values, labels = examples.values[chosen], None if examples.labels is None else examples.labels[chosen]
+    with tqdm(total=n, desc="val_loss", unit="image", leave=False, disable=collectives.progress_bar_disabled()) as bar:
+
+        def measure(numbers: range) -> Tensor:
+            """Return the errors (B,) of the examples at the indices `numbers`."""
+            part = slice(numbers.start, numbers.stop)
+            x0, t = to_float(values[part].to(device)), timesteps[part].to(device)
+            noise = [torch.randn(x0.shape[1:], generator=rng.generator("val_loss", i)) for i in numbers]
+            eps = torch.stack(noise).to(device)
+            y = labels[part].to(device) if trained.classes and labels is not None else None
+            x_t = process.q_sample(x0, t, eps)
+            output = denoiser(x_t, t, y).prediction
+            found = process.eps_from(denoiser.prediction, output, x_t, t)
+            bar.update(len(numbers))
+            return (found - eps).square().flatten(1).mean(1).cpu().double()
+
+        errors = torch.cat([found for _, found in batches_with_oom_retry(n, batch_size, measure)])
+    return errors.mean().item()

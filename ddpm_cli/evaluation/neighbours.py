@@ -1,4 +1,4 @@
-"""Nearest training images of samples, to see whether samples are copies."""
+"""Find the nearest training images of samples, to detect copies of training images."""
 
 import torch
 from PIL import Image
@@ -7,13 +7,14 @@ from torch import Tensor
 from ddpm_cli.images.png_gif import grid
 
 CHUNK_SIZE = 8192
+"""Number of images that are compared at once, to limit memory."""
 
 
 def nearest(images: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the `count` images of `among` (N, C, H, W) that are nearest to each of `images` (B, C, H, W), both uint8.
+    """Find the `count` images of `among` (N, C, H, W) nearest to each of `images` (B, C, H, W), both uint8.
 
-    Returns the distances (B, count) in ascending order, as root mean square differences in [0, 255], and the indices
-    (B, count) into `among`.
+    Returns the distances (B, count) in ascending order, which are root mean square differences of pixels in [0, 255],
+    and the indices (B, count) into `among`. If N < count, there are N columns.
     """
     x = images.flatten(1).float()
     distances, indices = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.long)
@@ -28,6 +29,9 @@ def nearest(images: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def neighbours_picture(images: Tensor, among: Tensor, indices: Tensor) -> Image.Image:
-    """Return a picture with one row for each of `images`: the image, then those of `among` at `indices` (B, K)."""
+    """Return a grid with a row for each of `images` (B, C, H, W).
+
+    A row shows the image, then the images of `among` at its `indices` (B, K).
+    """
     rows = torch.cat([images.unsqueeze(1), among[indices]], dim=1)
     return grid(rows.flatten(0, 1), columns=rows.shape[1])

@@ -1,4 +1,4 @@
-"""The variational bound on the negative log-likelihood of real data under a trained network."""
+"""Compute the variational bound on the negative log-likelihood of examples under a trained network."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,10 @@ NLL_N = 64
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound in bits per dimension: the mean over the examples, its standard error and the means of its terms.
+    """A variational bound in bits per dimension, as the mean over examples.
 
-    terms: T values; the one at index t belongs to p(x_{t-1} | x_t). prior: L_T.
+    standard_error: that of `total`; NaN for a single example. terms: the mean of each of the T terms; index t is the
+    term of p(x_{t-1} | x_t). prior: the mean of L_T.
     """
 
     total: float
@@ -32,16 +33,16 @@ class Bound:
 
 
 def first_examples(examples: Examples, n: int | None) -> Examples:
-    """Return the first n examples, or all of them."""
+    """Return the first n examples, or all if n is None."""
     labels = None if examples.labels is None else examples.labels[:n]
     return Examples(examples.values[:n], labels, examples.classes)
 
 
 @torch.no_grad()
 def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> Bound:
-    """Compute the bound on `examples`, with one noise sample for each example and timestep.
+    """Compute the variational bound on `examples`, with one noise sample for each example and timestep.
 
-    A conditional network is given the class. The noise does not depend on the batch size.
+    Conditional networks receive the labels. The noise depends on `seed`, but not on `batch_size`.
     """
     denoiser, device = trained.denoiser, trained.device
     timesteps = denoiser.process.timesteps
@@ -49,7 +50,7 @@ def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> B
     conditional = isinstance(trained.config.conditioning, ClassLabels)
 
     def measure(numbers: range) -> tuple[Tensor, Tensor]:
-        """Return the terms (T, B) and the priors (B,) of the examples at these indices."""
+        """Return the terms (T, B) and the priors (B,) of the examples at the indices `numbers`."""
         part = slice(numbers.start, numbers.stop)
         x0 = to_float(examples.values[part].to(device))
         y = examples.labels[part].to(device) if conditional and examples.labels is not None else None

@@ -1,4 +1,4 @@
-"""Sample quality against the number of network evaluations, for a sweep over samplers."""
+"""Table and plot of sample quality over the number of network evaluations, for a sweep over samplers."""
 
 import csv
 import io
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ["job", "ckpt", "sampler", "nfe", "metric", "value", "low", "high", "floor", "n"]
 DISTANCES = ("fid", "fd_classifier", "kid", "kd_classifier")
-"""The first of these metrics that was measured is plotted."""
+"""Metrics that can be plotted. The first one that was computed is used."""
 
 
 def save_tradeoff(sweep: Path) -> None:
-    """Write tradeoff.csv and tradeoff.png into the folder of a sweep, unless none of its jobs evaluated samples."""
-    rows = [row for file in _by_job(sweep) for row in _rows(file)]
+    """Write tradeoff.csv and tradeoff.png to the folder of a sweep. Do nothing if no job evaluated samples."""
+    rows = [row for file in _evaluation_files(sweep) for row in _job_rows(file)]
     if not rows:
         return
     text = io.StringIO(newline="")
@@ -39,22 +39,24 @@ def save_tradeoff(sweep: Path) -> None:
             lines.setdefault(name, []).append((row["nfe"], row["value"], row["low"], row["high"]))
     floor = min(row["floor"] for row in rows if row["metric"] == metric)
     save_tradeoff_plot({name: sorted(points) for name, points in lines.items()}, metric, floor, sweep / "tradeoff.png")
-    log.info("tradeoff.csv and tradeoff.png in %s", sweep)
+    log.info("wrote tradeoff.csv and tradeoff.png to %s", sweep)
 
 
-def _by_job(sweep: Path) -> Iterable[Path]:
+def _evaluation_files(sweep: Path) -> Iterable[Path]:
+    """Return the evaluation.json of each job, sorted by the number of the job."""
     files = sweep.glob("*/evaluation.json")
     return sorted((file for file in files if file.parent.name.isdecimal()), key=lambda file: int(file.parent.name))
 
 
-def _rows(file: Path) -> Iterable[dict[str, Any]]:
+def _job_rows(file: Path) -> Iterable[dict[str, Any]]:
+    """Yield a row of `COLUMNS` for each metric of generated samples in an evaluation.json."""
     record = json.loads(file.read_text())
     for metric, value in record["metrics"].items():
         if metric in record.get("floor", {}) and "nfe" in record and not metric.endswith("_std"):
             low, high = record["intervals"].get(metric, (value, value))
             yield {
                 "job": int(file.parent.name),
-                "ckpt": "/".join(Path(record["ckpt"]).parts[-3:]),  # run name, checkpoints, file
+                "ckpt": "/".join(Path(record["ckpt"]).parts[-3:]),  # <run name>/checkpoints/<file>
                 "sampler": record["sampler"]["name"],
                 "nfe": record["nfe"],
                 "metric": metric,

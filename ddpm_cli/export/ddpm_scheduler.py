@@ -15,11 +15,11 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small"} | {
     name: name for name in ("fixed_large", "learned_range")
 }
-"""Our name of each variance type of diffusers."""
+"""Map from variance types of diffusers to ours. The two types of fixed_small give the same samples."""
 COSINE: dict[str, Any] = {"s": 0.008, "max_beta": 0.999}
-"""Constants of squaredcos_cap_v2."""
+"""Constants of the schedule squaredcos_cap_v2."""
 UNBOUNDED = 1e9
-"""Maximum of a dynamic threshold, so large that there is none."""
+"""Value of sample_max_value that leaves dynamic thresholds without an upper limit."""
 DEFAULTS: dict[str, Any] = {
     "_class_name": "DDPMScheduler",
     "beta_end": 0.02,
@@ -38,12 +38,12 @@ DEFAULTS: dict[str, Any] = {
     "trained_betas": None,
     "variance_type": "fixed_small",
 }
-"""Default values of DDPMScheduler, used for settings that a file does not contain."""
+"""Default settings of DDPMScheduler, used for keys that a file does not contain."""
 
 
 @dataclass(frozen=True)
-class Process:
-    """The part of a config that a DDPMScheduler defines."""
+class SchedulerOptions:
+    """The part of `TrainConfig` that a DDPMScheduler defines."""
 
     schedule: Schedule
     sampler: Sampler
@@ -51,8 +51,8 @@ class Process:
     variance: str
 
 
-def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return scheduler_config.json of the DDPMScheduler that is equivalent to sampler=ddpm with `config`."""
+def to_scheduler_config(config: TrainConfig) -> dict[str, Any]:
+    """Return the content of scheduler_config.json for the DDPMScheduler equivalent to sampler=ddpm with `config`."""
     thresholding = config.sampler.thresholding
     if thresholding == "dynamic":
         log.warning(
@@ -61,7 +61,7 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
         )
     return (
         DEFAULTS
-        | _to_betas(config.schedule)
+        | _schedule_to_settings(config.schedule)
         | {
             "clip_sample": thresholding == "clip",
             "num_train_timesteps": config.schedule.timesteps,
@@ -74,8 +74,11 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
     )
 
 
-def from_settings(settings: Mapping[str, Any]) -> Process:
-    """Convert scheduler_config.json. The sampler uses all timesteps. Raises `UserError` for unsupported settings."""
+def from_scheduler_config(settings: Mapping[str, Any]) -> SchedulerOptions:
+    """Convert the content of scheduler_config.json to options of ours.
+
+    The sampler uses all timesteps. Raises `UserError` if a setting is unknown or not supported.
+    """
     public = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
     if unknown := sorted(public.keys() - DEFAULTS.keys()):
         raise UserError(f"{unknown[0]}: not a supported setting of a DDPMScheduler")
@@ -89,16 +92,16 @@ def from_settings(settings: Mapping[str, Any]) -> Process:
             raise UserError(f"{key}={full[key]}: must be {one_of(known)}")
     clipped = "clip" if full["clip_sample"] else "none"
     thresholding = "dynamic" if full["thresholding"] else clipped
-    return Process(
-        _from_betas(full),
+    return SchedulerOptions(
+        _schedule_from_settings(full),
         Ddpm(steps=None, sections=None, spacing="time", thresholding=thresholding),
         predictions[full["prediction_type"]],
         VARIANCES[full["variance_type"]],
     )
 
 
-def _to_betas(schedule: Schedule) -> dict[str, Any]:
-    """Return the name and ends of the schedule if DDPMScheduler has its formula, else the list of betas."""
+def _schedule_to_settings(schedule: Schedule) -> dict[str, Any]:
+    """Return the settings of `schedule`: a name and end points if DDPMScheduler supports it, otherwise all betas."""
     match schedule:
         case Schedule(zero_terminal_snr=True):
             pass
@@ -111,7 +114,8 @@ def _to_betas(schedule: Schedule) -> dict[str, Any]:
     return {"trained_betas": betas_of(schedule).tolist()}
 
 
-def _from_betas(full: Mapping[str, Any]) -> Schedule:
+def _schedule_from_settings(full: Mapping[str, Any]) -> Schedule:
+    """Return the schedule of a complete set of settings. Raise `UserError` if it is not supported."""
     common: dict[str, Any] = {
         "timesteps": int(full["num_train_timesteps"]),
         "zero_terminal_snr": bool(full["rescale_betas_zero_snr"]),

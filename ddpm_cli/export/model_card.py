@@ -1,7 +1,7 @@
-"""The model card: README.md of an exported network, with the front matter for the Hugging Face hub."""
+"""Generate the model card of an exported network: a README.md with the metadata of the Hugging Face hub."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import yaml
@@ -13,52 +13,54 @@ from ddpm_cli.export.run_record import Record
 
 LIBRARY = {"safetensors": "ddpm-cli", "diffusers": "diffusers", "onnx": "onnx"}
 MAX_LENGTH = 60
-"""Maximum length of the name of a class and of a value from evaluations.jsonl."""
+"""Maximum length in characters of a class name or of a value from evaluations.jsonl."""
 MAX_CLASSES = 20
-"""Maximum number of class names."""
+"""Maximum number of class names that are listed."""
 
 
 def model_card(weights: Weights, record: Record, file_format: str) -> str:
-    """Return the text of README.md: usage, training, evaluation and config. It states only what is known."""
-    parts = [_front_matter(weights, file_format), f"# {_title(weights)}\n\n{_summary(weights)}\n"]
+    """Return the text of README.md: usage, training, evaluation and config. Facts that are not known are omitted."""
+    parts = [_front_matter(weights, file_format), f"# {_card_title(weights)}\n\n{_training_summary(weights)}\n"]
     if record.grid is not None:
         parts.append("![Samples generated during training](samples.png)\n")
     parts += [
-        f"## Usage\n\n{_use(weights, file_format)}\n",
-        "## Model and training\n\n" + _table(("Property", "Value"), _facts(weights, record)),
-        f"## Evaluation\n\n{_evaluation(record)}",
+        f"## Usage\n\n{_usage(weights, file_format)}\n",
+        "## Model and training\n\n" + _markdown_table(("Property", "Value"), _model_properties(weights, record)),
+        f"## Evaluation\n\n{_evaluation_table(record)}",
         "Biases of the training data were not evaluated, nor was the similarity of samples to training images.\n",
         "No license is stated. If you publish this model, add one as `license:` at the top of this file.\n",
-        f"## Configuration\n\n```yaml\n{_settings(weights)}```\n",
+        f"## Configuration\n\n```yaml\n{_config_yaml(weights)}```\n",
     ]
     return "\n".join(parts)
 
 
 def _front_matter(weights: Weights, file_format: str) -> str:
+    """Return the metadata block in YAML that the Hugging Face hub reads."""
     fields: dict[str, Any] = {"library_name": LIBRARY[file_format], "tags": ["ddpm-cli", "ddpm", "diffusion"]}
     if isinstance(weights.config.dataset, ImageDataset) and not weights.classes:
         fields["pipeline_tag"] = "unconditional-image-generation"
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n"
 
 
-def _title(weights: Weights) -> str:
+def _card_title(weights: Weights) -> str:
     dataset = weights.config.dataset
     size = "x".join(map(str, dataset.shape))
     return f"Denoising diffusion model of {dataset.name} ({size})"
 
 
-def _summary(weights: Weights) -> str:
+def _training_summary(weights: Weights) -> str:
     if weights.step == 0:
         return "Not trained by `ddpm-train`: it is untrained or was imported by `ddpm-import`."
     return f"Trained by `ddpm-train` for {weights.step} steps. These are the `{weights.kind}` weights."
 
 
-def _facts(weights: Weights, record: Record) -> Iterator[tuple[str, str]]:
+def _model_properties(weights: Weights, record: Record) -> Iterator[tuple[str, str]]:
+    """Yield the properties of the model and its training as (name, value)."""
     config, train = weights.config, weights.config.train
     parameters = sum(tensor.numel() for tensor in weights.tensors.values() if tensor.is_floating_point())
     yield "dataset", f"{config.dataset.name}, {'x'.join(map(str, config.dataset.shape))}"
     if weights.classes:
-        names = ", ".join(_plain(name) for name in weights.classes[:MAX_CLASSES])
+        names = ", ".join(_escape_cell(name) for name in weights.classes[:MAX_CLASSES])
         yield "classes", f"{len(weights.classes)}: {names}{', …' if len(weights.classes) > MAX_CLASSES else ''}"
     yield "network", f"{config.model.name}, {parameters / 1e6:.2f}M parameters"
     yield "prediction", f"{config.prediction}; variance {config.variance}"
@@ -73,39 +75,44 @@ def _facts(weights: Weights, record: Record) -> Iterator[tuple[str, str]]:
         yield "final training loss", f"{record.loss:.4g}"
 
 
-def _evaluation(record: Record) -> str:
-    rows = [row for entry in record.evaluations for row in _rows(entry)]
+def _evaluation_table(record: Record) -> str:
+    """Return a table of all metrics, or a hint how to compute them."""
+    rows = [row for entry in record.evaluations for row in _metric_rows(entry)]
     if not rows:
         return "None. Run `ddpm-evaluate ckpt=<the run>` before `ddpm-export` to include its results here.\n"
-    return _table(("Metric", "Value", "95% interval", "Floor (real images)", "Settings"), rows)
+    return _markdown_table(("Metric", "Value", "95% interval", "Floor (real images)", "Settings"), rows)
 
 
-def _rows(entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    intervals, floor = _mapping(entry.get("intervals")), _mapping(entry.get("floor"))
-    sampler = _mapping(entry.get("sampler")).get("name")
+def _metric_rows(entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield a table row for each metric of a line of evaluations.jsonl. Values of the wrong type are omitted."""
+    intervals, floor = _dict_or_empty(entry.get("intervals")), _dict_or_empty(entry.get("floor"))
+    sampler = _dict_or_empty(entry.get("sampler")).get("name")
     known = {"n": entry.get("n"), "split": entry.get("split"), "sampler": sampler, "nfe": entry.get("nfe")}
-    used = ", ".join(f"{key}={_plain(value)}" for key, value in known.items() if value is not None)
-    for name, value in _mapping(entry.get("metrics")).items():
+    used = ", ".join(f"{key}={_escape_cell(value)}" for key, value in known.items() if value is not None)
+    for name, value in _dict_or_empty(entry.get("metrics")).items():
         if isinstance(value, int | float):
             ends = intervals.get(name)
-            between = " to ".join(map(_number, ends)) if isinstance(ends, list) else ""
-            yield _plain(name), _number(value), between, _number(floor.get(name)), used
+            between = " to ".join(map(_format_number, ends)) if isinstance(ends, list) else ""
+            yield _escape_cell(name), _format_number(value), between, _format_number(floor.get(name)), used
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def _dict_or_empty(value: object) -> dict[str, Any]:
+    """Return `value` if it is a dictionary, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def _number(value: object) -> str:
+def _format_number(value: object) -> str:
+    """Return a number with five significant digits, or an empty string for other values."""
     return f"{value:.5g}" if isinstance(value, int | float) else ""
 
 
-def _use(weights: Weights, file_format: str) -> str:
+def _usage(weights: Weights, file_format: str) -> str:
+    """Return example code that loads the exported file."""
     match file_format:
         case "diffusers":
-            return _use_diffusers(weights)
+            return _usage_diffusers(weights)
         case "onnx":
-            return _use_onnx(weights)
+            return _usage_onnx(weights)
     option = "" if weights.kind == "ema" else f" weights={weights.kind}"
     argument = "" if weights.kind == "ema" else f', weights="{weights.kind}"'
     return f"""```sh
@@ -120,7 +127,7 @@ load("model.safetensors"{argument}).sample(16, seed=7)
 ```"""
 
 
-def _use_diffusers(weights: Weights) -> str:
+def _usage_diffusers(weights: Weights) -> str:
     return f"""```python
 from diffusers import DDPMPipeline
 
@@ -131,7 +138,7 @@ images = pipeline(batch_size=16, num_inference_steps={weights.config.schedule.ti
 This is equivalent to `ddpm-sample sampler=ddpm sampler.steps=null`."""
 
 
-def _use_onnx(weights: Weights) -> str:
+def _usage_onnx(weights: Weights) -> str:
     config = weights.config
     channels, *rest = config.dataset.shape
     input_channels = 2 * channels if config.model.self_condition else channels
@@ -163,8 +170,8 @@ t = np.full(16, {config.schedule.timesteps - 1}, dtype=np.int64)
 {" ".join(notes)}"""
 
 
-def _settings(weights: Weights) -> str:
-    """Return the config as YAML, without the keys that depend on the machine."""
+def _config_yaml(weights: Weights) -> str:
+    """Return the config as YAML without the keys that depend on the machine."""
     stored = to_stored(weights.config)
     settings = {key: value for key, value in stored.items() if key not in ("device", "compile", "out")}
     return yaml.safe_dump(
@@ -172,12 +179,12 @@ def _settings(weights: Weights) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: Any) -> str:
+def _markdown_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _plain(value: object) -> str:
-    """Return text that is safe in a table cell. Class names and evaluations.jsonl may contain anything."""
+def _escape_cell(value: object) -> str:
+    """Return `value` as text without markup, for a table cell. Class names and evaluations.jsonl are not trusted."""
     text = "".join(letter if letter.isprintable() and letter not in "|<>`[]" else "?" for letter in str(value))
     return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 1]}…"

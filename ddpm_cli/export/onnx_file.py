@@ -1,4 +1,4 @@
-"""Export a network as an ONNX file: forward(x, t[, y]) -> output, for any batch size."""
+"""Export a network to ONNX: forward(x, t[, y]) -> output, with a dynamic batch size."""
 
 import io
 import logging
@@ -13,16 +13,17 @@ from ddpm_cli.errors import check
 from ddpm_cli.files import amount, write
 from ddpm_cli.sampling.build import network_of
 
-LARGEST = 2**31 - 2**20
-"""Maximum bytes of weights. An ONNX file is a protocol buffer, which is limited to 2 GiB."""
+MAX_WEIGHT_BYTES = 2**31 - 2**20
+"""Maximum size of the weights in bytes. An ONNX file is a protocol buffer, which is limited to 2 GiB."""
 OPSET = 18
-"""Supported by onnxruntime 1.14 and later."""
+"""Version of the ONNX operators, supported by onnxruntime 1.14 and later."""
 
 
 def inputs_of(weights: Weights, batch: int) -> dict[str, torch.Tensor]:
-    """Return example inputs of zeros by name: x (B, C, ...) float32, t (B,) int64 and, with classes, y (B,) int64.
+    """Return inputs of zeros by name: x (B, C, ...) float32, t (B,) int64 and, with classes, y (B,) int64.
 
-    With self-conditioning, C is twice that of an example, and the estimate comes first.
+    With self-conditioning, C is twice the number of channels of an image: the previous estimate of x0 comes first, then
+    x_t.
     """
     channels, *rest = weights.config.dataset.shape
     if weights.config.model.self_condition:
@@ -34,16 +35,21 @@ def inputs_of(weights: Weights, batch: int) -> dict[str, torch.Tensor]:
 def write_onnx(path: Path, weights: Weights) -> None:
     """Write the network of `weights` to `path`.
 
-    Raises `UserError` if it is too large for the format, and `NoRoom` if the disk is full.
+    Raises `UserError` if the weights exceed 2 GiB, and `NoRoom` if the disk is full.
     """
     size = sum(tensor.nbytes for tensor in weights.tensors.values())
-    check(size <= LARGEST, "format", f"onnx with {amount(size)} of weights", f"at most {amount(LARGEST)}")
+    check(
+        size <= MAX_WEIGHT_BYTES,
+        "format",
+        f"onnx with {amount(size)} of weights",
+        f"at most {amount(MAX_WEIGHT_BYTES)}",
+    )
     network = network_of(weights.config, weights.classes)
     network.load_state_dict(weights.tensors)
-    inputs = inputs_of(weights, batch=2)  # some releases of the exporter treat a batch size of 1 as a constant
+    inputs = inputs_of(weights, batch=2)  # some releases of the exporter specialise on a batch size of 1
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from the exporter's own code
+        warnings.simplefilter("ignore")  # raised within the exporter
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
@@ -60,7 +66,7 @@ def write_onnx(path: Path, weights: Weights) -> None:
         finally:
             logging.disable(level)
     for node in program.model.graph:
-        node.metadata_props.clear()  # stack traces, which contain local paths
+        node.metadata_props.clear()  # stack traces that contain local paths
     buffer = io.BytesIO()
     program.save(buffer)
     write(path, buffer.getvalue())

@@ -1,6 +1,7 @@
-"""Write and read the folder of a `DDPMPipeline` of diffusers, in the layouts of all its releases."""
+"""Write and read the folder of a `DDPMPipeline` of diffusers, in the layout of any release."""
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,20 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.format import LONGEST, check_matches
 from ddpm_cli.checkpoints.loading import weights_like
-from ddpm_cli.checkpoints.safetensors_file import Weights, read_tensors, write_tensors
-from ddpm_cli.config import L2, Dataset, DdpmUNet, Hybrid, TrainConfig
+from ddpm_cli.checkpoints.run_checkpoints import WEIGHTS
+from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.checkpoints.safetensors_file import Weights, read_tensors, write_tensors, write_weights
+from ddpm_cli.config import L2, Dataset, DdpmUNetOptions, Hybrid, ImportConfig, TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.export import ddpm_scheduler, unet2d
 from ddpm_cli.files import write
 
+log = logging.getLogger(__name__)
+
 VERSION = "0.30.0"
-"""The oldest release that can read the written folder."""
-MAX_SETTINGS = 2**20
-"""Maximum bytes of a file of settings, which may list thousands of betas."""
+"""The oldest release of diffusers that can read the folder."""
+MAX_JSON_BYTES = 2**20
+"""Maximum size in bytes of a JSON file, which may list thousands of betas."""
 TENSORS = "diffusion_pytorch_model.safetensors"
 PIPELINE = {
     "_class_name": "DDPMPipeline",
@@ -30,45 +35,54 @@ PIPELINE = {
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The content of a folder. shape: (channels, height, width) of an image. tensors: by UNet2DModel's names."""
+    """The content of a pipeline folder.
 
-    model: DdpmUNet
-    process: ddpm_scheduler.Process
+    shape: (channels, height, width) of an image. file: the file of the weights. tensors: the weights, by the names of
+    UNet2DModel.
+    """
+
+    model: DdpmUNetOptions
+    scheduler: ddpm_scheduler.SchedulerOptions
     shape: tuple[int, int, int]
     file: Path
     tensors: dict[str, Tensor]
 
 
 def write_pipeline(folder: Path, weights: Weights) -> None:
-    """Write a DDPMPipeline of `weights`. Call `unet2d.check_expressible` first. Raises `NoRoom` if the disk is full."""
+    """Write `weights` to `folder` as a DDPMPipeline.
+
+    Call `unet2d.check_expressible` first. Raises `NoRoom` if the disk is full.
+    """
     config = weights.config
-    assert isinstance(config.model, DdpmUNet)
+    assert isinstance(config.model, DdpmUNetOptions)
     for name in ("unet", "scheduler"):
         (folder / name).mkdir()
-    _write_settings(folder / "unet" / "config.json", unet2d.to_settings(config))
+    _write_json(folder / "unet" / "config.json", unet2d.to_unet_config(config))
     write_tensors(folder / "unet" / TENSORS, unet2d.to_weights(config.model, weights.tensors), {})
-    _write_settings(folder / "scheduler" / "scheduler_config.json", ddpm_scheduler.to_settings(config))
-    _write_settings(folder / "model_index.json", PIPELINE)
+    _write_json(folder / "scheduler" / "scheduler_config.json", ddpm_scheduler.to_scheduler_config(config))
+    _write_json(folder / "model_index.json", PIPELINE)
 
 
 def read_pipeline(key: str, folder: Path) -> Pipeline:
     """Read the DDPMPipeline in `folder`.
 
-    Its files are in unet/ and scheduler/, or all in the folder itself, as in google/ddpm-cifar10-32. Weights are read
-    from .safetensors only, because a .bin is a pickle, which could run code. Raises `UserError` if a file is missing or
-    damaged, or if a setting is not supported; `key` is named in the message.
+    The files are in unet/ and scheduler/, or all in `folder`, as in google/ddpm-cifar10-32. Weights are read only from
+    .safetensors files, because a .bin file is a pickle, which can run code. `key` is the config key of `folder`, for
+    error messages.
+
+    Raises `UserError` if a file is missing or damaged, or if a setting is not supported.
     """
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     where = unet / "config.json"
-    settings = _read_settings(key, where)
+    settings = _read_json(key, where)
     try:
-        model, (height, width), channels, out_channels = unet2d.from_settings(settings)
+        model, (height, width), channels, out_channels = unet2d.from_unet_config(settings)
         where = scheduler / "scheduler_config.json"
-        process = ddpm_scheduler.from_settings(_read_settings(key, where))
-        expected = channels * (2 if process.variance == "learned_range" else 1)
+        options = ddpm_scheduler.from_scheduler_config(_read_json(key, where))
+        expected = channels * (2 if options.variance == "learned_range" else 1)
         if out_channels != expected:
-            raise UserError(f"variance_type={process.variance}: needs {expected} out_channels, not {out_channels}")
+            raise UserError(f"variance_type={options.variance}: needs {expected} out_channels, not {out_channels}")
     except UserError as error:
         raise UserError(f"{key}={folder}: {where.relative_to(folder)}: {error}") from error
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
@@ -78,56 +92,71 @@ def read_pipeline(key: str, folder: Path) -> Pipeline:
     file = unet / TENSORS
     if not file.is_file():
         raise UserError(
-            f"{key}={folder}: no {file.relative_to(folder)}; a .bin is not read, because it may contain code: load it "
-            "with diffusers and save it again (save_pretrained)"
+            f"{key}={folder}: no {file.relative_to(folder)}; a .bin file is not read, because it can run code; load "
+            "the pipeline with diffusers and save it with save_pretrained"
         )
-    return Pipeline(model, process, (channels, height, width), file, read_tensors(key, file)[0])
+    return Pipeline(model, options, (channels, height, width), file, read_tensors(key, file)[0])
 
 
-def weights_of(key: str, pipeline: Pipeline, defaults: TrainConfig, dataset: Dataset) -> Weights:
-    """Convert the network of a pipeline to weights of ours, at step 0, trained on `dataset`.
+def import_pipeline(config: ImportConfig, defaults: TrainConfig, folder: Path) -> None:
+    """Write the network of the pipeline `config.path` to `folder`, which must be new or empty. Raise `UserError`."""
+    pipeline = read_pipeline("path", Path(config.path).expanduser())
+    weights = pipeline_to_weights("path", pipeline, defaults, config.dataset)
+    new_folder(folder)
+    write_weights(folder / WEIGHTS, weights)
+    log.info("%s is in %s. Next: ddpm-sample ckpt=%s", WEIGHTS, folder, folder)
 
-    defaults: values for everything that a pipeline does not contain, such as the settings of training. The weights are
-    stored as EMA weights, because these are used for sampling. Raises `UserError` if the weights do not match the
-    settings of the pipeline or the data.
+
+def pipeline_to_weights(key: str, pipeline: Pipeline, defaults: TrainConfig, dataset: Dataset) -> Weights:
+    """Convert a pipeline to weights at step 0.
+
+    key: the config key of the folder, for error messages. defaults: values of the settings that a pipeline does not
+    contain, such as those of training. dataset: the data that the network was trained on. The weights are returned as
+    EMA weights, because sampling uses these.
+
+    Raises `UserError` if the weights do not match the settings of the pipeline, or the images do not match `dataset`.
     """
     if dataset.shape != pipeline.shape:
         ours, theirs = ("x".join(map(str, shape)) for shape in (dataset.shape, pipeline.shape))
         raise UserError(
-            f"dataset={dataset.name}: has examples of {ours}, and the network is for images of {theirs}; name the data "
-            "that it was trained on, with dataset.channels and dataset.image_size"
+            f"dataset={dataset.name}: has examples of {ours}, but the network expects images of {theirs}; set the "
+            "dataset that it was trained on, with dataset.channels and dataset.image_size"
         )
-    process = pipeline.process
-    learned = process.variance == "learned_range"
+    scheduler = pipeline.scheduler
+    learned = scheduler.variance == "learned_range"
     config = replace(
         defaults,
         dataset=dataset,
         model=pipeline.model,
-        schedule=process.schedule,
-        sampler=process.sampler,
-        prediction=process.prediction,
-        variance=process.variance,
+        schedule=scheduler.schedule,
+        sampler=scheduler.sampler,
+        prediction=scheduler.prediction,
+        variance=scheduler.variance,
         loss=Hybrid(vlb_weight=0.001) if learned else L2(),
     )
     like = weights_like(config, [])
     try:
         tensors = unet2d.from_weights(pipeline.model, pipeline.tensors, like)
-    except (UserError, RuntimeError) as error:  # RuntimeError: shapes that torch cannot concatenate
-        raise UserError(f"{key}={pipeline.file}: {' '.join(str(error).split())[:LONGEST]}; name another") from error
+    except (UserError, RuntimeError) as error:  # RuntimeError: torch.cat fails if shapes differ
+        raise UserError(
+            f"{key}={pipeline.file}: {' '.join(str(error).split())[:LONGEST]}; name another folder"
+        ) from error
     check_matches(key, pipeline.file, {"ema": tensors}, {"ema": like})
     return Weights(config, [], 0, "ema", tensors)
 
 
-def _write_settings(file: Path, settings: dict[str, Any]) -> None:
+def _write_json(file: Path, settings: dict[str, Any]) -> None:
+    """Write `settings` with the version of diffusers, formatted as diffusers does."""
     versioned = {"_diffusers_version": VERSION, **settings}
     write(file, f"{json.dumps(versioned, indent=2, sort_keys=True)}\n".encode())
 
 
-def _read_settings(key: str, file: Path) -> dict[str, Any]:
-    if not file.is_file():  # reading a pipe would block
+def _read_json(key: str, file: Path) -> dict[str, Any]:
+    """Return the settings in `file`. Raise `UserError` if it is missing or does not contain a JSON object."""
+    if not file.is_file():  # opening a pipe would block
         raise UserError(f"{key}={file.parent}: no {file.name}; name the folder of a DDPMPipeline")
     try:
-        settings = json.loads(file.read_text()) if file.stat().st_size <= MAX_SETTINGS else None
+        settings = json.loads(file.read_text()) if file.stat().st_size <= MAX_JSON_BYTES else None
     except (OSError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):

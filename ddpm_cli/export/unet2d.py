@@ -1,7 +1,8 @@
 """Convert the settings and weights of `DdpmUNet` to and from those of diffusers' `UNet2DModel`.
 
-Both are the network of Ho et al. 2020. The attention of UNet2DModel has linear layers where ours has 1x1 convolutions,
-and three of them where ours has one. Written for diffusers 0.30 and later, which need not be installed.
+Both are the network of Ho et al. 2020 (arXiv:2006.11239). In its attention, UNet2DModel has three linear layers for
+queries, keys and values, where `DdpmUNet` has a single 1x1 convolution. Supports diffusers 0.30 and later, which does
+not need to be installed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import ClassLabels, DdpmUNet, TrainConfig
+from ddpm_cli.config import ClassLabels, DdpmUNetOptions, TrainConfig
 from ddpm_cli.errors import UserError, one_of
 
 FIXED_SETTINGS: dict[str, Any] = {
@@ -31,7 +32,7 @@ FIXED_SETTINGS: dict[str, Any] = {
     "time_embedding_type": "positional",
     "upsample_type": "conv",
 }
-"""Settings of UNet2DModel that our network has no choice for."""
+"""Settings of UNet2DModel for which `DdpmUNet` supports a single value."""
 DEFAULTS: dict[str, Any] = FIXED_SETTINGS | {
     "attention_head_dim": 8,
     "attn_norm_num_groups": None,
@@ -52,14 +53,15 @@ DEFAULTS: dict[str, Any] = FIXED_SETTINGS | {
     "time_embedding_dim": None,
     "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }
-"""Default values of UNet2DModel, used for settings that a file does not contain."""
+"""Default settings of UNet2DModel, used for keys that a file does not contain."""
 BLOCK_TYPES = {"none": ("DownBlock2D", "UpBlock2D"), "full": ("AttnDownBlock2D", "AttnUpBlock2D")}
+"""Down and up block of UNet2DModel for each kind of attention."""
 LEGACY_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Names of attention layers in files of older releases, such as google/ddpm-cifar10-32."""
+"""Current names of attention layers by their names in older releases, such as that of google/ddpm-cifar10-32."""
 
 
 def check_expressible(config: TrainConfig) -> None:
-    """Raise `UserError` unless a DDPMPipeline can represent the network of `config`."""
+    """Raise `UserError` if a DDPMPipeline cannot represent the network of `config`."""
     model = config.model
 
     def unsupported(key: str, value: object, why: str) -> UserError:
@@ -67,7 +69,7 @@ def check_expressible(config: TrainConfig) -> None:
             f"{key}={value}: format=diffusers has no counterpart: {why}; use format=safetensors or format=onnx"
         )
 
-    if not isinstance(model, DdpmUNet):
+    if not isinstance(model, DdpmUNetOptions):
         raise unsupported(
             "model", model.name, "its UNet2DModel is the network of model=ddpm_cifar10 and improved_cifar10"
         )
@@ -77,7 +79,7 @@ def check_expressible(config: TrainConfig) -> None:
         raise unsupported("model.self_condition", "true", "its DDPMPipeline has no self-conditioning")
     if model.time_scale != 1:
         raise unsupported("model.time_scale", model.time_scale, "its UNet2DModel does not scale t")
-    if model.heads > 1 and len(_attended(model)) > 1:
+    if model.heads > 1 and len(_attention_channels(model)) > 1:
         raise unsupported(
             "model.heads",
             model.heads,
@@ -85,15 +87,18 @@ def check_expressible(config: TrainConfig) -> None:
         )
 
 
-def to_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return config.json of the UNet2DModel equal to the network of `config`. Call `check_expressible` first."""
+def to_unet_config(config: TrainConfig) -> dict[str, Any]:
+    """Return the content of config.json for the UNet2DModel equivalent to the network of `config`.
+
+    Call `check_expressible` first.
+    """
     model = config.model
-    assert isinstance(model, DdpmUNet)
+    assert isinstance(model, DdpmUNetOptions)
     channels, height, width = config.dataset.shape
     kinds = [BLOCK_TYPES[kind] for kind in model.attention]
     return FIXED_SETTINGS | {
-        "attention_head_dim": None if model.heads == 1 else _attended(model).pop() // model.heads,
-        "attn_norm_num_groups": model.groups,  # of the middle block, which has no norm by default with scale_shift
+        "attention_head_dim": None if model.heads == 1 else _attention_channels(model).pop() // model.heads,
+        "attn_norm_num_groups": model.groups,  # by default, the middle block has no norm with scale_shift
         "block_out_channels": [model.width * multiplier for multiplier in model.multipliers],
         "down_block_types": [down for down, _ in kinds],
         "dropout": model.dropout,
@@ -107,11 +112,40 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def from_settings(settings: Mapping[str, Any]) -> tuple[DdpmUNet, list[int], int, int]:
-    """Convert config.json of a UNet2DModel to our network, [height, width], input channels and output channels.
+def from_unet_config(settings: Mapping[str, Any]) -> tuple[DdpmUNetOptions, list[int], int, int]:
+    """Convert the content of config.json to (options of the network, [height, width], input and output channels).
 
-    Raises `UserError` for a setting that our network does not support.
+    Raises `UserError` if a setting is unknown or not supported.
     """
+    full = _complete(settings)
+    channels = [int(count) for count in full["block_out_channels"]]
+    width = channels[0]
+    if any(count % width for count in channels):
+        raise UserError(f"block_out_channels={channels}: must be multiples of the first")
+    if full["time_embedding_dim"] not in (None, 4 * width):
+        raise UserError(f"time_embedding_dim={full['time_embedding_dim']}: must be {4 * width}")
+    attention = _attention_kinds(full)
+    scale_shift = _scale_shift(full)
+    model = DdpmUNetOptions(
+        width=width,
+        multipliers=[count // width for count in channels],
+        blocks=int(full["layers_per_block"]),
+        attention=attention,
+        dropout=float(full["dropout"]),
+        groups=int(full["norm_num_groups"]),
+        heads=1,
+        scale_shift=scale_shift,
+        time_scale=1.0,
+        self_condition=False,
+    )
+    model = replace(model, heads=_head_count(full["attention_head_dim"], model))
+    size = full["sample_size"]
+    sides = [int(side) for side in (size if isinstance(size, list) else [size, size])]
+    return model, sides, int(full["in_channels"]), int(full["out_channels"])
+
+
+def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `settings` completed by defaults. Raise `UserError` if a key is unknown or has an unsupported value."""
     public = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
     if unknown := sorted(public.keys() - DEFAULTS.keys()):
         raise UserError(f"{unknown[0]}: not a supported setting of a UNet2DModel")
@@ -119,12 +153,11 @@ def from_settings(settings: Mapping[str, Any]) -> tuple[DdpmUNet, list[int], int
     for key, ours in FIXED_SETTINGS.items():
         if full[key] != ours:
             raise UserError(f"{key}={full[key]}: must be {ours}, as in model=ddpm_unet")
-    dims = [int(dim) for dim in full["block_out_channels"]]
-    width = dims[0]
-    if any(dim % width for dim in dims):
-        raise UserError(f"block_out_channels={dims}: must be multiples of the first")
-    if full["time_embedding_dim"] not in (None, 4 * width):
-        raise UserError(f"time_embedding_dim={full['time_embedding_dim']}: must be {4 * width}")
+    return full
+
+
+def _attention_kinds(full: Mapping[str, Any]) -> list[str]:
+    """Return the kind of attention of each level. Raise `UserError` if the block types are not supported."""
     kinds = {down: kind for kind, (down, _) in BLOCK_TYPES.items()}
     for name in full["down_block_types"]:
         if name not in kinds:
@@ -133,42 +166,33 @@ def from_settings(settings: Mapping[str, Any]) -> tuple[DdpmUNet, list[int], int
     mirrored = [BLOCK_TYPES[kind][1] for kind in reversed(attention)]
     if list(full["up_block_types"]) != mirrored:
         raise UserError(f"up_block_types={full['up_block_types']}: must mirror down_block_types: {mirrored}")
+    return attention
+
+
+def _scale_shift(full: Mapping[str, Any]) -> bool:
+    """Return whether the time embedding scales and shifts. Raise `UserError` if the settings are not supported."""
     shifts = {"default": False, "scale_shift": True}
     if full["resnet_time_scale_shift"] not in shifts:
         raise UserError(f"resnet_time_scale_shift={full['resnet_time_scale_shift']}: must be {one_of(shifts)}")
     groups, shift = full["norm_num_groups"], shifts[full["resnet_time_scale_shift"]]
     if full["attn_norm_num_groups"] not in ((groups,) if shift else (None, groups)):
         raise UserError(f"attn_norm_num_groups={full['attn_norm_num_groups']}: must be norm_num_groups={groups}")
-    model = DdpmUNet(
-        width=width,
-        multipliers=[dim // width for dim in dims],
-        blocks=int(full["layers_per_block"]),
-        attention=attention,
-        dropout=float(full["dropout"]),
-        groups=int(groups),
-        heads=1,
-        scale_shift=shift,
-        time_scale=1.0,
-        self_condition=False,
-    )
-    model = replace(model, heads=_heads(full["attention_head_dim"], model))
-    size = full["sample_size"]
-    sides = [int(side) for side in (size if isinstance(size, list) else [size, size])]
-    return model, sides, int(full["in_channels"]), int(full["out_channels"])
+    return shift
 
 
-def _heads(head_dim: int | None, model: DdpmUNet) -> int:
+def _head_count(head_dim: int | None, model: DdpmUNetOptions) -> int:
+    """Return the number of heads that have `head_dim` channels each. Raise `UserError` if it differs between levels."""
     if head_dim is None:
         return 1
-    counts = {dim // max(1, head_dim) for dim in _attended(model)}
-    if len(counts) > 1 or any(dim % head_dim for dim in _attended(model)):
+    counts = {dim // max(1, head_dim) for dim in _attention_channels(model)}
+    if len(counts) > 1 or any(dim % head_dim for dim in _attention_channels(model)):
         raise UserError(f"attention_head_dim={head_dim}: must give all levels with attention the same number of heads")
     return counts.pop()
 
 
-def to_weights(model: DdpmUNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of our network by UNet2DModel's names."""
-    modules = dict(_modules(model))
+def to_weights(model: DdpmUNetOptions, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert the weights of a `DdpmUNet` to the names and shapes of UNet2DModel."""
+    modules = dict(_module_names(model))
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
@@ -179,14 +203,16 @@ def to_weights(model: DdpmUNet, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return found
 
 
-def from_weights(model: DdpmUNet, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a UNet2DModel by our names, as float32.
+def from_weights(
+    model: DdpmUNetOptions, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Convert the weights of a UNet2DModel to the names and shapes of `DdpmUNet`, as float32.
 
-    like: the weights of our network, of which only names and shapes are used; they may be on the meta device. Raises
-    `UserError` if a weight is missing or unexpected. Shapes are not checked here but by `check_matches`.
+    like: the weights of the `DdpmUNet`. Only their names and numbers of dimensions are used, so they may be on the meta
+    device. Raises `UserError` if a weight is missing or unexpected. Shapes are checked by `check_matches`.
     """
-    modules = dict(_modules(model))
-    left = {_current(name): tensor for name, tensor in tensors.items()}
+    modules = dict(_module_names(model))
+    left = {_current_name(name): tensor for name, tensor in tensors.items()}
     found: dict[str, Tensor] = {}
     for name, wanted in like.items():
         module, _, leaf = name.rpartition(".")
@@ -200,21 +226,22 @@ def from_weights(model: DdpmUNet, tensors: Mapping[str, Tensor], like: Mapping[s
     return found
 
 
-def _attended(model: DdpmUNet) -> set[int]:
-    """Return the channels of the levels with attention and of the middle block, which always has attention."""
+def _attention_channels(model: DdpmUNetOptions) -> set[int]:
+    """Return the numbers of channels of all blocks with attention, which include the middle block."""
     dims = [model.width * multiplier for multiplier in model.multipliers]
     return {dims[-1], *(dim for dim, kind in zip(dims, model.attention, strict=True) if kind == "full")}
 
 
-def _current(name: str) -> str:
+def _current_name(name: str) -> str:
+    """Return the name of a weight in current releases of diffusers."""
     for old, new in LEGACY_NAMES.items():
         if ".attentions." in name and old in name:
             return name.replace(old, new)
     return name
 
 
-def _modules(model: DdpmUNet) -> Iterator[tuple[str, str]]:
-    """Yield pairs of module names, ours and UNet2DModel's. Our to_qkv has three, separated by spaces."""
+def _module_names(model: DdpmUNetOptions) -> Iterator[tuple[str, str]]:
+    """Yield the names of each module in `DdpmUNet` and UNet2DModel. The three for to_qkv are separated by spaces."""
     yield from [
         ("embedding.mlp.0", "time_embedding.linear_1"),
         ("embedding.mlp.2", "time_embedding.linear_2"),
@@ -226,14 +253,15 @@ def _modules(model: DdpmUNet) -> Iterator[tuple[str, str]]:
         yield f"downsamples.{i}.conv", f"down_blocks.{i}.downsamplers.0.conv"
         yield f"upsamples.{i}.conv", f"up_blocks.{i}.upsamplers.0.conv"
         for j in range(model.blocks):
-            yield from _layer(f"downs.{i}.{j}", f"down_blocks.{i}", j)
+            yield from _layer_names(f"downs.{i}.{j}", f"down_blocks.{i}", j)
         for j in range(model.blocks + 1):
-            yield from _layer(f"ups.{i}.{j}", f"up_blocks.{i}", j)
+            yield from _layer_names(f"ups.{i}.{j}", f"up_blocks.{i}", j)
     for j in range(2):
-        yield from _layer(f"middle.{j}", "mid_block", j)
+        yield from _layer_names(f"middle.{j}", "mid_block", j)
 
 
-def _layer(ours: str, theirs: str, j: int) -> Iterator[tuple[str, str]]:
+def _layer_names(ours: str, theirs: str, j: int) -> Iterator[tuple[str, str]]:
+    """Yield the names of the modules of a residual block and its attention, as `_module_names` does."""
     resnet, attention = f"{theirs}.resnets.{j}", f"{theirs}.attentions.{j}"
     for name in ("norm1", "conv1", "norm2", "conv2"):
         yield f"{ours}.block.{name}", f"{resnet}.{name}"

@@ -1,4 +1,4 @@
-"""Figures of losses, schedules, noised examples, points and the terms of the bound."""
+"""Plot losses, schedules, tables of examples, points, the terms of the variational bound and sweeps of samplers."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,46 +13,48 @@ from torch import Tensor
 from ddpm_cli.files import write
 from ddpm_cli.images.png_gif import to_image, to_uint8
 
-EXTENT = 2.5  # of the plane that scatter plots show, to each side
+EXTENT = 2.5
+"""Limit of both axes of scatter plots, which show [-EXTENT, EXTENT]."""
 DPI = 100
 
 
 def save_loss_plot(steps: Sequence[int], losses: Sequence[float], epochs: Mapping[int, float], path: Path) -> None:
-    """The loss over the steps, logarithmic, for most of the fall is early; and `epochs`, their means by their last
-    step.
+    """Plot the loss over the steps on a logarithmic scale, because it decreases mostly in the first steps.
+
+    epochs: the mean loss of each epoch by the last step of the epoch.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, linewidth=1, alpha=0.5 if epochs else 1)
     if epochs:
-        axes.plot(list(epochs), list(epochs.values()), "o-", markersize=4, label="mean of an epoch")
+        axes.plot(list(epochs), list(epochs.values()), "o-", markersize=4, label="mean of the epoch")
         axes.legend()
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(which="both", alpha=0.3)
-    _save(figure, path)
+    _save_figure(figure, path)
 
 
 def save_schedule_plot(alphas_cumprod: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Plot alphas_cumprod and log-SNR over t, with a line for each schedule."""
+    """Plot alphas_cumprod and the log-SNR over t, with a line for each schedule."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, table in alphas_cumprod.items():
         signal = np.array(table)
         left.plot(signal, label=name)
-        with np.errstate(divide="ignore"):  # a last timestep without signal
+        with np.errstate(divide="ignore"):  # the last timestep may have no signal
             right.plot(np.log(signal / (1 - signal)), label=name)
     left.set(xlabel="t", ylabel="alphas_cumprod")
     right.set(xlabel="t", ylabel="log SNR")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend()
-    _save(figure, path)
+    _save_figure(figure, path)
 
 
 def save_labelled_rows(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
-    """Plot a table of examples: a row for each name and a heading for each column.
+    """Plot a table of examples with named rows and columns.
 
-    An example is an image (C, H, W) in [-1, 1], or a cloud of points (N, 2).
+    Each example is an image (C, H, W) in [-1, 1] or a set of points (N, 2).
     """
     count = len(columns)
     figure = Figure(figsize=(1.6 * count + 0.6, 1.6 * len(rows) + 0.3), layout="constrained")
@@ -63,22 +65,22 @@ def save_labelled_rows(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[s
             if example.ndim == 3:
                 cell.imshow(to_image(to_uint8(example)), cmap="gray", vmin=0, vmax=255)
             else:
-                _scatter(cell, example, size=0.3)
+                _draw_points(cell, example, size=0.3)
             cell.set(xticks=[], yticks=[])
     for cell, heading in zip(table[0], columns, strict=True):
         cell.set_title(heading, fontsize=10)
-    _save(figure, path)
+    _save_figure(figure, path)
 
 
 def scatter(points: Tensor) -> Image.Image:
-    """Return a scatter plot of points (N, 2)."""
+    """Return a scatter plot of points (N, 2) as an RGB image."""
     figure = Figure(figsize=(4, 4), layout="constrained")
-    _scatter(figure.subplots(), points, size=1.5)
-    return Image.open(_png(figure)).convert("RGB")
+    _draw_points(figure.subplots(), points, size=1.5)
+    return Image.open(_to_png(figure)).convert("RGB")
 
 
 def save_bound_plot(terms: Sequence[float], path: Path) -> None:
-    """Plot the bits per dimension of each term of the bound, and their cumulative sum from t = 0."""
+    """Plot the terms of the variational bound in bits per dimension, and their cumulative sum from t = 0."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(terms, linewidth=1)
@@ -90,13 +92,16 @@ def save_bound_plot(terms: Sequence[float], path: Path) -> None:
     right.set(xlabel="t", ylabel="bits/dim of the terms 0 to t", ylim=(None if sums.min() < 0 else 0, None))
     for axes in (left, right):
         axes.grid(which="both", alpha=0.3)
-    _save(figure, path)
+    _save_figure(figure, path)
 
 
 def save_tradeoff_plot(
     lines: Mapping[str, Sequence[tuple[float, float, float, float]]], metric: str, floor: float, path: Path
 ) -> None:
-    """Plot `metric` over network calls with a line for each sampler; points are (calls, value, low, high)."""
+    """Plot `metric` over the number of network calls, with a line for each sampler.
+
+    lines: points (calls, value, low, high) by sampler. floor: the value for real images.
+    """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():
@@ -107,26 +112,29 @@ def save_tradeoff_plot(
     if floor > 0:
         axes.axhline(floor, color="gray", linestyle=":", label="floor: real images")
     logarithmic = floor > 0 and all(point[2] > 0 for points in lines.values() for point in points)
-    axes.set(xlabel="network calls an image", ylabel=metric, xscale="log", yscale="log" if logarithmic else "linear")
+    axes.set(xlabel="network calls per image", ylabel=metric, xscale="log", yscale="log" if logarithmic else "linear")
     ticks = sorted({point[0] for points in lines.values() for point in points})
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.grid(which="both", alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    _save_figure(figure, path)
 
 
-def _scatter(axes: Axes, points: Tensor, size: float) -> None:
+def _draw_points(axes: Axes, points: Tensor, size: float) -> None:
+    """Draw points (N, 2) with markers of `size` (see `Axes.scatter`)."""
     x, y = points.cpu().T.numpy()
     axes.scatter(x, y, s=size, linewidths=0)
     axes.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), aspect="equal")
 
 
-def _save(figure: Figure, path: Path) -> None:
-    write(path, _png(figure).getvalue())
+def _save_figure(figure: Figure, path: Path) -> None:
+    """Write `figure` to `path` as PNG, atomically."""
+    write(path, _to_png(figure).getvalue())
 
 
-def _png(figure: Figure) -> io.BytesIO:
+def _to_png(figure: Figure) -> io.BytesIO:
+    """Return `figure` as a PNG file in memory."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer

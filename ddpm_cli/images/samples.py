@@ -1,4 +1,4 @@
-"""A picture of samples, which may be images or points."""
+"""Draw samples, which are images or points."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,10 @@ from ddpm_cli.images.png_gif import grid, labelled_grid, to_uint8
 
 
 def picture(samples: Tensor, labels: Sequence[str] | None = None) -> Image.Image:
-    """Return images (N, C, H, W) in [-1, 1] as a grid with a row for each label, or points (N, 2) as a scatter plot."""
+    """Return a grid of images (N, C, H, W) in [-1, 1], or a scatter plot of points (N, 2).
+
+    labels: the label of each image, or None. With labels, the grid has a row for each of them.
+    """
     if samples.ndim == 2:
         return scatter(samples)
     pixels = to_uint8(samples)

@@ -1,8 +1,5 @@
 """Find run folders and read them into dataclasses. Missing and damaged files are treated as empty."""
 
-import csv
-import io
-import json
 import logging
 import math
 import os
@@ -14,17 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
+from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.errors import UserError
-from ddpm_cli.untrusted_files import text_of
 
 log = logging.getLogger(__name__)
 
-MAX_YAML_BYTES = 65_536
-MAX_METRICS_BYTES = 64 * 2**20
-MAX_EVALUATIONS_BYTES = 16 * 2**20
-"""Maximum file sizes, many times larger than the files of a normal run."""
 MAX_CONFIG_DEPTH = 8
 MAX_CONFIG_ITEMS = 1000
 MAX_RUNS = 500
@@ -142,7 +133,7 @@ def run_folders(top: Path) -> Iterator[Path]:
     """Yield the run folders at or below `top`, sorted by name. Symbolic links are not followed."""
     for directory, subdirectories, _ in os.walk(top):
         folder = Path(directory)
-        if (folder / ".hydra" / "config.yaml").is_file() and (folder / "metrics.csv").is_file():
+        if RunFolder(folder).is_run():
             subdirectories.clear()  # a run contains no other runs
             yield folder
         subdirectories.sort(key=_by_job_number)
@@ -155,29 +146,20 @@ def _by_job_number(name: str) -> tuple[int, int, str]:
 
 def read_run(folder: Path, name: str) -> Run:
     """Return the run in `folder`."""
-    settings = _flatten(_read_yaml(folder / ".hydra" / "config.yaml"))
+    run = RunFolder(folder)
+    settings = _flatten(run.read_config())
     if not settings:
         log.warning("%s: no settings found in .hydra/config.yaml", folder)
-    overrides = _read_yaml(folder / ".hydra" / "overrides.yaml")
-    film = folder / "samples" / "film.gif"
     return Run(
         folder,
         name,
         settings,
-        [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else [],
-        _read_metrics_csv(folder / "metrics.csv"),
-        _read_scores(folder / "evaluations.jsonl"),
-        _grids_by_step(folder / "samples"),
-        film if film.is_file() else None,
+        run.read_overrides(),
+        _metrics_rows(run),
+        _scores(run),
+        run.grids_by_step(),
+        run.film if run.film.is_file() else None,
     )
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(text_of(path, MAX_YAML_BYTES))
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
-        log.warning("%s: skipped because it is not valid YAML", path)
-        return None
 
 
 def _flatten(config: Any) -> dict[str, Any]:
@@ -207,29 +189,21 @@ def _is_setting(value: object) -> bool:
     return value is None or isinstance(value, str | bool) or _is_number(value)
 
 
-def _read_metrics_csv(path: Path) -> list[Row]:
-    """Return the valid rows. A last line without a newline is ignored, because a crash may have truncated it."""
+def _metrics_rows(run: RunFolder) -> list[Row]:
+    """Return the valid rows of metrics.csv."""
     rows = []
-    complete_lines = text_of(path, MAX_METRICS_BYTES).rpartition("\n")[0]
-    try:
-        for row in csv.DictReader(io.StringIO(complete_lines)):
-            try:
-                numbers = [float(row[key]) for key in ("epoch", "images", "loss", "images_per_second", "seconds")]
-                rows.append(Row(int(row["step"]), *numbers))
-            except (KeyError, TypeError, ValueError):
-                continue
-    except csv.Error:  # for example, a field longer than the limit of the csv module
-        log.warning("%s: unreadable after step %d", path, rows[-1].step if rows else 0)
+    for row in run.read_metrics():
+        try:
+            numbers = [float(row[key]) for key in ("epoch", "images", "loss", "images_per_second", "seconds")]
+            rows.append(Row(int(row["step"]), *numbers))
+        except (KeyError, TypeError, ValueError):
+            continue
     return rows
 
 
-def _read_scores(path: Path) -> dict[str, Score]:
+def _scores(run: RunFolder) -> dict[str, Score]:
     scores: dict[str, Score] = {}
-    for line in text_of(path, MAX_EVALUATIONS_BYTES).splitlines():
-        try:
-            evaluation = json.loads(line)
-        except (ValueError, RecursionError):  # for example, a line truncated by a crash
-            continue
+    for evaluation in run.read_evaluations():
         metrics = _dict_at(evaluation, "metrics")
         for name, value in metrics.items():
             if _is_number(value) and len(name) <= MAX_METRIC_NAME and not name.endswith("_std"):
@@ -265,9 +239,3 @@ def _score_settings(evaluation: dict[str, Any]) -> dict[str, str]:
     settings = {key: evaluation.get(key) for key in ("split", "n", "weights", "features", "nfe", "guidance_scale")}
     settings["sampler"] = _dict_at(evaluation, "sampler").get("name")
     return {key: str(value) for key, value in settings.items() if isinstance(value, str | int | float)}
-
-
-def _grids_by_step(folder: Path) -> dict[int, Path]:
-    paths = {path.stem.removeprefix("step_"): path for path in folder.glob("step_*.png") if path.is_file()}
-    grids = {int(digits): path for digits, path in paths.items() if digits.isdecimal() and len(digits) < 16}
-    return dict(sorted(grids.items()))

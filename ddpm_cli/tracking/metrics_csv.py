@@ -4,8 +4,10 @@ import csv
 import io
 import math
 import os
+import sys
 from pathlib import Path
 
+from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.files import NoRoom, no_room, write
 from ddpm_cli.images.plots import save_loss_plot
 
@@ -13,12 +15,13 @@ COLUMNS = ["step", "images", "epoch", "loss", "lr", "grad_norm", "skipped", "ima
 
 
 class Metrics:
-    """The rows of metrics.csv, kept in memory and appended to the file; rows after `last_step` are dropped first."""
+    """The rows of metrics.csv, in memory and in the file. Rows after `last_step` are removed first."""
 
     def __init__(self, folder: Path, last_step: int = 0) -> None:
-        self.path = folder / "metrics.csv"
-        self.plot = folder / "loss.png"
-        self.rows = _rows_upto(self.path, last_step) if self.path.is_file() else []
+        run = RunFolder(folder)
+        self.path, self.plot = run.metrics, run.loss_plot
+        rows = run.read_metrics(max_bytes=sys.maxsize)
+        self.rows = [row for row in rows if _is_valid(row) and int(row["step"]) <= last_step]
         self._behind = True  # the file lacks some rows
         self.flush()
 
@@ -74,13 +77,7 @@ class Metrics:
         return buffer.getvalue()
 
 
-def _rows_upto(file: Path, last_step: int) -> list[dict[str, str]]:
-    """Return the complete rows of a file up to `last_step`; a crash may have truncated the last one."""
-    whole = file.read_bytes().decode(errors="replace").rpartition("\n")[0]
-    return [row for row in csv.DictReader(io.StringIO(whole)) if _is_row(row) and int(row["step"]) <= last_step]
-
-
-def _is_row(row: dict[str, str]) -> bool:
+def _is_valid(row: dict[str, str]) -> bool:
     try:
         int(row["step"])
         for column in COLUMNS:

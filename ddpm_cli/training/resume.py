@@ -1,15 +1,56 @@
-"""Check that a checkpoint fits its own config, before anything is built from it."""
+"""Resume a run: find its checkpoint, check it, and merge the config of the run with what was typed."""
 
+from dataclasses import asdict
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddpm_cli.checkpoints.format import check_matches
+from ddpm_cli.checkpoints.format import check_matches, load_checkpoint
 from ddpm_cli.checkpoints.loading import check_classes
+from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_valid_checkpoint
+from ddpm_cli.checkpoints.run_folder import RunFolder
+from ddpm_cli.checkpoints.stored_config import train_config, with_noted_root
+from ddpm_cli.config import TrainConfig
+from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
 from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import moments_like
+from ddpm_cli.training.trainer import Trainer
+
+MAY_CHANGE = ("train.", "checkpoint.", "device", "distributed.", "compile", "dataset.root", "logger")
+"""Keys that may be changed with resume=; all others keep the values of the run."""
+
+
+def checkpoint_to_resume(resume: str) -> Path:
+    """Return the path of the checkpoint that `resume` names, which must be in a run folder. Raise `UserError`."""
+    path = find_checkpoint("resume", resume)
+    if path.suffix == ".safetensors":
+        raise UserError(f"resume={resume}: {path.name} has weights but no optimizer; name the run that it came from")
+    if path.parent.name != "checkpoints":
+        raise UserError(f"resume={resume}: must be a run folder, or a checkpoint in the checkpoints/ of one")
+    return path
+
+
+def folder_to_resume(resume: str) -> Path:
+    """Return the run folder that `resume` names, or that contains the checkpoint that it names. Raise `UserError`."""
+    return checkpoint_to_resume(resume).parent.parent
+
+
+def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the contents of the checkpoint that `resume` names, with the config to continue with.
+
+    For a run folder it is the newest valid checkpoint. Raise `UserError` if training cannot continue from it.
+    """
+    path = checkpoint_to_resume(resume)
+    if Path(resume).expanduser().is_dir():
+        path, state = newest_valid_checkpoint("resume", folder_to_resume(resume))
+    else:
+        state = load_checkpoint("resume", path)
+    check_resumable("resume", path, state)
+    return state | {"config": _merged_config(typed, with_noted_root(state["config"], path), changes)}
 
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
@@ -29,3 +70,50 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
         "losses": LossMonitor(1).state(),
     }
     check_matches(key, path, state, like)
+
+
+def check_same_data(trainer: Trainer, fingerprint: str, state: dict[str, Any], resume: str, may_change: bool) -> None:
+    """Raise `UserError` if the data differ from those of the checkpoint and that is not allowed."""
+    if trainer.classes != state["classes"]:
+        raise UserError(
+            f"resume={resume}: was trained on the classes {one_of(state['classes'])}, and the data now have "
+            f"{one_of(trainer.classes)}; use the data that it was trained on"
+        )
+    if fingerprint != state["data"] and not may_change:
+        raise UserError(
+            f"resume={resume}: the data are not those that it was trained on; use the same data, or continue with "
+            "these by resume_data_changed=true"
+        )
+
+
+def resume_hint(folder: Path) -> str:
+    """Return what to type after a run ended early."""
+    if RunFolder(folder).last_checkpoint.exists():
+        return f"ddpm-train resume={folder} continues from its last checkpoint"
+    return "nothing was trained yet, so the same command starts again"
+
+
+def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...]) -> TrainConfig:
+    """Return the config of the run with the overrides typed beside `resume=`. Raise `UserError` for fixed keys."""
+    merged, now = asdict(own), asdict(typed)
+    for override in changes:
+        key = override.split("=")[0].lstrip("+~")
+        if key in ("resume", "resume_data_changed"):
+            continue
+        if not key.startswith(MAY_CHANGE):
+            raise UserError(
+                f"{override}: not with resume=, which keeps the config of the run; only device, devices, "
+                "distributed.*, compile, logger, dataset.root, checkpoint.* and train.* may change"
+            )
+        *groups, last = key.split(".")
+        ours = reduce(getitem, groups, merged)
+        if last not in ours:
+            raise UserError(f"{override}: this run has no {key}; leave it out")
+        ours[last] = reduce(getitem, groups, now)[last]
+    resumed = train_config(merged)
+    before, after = own.train.optimizer, resumed.train.optimizer
+    if "muon" in (before, after) and before != after:
+        raise UserError(
+            f"train.optimizer={after}: this run has the momenta of {before}, which are different; leave it out"
+        )
+    return resumed

@@ -44,3 +44,8 @@ class Signals:
         for number in numbers:
             if number in self._before:
                 signal.signal(number, self._before[number])
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal, for example SIGTERM."""
+    return signal.Signals(number).name

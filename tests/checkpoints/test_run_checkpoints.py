@@ -105,7 +105,7 @@ def test_last_alone_will_do_and_none_is_an_error(tmp_path: Path) -> None:
     path, state = newest_valid_checkpoint("resume", tmp_path)
     assert (path.name, state["step"]) == ("last.pt", 3)
     damage(path)
-    with pytest.raises(UserError, match="none of its checkpoints is whole"):
+    with pytest.raises(UserError, match="none of its checkpoints is valid"):
         newest_valid_checkpoint("resume", tmp_path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_cli.checkpoints.run_folder import LOCK, NOTES, OURS, claimed, locked, new_folder, reopened
+from ddpm_cli.checkpoints.run_folder import LOCK, NOTES, OURS, RunFolder, claimed, locked, new_folder, reopened
 from ddpm_cli.errors import UserError
 
 
@@ -17,7 +17,7 @@ def refused(message: str) -> pytest.RaisesExc:
 def test_a_new_folder_is_empty(tmp_path: Path) -> None:
     new_folder(tmp_path / "a" / "b")
     new_folder(tmp_path / "a" / "b")
-    with refused("already holds files"):
+    with refused("already contains files"):
         new_folder(tmp_path / "a")
     (tmp_path / "file").write_text("")
     with refused("cannot be created"):
@@ -26,9 +26,9 @@ def test_a_new_folder_is_empty(tmp_path: Path) -> None:
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     with claimed(tmp_path):
-        with refused("process .* is at work there"), reopened("resume", tmp_path):
+        with refused("process .* is running there"), reopened("resume", tmp_path):
             pass
-        with refused("process .* is at work there"), claimed(tmp_path):
+        with refused("process .* is running there"), claimed(tmp_path):
             pass
     with reopened("resume", tmp_path):
         pass
@@ -52,7 +52,7 @@ def test_what_was_barely_begun_is_claimed_anew(tmp_path: Path) -> None:
     with claimed(tmp_path):
         assert not list((tmp_path / "checkpoints").iterdir())
         (tmp_path / "checkpoints" / "step_00000000.pt").write_text("whole")
-    with refused(f"already holds a run; resume={tmp_path} goes on"), claimed(tmp_path):
+    with refused(f"already contains a run; resume={tmp_path} continues"), claimed(tmp_path):
         pass
 
 
@@ -61,7 +61,7 @@ def test_folders_of_others_are_not_touched(tmp_path: Path, name: str) -> None:
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)
     file.write_text("precious")
-    with refused("already holds"), claimed(tmp_path / "mine"):
+    with refused("already contains"), claimed(tmp_path / "mine"):
         pass
     assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]
 
@@ -89,4 +89,9 @@ def test_a_file_system_without_locks_is_warned_of(
 
     monkeypatch.setattr("fcntl.flock", unsupported)
     with claimed(tmp_path):
-        assert "its file system has no locks" in caplog.text
+        assert "the file system has no locks" in caplog.text
+
+
+def test_run_folder_of_a_checkpoint(tmp_path: Path) -> None:
+    assert RunFolder.of(tmp_path / "run/checkpoints/last.pt") == RunFolder(tmp_path / "run")
+    assert RunFolder.of(tmp_path / "run/elsewhere/last.pt") is None

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import TINY, TINY_POINTS, Result, train_into
-from tests.data.test_image_folder import paint
+from tests.data.test_image_folder import save_image
 
 Run = Callable[..., Result]
 
@@ -41,8 +41,8 @@ TRAIN = {
     "dataset.name=mnist": "dataset.name=mnist",
     "device=cuda": "device=cuda: torch sees no CUDA device here",
     "device=tpu": "device=tpu: must be auto, cpu, cuda",
-    "experiment=null": "experiment=null: leave it out, it is null by itself",
-    "sweep=null": "sweep=null: leave it out, it is null by itself",
+    "experiment=null": "experiment=null: leave it out, it is null by default",
+    "sweep=null": "sweep=null: leave it out, it is null by default",
     "devices=0": "devices=0: must be a number of processes from 1 up",
     "devices=many": "devices=many: must be a number of processes from 1 up",
     "devices=3": "train.batch_size=128: must be divisible by 3, the processes times train.accumulate",
@@ -73,12 +73,12 @@ TRAIN = {
     "conditioning=null": "conditioning=null: must be class or none",
     "conditioning=": "conditioning=: must be class or none",
     "conditioning.dropout=0.1": "conditioning.dropout: only conditioning=class has this key",
-    "sampler=ddim sampler.spacing=stride sampler.steps=2": "sampler=ddim: these steps begin at t=500 of T=1000",
-    "sampler=ddim sampler.sections=[10,1]": "sampler=ddim: these steps begin at t=500 of T=1000",
+    "sampler=ddim sampler.spacing=stride sampler.steps=2": "sampler=ddim: these steps start at t=500 of T=1000",
+    "sampler=ddim sampler.sections=[10,1]": "sampler=ddim: these steps start at t=500 of T=1000",
     "weighting=p2 weighting.gamma=11": "weighting.gamma=11.0: must be in [0, 10]",
     "weighting=min_snr schedule.zero_terminal_snr=true prediction=v": "weighting=min_snr: must be none with",
     "model=conv dataset=digits dataset.image_size=4": "dataset.image_size=4: must be at least 8",
-    "experiment=annotated model=conv": "experiment=annotated: sets model.groups, which the model chosen beside it",
+    "experiment=annotated model=conv": "experiment=annotated: sets model.groups, which the model chosen with it",
     "conditioning=class conditioning.dropout=1": "conditioning.dropout=1.0: must be in [0, 1)",
     "conditioning=class experiment=swiss_roll": "conditioning=class: dataset=swiss_roll has no labels",
     "guidance_scale=2": "guidance_scale=2.0: this network is unconditional; train one with conditioning=class",
@@ -92,14 +92,14 @@ TRAIN = {
     "sampler=heun sampler.eta=1": "sampler.eta: only sampler=ddim has this key",
     "sampler.steps=1001": "sampler.steps=1001: must be in 1..1000, the timesteps of the schedule",
     "sampler=dpmpp_2m sampler.steps=0": "sampler.steps=0: must be at least 1",
-    "sampler=ddim sampler.sections=[2000]": "sampler.sections=[2000]: section 0 has 1000 of the T=1000 timesteps",
-    "sampler=ddim sampler.sections=[1,600]": "sampler.sections=[1, 600]: section 1 has 500 of the T=1000 timesteps",
+    "sampler=ddim sampler.sections=[2000]": "sampler.sections=[2000]: section 0 has only 1000 of the T=1000 timesteps",
+    "sampler=ddim sampler.sections=[1,600]": "sampler.sections=[1, 600]: section 1 has only 500 of the T=1000",
     "sampler=ddim sampler.sections=[]": "sampler.sections=[]: must be counts of at least 1, as in [10,15,20], or null",
     "sampler=ddim sampler.sections=[3,0]": "sampler.sections=[3, 0]: must be counts of at least 1",
     "sampler=ddim sampler.sections=10": "sampler.sections=10: must be a list",
     "sampler.spacing=even": "sampler.spacing=even: must be time, stride or logsnr",
-    "sampler.spacing=stride sampler.steps=300": "sampler.steps=300: no whole stride through T=1000 takes as many; "
-    "sampler.spacing=stride takes 250 or 334",
+    "sampler.spacing=stride sampler.steps=300": "sampler.steps=300: no integer stride through T=1000 has that "
+    "many steps; with sampler.spacing=stride use 250 or 334",
     "sampler.thresholding=hard": "sampler.thresholding=hard: must be clip, dynamic or none",
     "sampler.thresholding=null": "sampler.thresholding=null: must not be null",
     "dataset=swiss_roll model=small": "dataset=swiss_roll: has points, and this model is for images; use model=mlp",
@@ -131,7 +131,7 @@ TRAIN = {
     "schedule=constant schedule.beta=0.5": "schedule=constant: with timesteps=1000 its alphas_cumprod ends",
     f"resume={'x' * 300}": "cannot be read (File name too long)",
     f"dataset=image_folder dataset.root={'x' * 300}": "cannot be read (File name too long)",
-    "dataset=digits dataset.image_size=4096": "dataset.image_size=4096: 1500 images of that size take",
+    "dataset=digits dataset.image_size=4096": "dataset.image_size=4096: 1500 images of that size need",
     "hydra.run.dir=taken/by/a/file": "taken/by/a/file: Not a directory",
     "--steps=3": "unrecognized arguments: --steps=3",
     "out=taken/by/a/file": "out=taken/by/a/file: cannot be created",
@@ -188,7 +188,7 @@ def test_a_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overr
         (["ckpt=x", "weights=best"], "weights=best: must be ema or model"),
         (["ckpt=x", "precision=int8"], "precision=int8: must be auto, fp32, bf16 or fp16"),
         (["ckpt=x", "sampler=euler"], "sampler=euler: must be"),
-        (["ckpt=x", "sampler=null"], "sampler=null: leave it out, it is null by itself"),
+        (["ckpt=x", "sampler=null"], "sampler=null: leave it out, it is null by default"),
         (["ckpt=x", "sampler.steps=5"], "sampler.steps=5: choose a sampler too"),
         (["ckpt=x", "sampler=ddim", "sampler.eta=-1"], "sampler.eta=-1.0: must be in [0, 1]"),
         (["ckpt=x", "gif=maybe"], "gif=maybe: must be true or false"),
@@ -262,10 +262,10 @@ SAMPLE = {
     "plain variance=learned_range": "variance=learned_range: this network was trained with variance=fixed_small",
     "learned variance=fixed_small": "variance=fixed_small: this network was trained with variance=learned_range",
     "plain sampler=ddim sampler.steps=51": "sampler.steps=51: must be in 1..50",
-    "plain sampler=ddpm sampler.sections=[26,1]": "sampler.sections=[26, 1]: section 0 has 25 of the T=50 timesteps, "
-    "of which 26 cannot be taken",
-    "plain sampler=ddpm sampler.spacing=stride sampler.steps=30": "sampler.steps=30: no whole stride through T=50 "
-    "takes as many; sampler.spacing=stride takes 17 or 25",
+    "plain sampler=ddpm sampler.sections=[26,1]": "sampler.sections=[26, 1]: section 0 has only 25 of the T=50 "
+    "timesteps, fewer than 26",
+    "plain sampler=ddpm sampler.spacing=stride sampler.steps=30": "sampler.steps=30: no integer stride through T=50 "
+    "has that many steps; with sampler.spacing=stride use 17 or 25",
     f"plain {INTERPOLATE} t=50": "t=50: must be in 0..49, the timesteps of the schedule",
     f"plain {INTERPOLATE} a=nowhere.png": "a=nowhere.png: cannot be read as an image",
     f"plain {INTERPOLATE} a=text.png": "a=text.png: cannot be read as an image",
@@ -275,7 +275,7 @@ SAMPLE = {
     f"plain {INPAINT} mask=nowhere.png": "mask=nowhere.png: cannot be read as an image",
     f"plain {INPAINT} mask=large.png": "mask=large.png: must be as large as the image, 8x8, but is 9x8",
     f"plain {INPAINT} image=large.png": "mask=white.png: must be as large as the image, 9x8, but is 8x8",
-    f"plain {INPAINT} mask=black.png": "mask=black.png: must be white where the image is to be filled; it is black",
+    f"plain {INPAINT} mask=black.png": "mask=black.png: must be white where the image is to be filled, but is all",
     f"plain {INPAINT} image=text.png": "image=text.png: cannot be read as an image",
     f"points {INPAINT}": "task=inpaint: is for images, and this network learned points; use task=generate",
 }
@@ -336,19 +336,22 @@ def test_evaluating(run: Run, tmp_path: Path, overrides: list[str], named: str) 
 
 def test_evaluating_on_classes_that_the_network_is_not_told(run: Run, tmp_path: Path) -> None:
     for place in ("train/cats", "train/dogs", "test/dogs", "test/eels"):
-        paint(tmp_path / "pictures" / place / "0.png")
+        save_image(tmp_path / "pictures" / place / "0.png")
     data = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=8", *TINY[1:]]
     assert run("train", *data, "conditioning=class", "train.steps=1", "out=here").code == 0
     result = run("evaluate", "ckpt=here", "metrics=[nll]", "n=2")
-    check(result, "split=test: its classes are dogs or eels, and those of the network are cats or dogs")
+    check(result, "split=test: has the classes dogs or eels, and the network was trained on cats or dogs")
     assert not Path("outputs").exists()
 
 
 def test_classes_of_a_folder_without_subfolders(run: Run, tmp_path: Path) -> None:
-    paint(tmp_path / "pictures/0.png")
+    save_image(tmp_path / "pictures/0.png")
     ask = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.test_fraction=0", *TINY[1:]]
     result = run("train", *ask, "conditioning=class", "train.steps=1")
-    check(result, "conditioning=class: dataset=image_folder has no labels (sub-folders directly below dataset.root are")
+    check(
+        result,
+        "conditioning=class: dataset=image_folder has no labels (the sub-folders directly below",
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
@@ -357,7 +360,7 @@ def test_image_folders(run: Run, tmp_path: Path) -> None:
     folder.mkdir()
     ask = ["train", "dataset=image_folder", f"dataset.root={folder}", "dataset.test_fraction=0", *TINY[1:]]
     check(run(*ask), f"dataset.root={folder}: no images")
-    paint(folder / "good.png")
+    save_image(folder / "good.png")
     (folder / "bad.png").write_bytes(b"no image")
     check(run(*ask), "bad.png cannot be decoded")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]

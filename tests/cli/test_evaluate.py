@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ddpm_cli.config import Digits
 from tests.conftest import TINY, TINY_POINTS, Result, train_into
 
 Run = Callable[..., Result]
@@ -120,20 +121,20 @@ def test_a_better_network_has_a_lower_bound(evaluate: Evaluate, tmp_path: Path) 
     assert better < worse - 0.5
 
 
-def test_the_class_is_told(evaluate: Evaluate, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the labels of the data turned around the bound is another."""
-    from ddpm_cli.data import sources
+def test_the_network_is_given_the_class(evaluate: Evaluate, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound changes if the labels of the data do."""
+    from ddpm_cli.config import registry
     from ddpm_cli.data.table import Examples
 
     own = evaluate("own", trained, "n=4")
-    digits = sources._digits
+    digits = registry._IMPLEMENTATIONS[Digits]
 
-    def turned(train: bool) -> Examples:
-        examples = digits(train)
+    def turned(dataset: Digits, train: bool) -> Examples:
+        examples = digits(dataset, train)
         assert examples.labels is not None
         return Examples(examples.values, 9 - examples.labels, examples.classes)
 
-    monkeypatch.setattr(sources, "_digits", turned)
+    monkeypatch.setitem(registry._IMPLEMENTATIONS, Digits, turned)
     assert evaluate("turned", trained, "n=4")["nll"] != own["nll"]
 
 
@@ -142,7 +143,7 @@ def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     Path("mine/thesis.txt").write_text("precious")
     result = run("evaluate", f"ckpt={trained}", "metrics=[nll]", "n=1", "out=mine")
     assert result.code == 2
-    assert "out=mine: already holds files" in result.err
+    assert "out=mine: already contains files" in result.err
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 

@@ -39,16 +39,16 @@ def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
 
 def rows_drawn(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, list[torch.Tensor]]:
     """The rows of pictures that `ddpm-forward` draws."""
-    from ddpm_cli.images import plots
+    from ddpm_cli.sampling import forward
 
     drawn: dict[str, list[torch.Tensor]] = {}
-    save = plots.save_labelled_rows
+    save = forward.save_labelled_rows
 
     def spy(rows: dict[str, list[torch.Tensor]], columns: list[str], path: Path) -> None:
         drawn.update(rows)
         save(rows, columns, path)
 
-    monkeypatch.setattr(plots, "save_labelled_rows", spy)
+    monkeypatch.setattr(forward, "save_labelled_rows", spy)
     result = run("forward", *overrides)
     assert result.code == 0, result.err
     return drawn

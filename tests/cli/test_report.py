@@ -70,14 +70,14 @@ def test_a_report_of_before_is_replaced_and_nothing_else_is(run: Run, tmp_path: 
     assert len((tmp_path / "runs/report.csv").read_text().splitlines()) == 3
     (tmp_path / "runs/report.csv").write_text("mine\n")
     page = (tmp_path / "runs/report.html").read_text()
-    refused(run("report", "runs"), "out=runs/report.html: runs/report.csv is there already, and no report of ours")
+    refused(run("report", "runs"), "out=runs/report.html: runs/report.csv exists and is not a report")
     assert (tmp_path / "runs/report.csv").read_text() == "mine\n"
     assert (tmp_path / "runs/report.html").read_text() == page
     (tmp_path / "page.html").write_text("<!doctype html>")
-    refused(run("report", "runs", "out=page.html"), "out=page.html: page.html is there already, and no report of ours")
+    refused(run("report", "runs", "out=page.html"), "out=page.html: page.html exists and is not a report")
     assert (tmp_path / "page.html").read_text() == "<!doctype html>"
     (tmp_path / "dangling.html").symlink_to("nowhere")
-    refused(run("report", "runs", "out=dangling.html"), "out=dangling.html: dangling.html is there already")
+    refused(run("report", "runs", "out=dangling.html"), "out=dangling.html: dangling.html exists")
     (tmp_path / "folder.html").mkdir()
     refused(run("report", "runs", "out=folder.html"), "out=folder.html: folder.html is a folder; name another file")
 
@@ -97,7 +97,7 @@ def test_refusals(run: Run, tmp_path: Path) -> None:
         "it out=page.csv": "out=page.csv: must be a file that ends in .html",
         "it out=": "out=: must be a file that ends in .html",
         "it --out": "out=: must be a file that ends in .html",
-        "it out=file/page.html": "out=file/page.html: file is no folder; name another file",
+        "it out=file/page.html": "out=file/page.html: file is not a folder; name another file",
         "it out=/proc/page.html": "out=/proc/page.html: cannot be written",
         f"it out={'x' * 300}.html": f"out={'x' * 300}.html: cannot be written (File name too long)",
         "it format=pdf": "format=pdf: no such folder",
@@ -109,7 +109,7 @@ def test_refusals(run: Run, tmp_path: Path) -> None:
 def test_without_the_plotting_library(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_run(tmp_path / "it")
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    refused(run("report", "it"), "plotly: needed to draw; pip install 'ddpm-cli[report]'")
+    refused(run("report", "it"), "plotly: is needed for the plots; pip install 'ddpm-cli[report]'")
     assert not (tmp_path / "it/report.html").exists()
 
 
@@ -117,7 +117,7 @@ def test_help(run: Run) -> None:
     for word in ("--help", "-h"):
         result = run("report", word)
         assert (result.code, result.err) == (0, "")
-        assert result.out.startswith("ddpm-report shows runs")
+        assert result.out.startswith("ddpm-report compares runs")
         assert "out=page.html" in result.out
 
 

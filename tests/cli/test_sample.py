@@ -95,7 +95,7 @@ def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     Path("mine/thesis.txt").write_text("precious")
     result = run("sample", f"ckpt={trained}", "n=1", "out=mine")
     assert result.code == 2
-    assert "out=mine: already holds files" in result.err
+    assert "out=mine: already contains files" in result.err
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 

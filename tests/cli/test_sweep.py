@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from ddpm_cli.cli import sweep
-from ddpm_cli.cli.sweep import Job, at_once, jobs_of, note, take_share
+from ddpm_cli.cli.app import sweep
+from ddpm_cli.cli.app.sweep import SweepJob, append_job, at_once, jobs_of, take_share
 from ddpm_cli.errors import Stopped
 from ddpm_cli.training import start as in_process
 from tests.conftest import TINY, Result
@@ -35,19 +35,19 @@ def weights(folder: Path | str) -> torch.Tensor:
 
 def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three jobs the first meets a fault of ours, and the second diverges."""
-    real = in_process._train
+    real = in_process._run_loop
 
-    def faulty(loop: Any) -> float:
-        if loop.trainer.config.train.seed == 0:
+    def faulty(trainer: Any, *rest: Any) -> float:
+        if trainer.config.train.seed == 0:
             raise RuntimeError("a fault\nof two lines")
-        return real(loop)
+        return real(trainer, *rest)
 
-    monkeypatch.setattr(in_process, "_train", faulty)
+    monkeypatch.setattr(in_process, "_run_loop", faulty)
     ask = ["train.seed=0,1,2", "train.lr=10", "train.max_bad_steps=1", "train.report=val_loss"]
     result = run("train", "-m", *SHORT, *ask)
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith(
-        "ddpm-train: 1 of 3 jobs failed, job 0 the first: RuntimeError: a fault"
+        "ddpm-train: 1 of 3 jobs failed; the first was job 0: RuntimeError: a fault"
     )
     found = rows()
     assert [row["status"] for row in found] == ["failed", "done", "done"]
@@ -60,15 +60,15 @@ def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.Mon
 
 def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole: the job that was at work has saved, and the others are not begun."""
-    real = in_process._train
+    real = in_process._run_loop
 
-    def stopped(loop: Any) -> float:
-        if loop.trainer.config.train.seed == 1:
+    def stopped(trainer: Any, *rest: Any) -> float:
+        if trainer.config.train.seed == 1:
             raise Stopped(signal.SIGTERM, "stopped after step 1")
-        return real(loop)
+        return real(trainer, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(in_process, "_train", stopped)
+        patch.setattr(in_process, "_run_loop", stopped)
         result = run("train", "-m", *SHORT, "train.seed=0,1,2")
     assert result.code == 128 + signal.SIGTERM
     assert result.err.splitlines()[-1] == "ddpm-train: stopped after step 1"
@@ -83,21 +83,21 @@ def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.Monkey
 def test_sweep_resume_runs_what_is_missing_or_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = ["train", "-m", *SHORT[:-1], "train.seed=0,1,2", "train.milestone_every=1", "train.report=val_loss"]
     assert run(*ask, "hydra.sweep.dir=whole").code == 0
-    real = in_process._train
+    real = in_process._run_loop
 
     def cut_short() -> None:
         raise RuntimeError("cut short")
 
-    def stopped(loop: Any) -> float:
-        seed, step = loop.trainer.config.train.seed, loop.trainer.train_step
+    def stopped(trainer: Any, *rest: Any) -> float:
+        seed, step = trainer.config.train.seed, trainer.train_step
         if seed == 2:
             raise RuntimeError("never begun")
         if seed == 1:
-            loop.trainer.train_step = lambda: step() if loop.trainer.step == 0 else cut_short()
-        return real(loop)
+            trainer.train_step = lambda: step() if trainer.step == 0 else cut_short()
+        return real(trainer, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(in_process, "_train", stopped)
+        patch.setattr(in_process, "_run_loop", stopped)
         assert run(*ask, "hydra.sweep.dir=sw").code == 1
     assert [row["status"] for row in rows()] == ["done", "failed", "failed"]
     assert Path("sw/1/checkpoints/step_00000001.pt").is_file()
@@ -123,8 +123,8 @@ def test_sweep_resume_of_another_sweep(run: Run) -> None:
     assert run("train", "-m", *SHORT, "train.seed=0,1").code == 0
     result = run("train", "-m", *SHORT[:-1], "train.seed=1,2", "sweep.resume=sw")
     assert result.code == 1
-    assert "sweep.resume=sw: its job 0 was" in result.err
-    assert "type the command of that sweep" in result.err
+    assert "sweep.resume=sw: job 0 of the sweep was" in result.err
+    assert "type the command of the sweep" in result.err
 
 
 def test_a_sweep_whose_values_stand_in_a_file(run: Run) -> None:
@@ -155,7 +155,7 @@ def test_other_launchers(launcher: str, tmp_path: Path) -> None:
     err = ended.stderr
     assert ended.returncode == 1, err
     assert "out=" in err
-    assert "already holds files" in err
+    assert "already contains files" in err
     jobs = jobs_of(tmp_path / "sw")
     assert {job.status for job in jobs.values()} == {"done", "failed"}
     assert jobs[0].status == "done"
@@ -178,15 +178,15 @@ def test_optuna_looks_for_the_least_validation_loss(run: Run) -> None:
 
 
 def test_optuna_goes_on_after_a_failing_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = in_process._train, []
+    real, calls = in_process._run_loop, []
 
-    def faulty(loop: Any) -> float:
+    def faulty(trainer: Any, *rest: Any) -> float:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("a fault")
-        return real(loop)
+        return real(trainer, *rest)
 
-    monkeypatch.setattr(in_process, "_train", faulty)
+    monkeypatch.setattr(in_process, "_run_loop", faulty)
     result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
     assert result.code == 1
     assert [row["status"] for row in rows()] == ["failed", "done", "done"]
@@ -196,7 +196,7 @@ def test_without_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("train", "-m", *SHORT, "hydra/launcher=nowhere", "train.seed=0,1")
     assert result.code == 2
     assert "hydra/launcher=nowhere: must be basic" in result.err
-    assert "pip install 'ddpm-cli[sweep]' brings joblib, submitit and Optuna" in result.err
+    assert "pip install 'ddpm-cli[sweep]' installs joblib, submitit and Optuna" in result.err
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_without_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             ["-m", "--cfg", "job"],
             "-m: cannot be combined with --cfg or --info, which show the config of one job; leave it out",
         ),
-        (["sweep.resume=nowhere", "-m"], "sweep.resume=nowhere: no such folder; name that of a sweep"),
-        (["sweep.resume=."], "sweep.resume=.: goes on with a sweep; add -m and what was swept"),
+        (["sweep.resume=nowhere", "-m"], "sweep.resume=nowhere: no such folder; name the folder of a sweep"),
+        (["sweep.resume=."], "sweep.resume=.: resumes a sweep; add -m and the overrides of the sweep"),
         (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr or schedules_losses"),
         (
             ["train.report=loss"],
@@ -269,10 +269,10 @@ def test_a_job_that_runs_alone_has_the_whole_machine(monkeypatch: pytest.MonkeyP
 
 def test_the_last_row_of_a_job_counts_and_half_a_row_does_not(tmp_path: Path) -> None:
     for status, value in (("failed", None), ("done", 0.25)):
-        note(tmp_path, Job(4, status, value, 1.0, "a=1 'b=[1,2]'", "" if value else "why,\nindeed"))
+        append_job(tmp_path, SweepJob(4, status, value, 1.0, "a=1 'b=[1,2]'", "" if value else "why,\nindeed"))
     with (tmp_path / "jobs.csv").open("a") as stream:
         stream.write("5,do")
-    assert jobs_of(tmp_path) == {4: Job(4, "done", 0.25, 1.0, "a=1 'b=[1,2]'", "")}
+    assert jobs_of(tmp_path) == {4: SweepJob(4, "done", 0.25, 1.0, "a=1 'b=[1,2]'", "")}
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import TINY, TINY_POINTS, Result, train_into
-from tests.data.test_image_folder import paint
+from tests.data.test_image_folder import save_image
 from tests.data.test_sources import write_cifar10, write_idx
 
 Run = Callable[..., Result]
@@ -107,7 +107,7 @@ def test_resume_takes_the_runs_own_config(run: Run, tmp_path: Path) -> None:
     refused = run("train", "resume=here", "train.optimizer=adam")
     assert refused.code == 2
     assert refused.err == (
-        "ddpm-train: train.optimizer=adam: this run has the momenta of muon, which are others; leave it out\n"
+        "ddpm-train: train.optimizer=adam: this run has the momenta of muon, which are different; leave it out\n"
     )
 
 
@@ -123,7 +123,7 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(run: Run) -> None:
     before = {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()}
     result = run("train", *TINY, "train.steps=1", "out=here", "train.seed=5")
     assert result.code == 2
-    assert "out=here: already holds a run; resume=here goes on with it" in result.err
+    assert "out=here: already contains a run; resume=here continues it" in result.err
     assert {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()} == before
 
 
@@ -132,7 +132,7 @@ def test_a_folder_of_something_else_is_refused_untouched(run: Run) -> None:
     Path("mine/metrics.csv").write_text("precious")
     result = run("train", *TINY, "train.steps=1", "out=mine")
     assert result.code == 2
-    assert "out=mine: already holds files" in result.err
+    assert "out=mine: already contains files" in result.err
     assert [(path.name, path.read_text()) for path in Path("mine").iterdir()] == [("metrics.csv", "precious")]
 
 
@@ -168,7 +168,7 @@ def test_cifar10_and_cosine(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
     for i in range(9):
-        paint(tmp_path / "pictures" / f"{i}.JPG", (i, 2 * i, 255 - i), (40, 30))
+        save_image(tmp_path / "pictures" / f"{i}.JPG", (i, 2 * i, 255 - i), (40, 30))
     result = run(
         "train", "dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=32",
         "model=small", "loss=huber", "train.steps=1", "train.batch_size=2", "train.samples=1",
@@ -333,10 +333,10 @@ def test_points(run: Run) -> None:
 def test_a_run_that_knows_classes_resumes_with_the_same_ones_alone(run: Run, tmp_path: Path) -> None:
     for folder, names in {"ours": ("cat", "dog"), "theirs": ("dog", "zebra")}.items():
         for name in names:
-            paint(tmp_path / folder / name / "one.png")
+            save_image(tmp_path / folder / name / "one.png")
     ask = ["dataset=image_folder", "dataset.test_fraction=0", *TINY[1:], "conditioning=class", "dataset.image_size=8"]
     result = run("train", *ask, f"dataset.root={tmp_path}/ours", "train.steps=1", "out=here")
     assert result.code == 0, result.err
     result = run("train", "resume=here", f"dataset.root={tmp_path}/theirs", "train.steps=2")
     assert result.code == 2
-    assert "its classes are cat or dog, those of the data now dog or zebra" in result.err
+    assert "was trained on the classes cat or dog, and the data now have dog or zebra" in result.err

@@ -1,13 +1,12 @@
 import torch
 
-from ddpm_cli.data.fingerprint import fingerprint
-from ddpm_cli.data.table import Examples
+from ddpm_cli.data.table import Examples, fingerprint
 
 IMAGES = torch.arange(5000 * 4, dtype=torch.int64).remainder(251).byte().view(5000, 1, 2, 2)
 LABELS = torch.arange(5000) % 2
 
 
-def test_the_same_data_have_the_same_wherever_they_lie() -> None:
+def test_fingerprint_does_not_depend_on_the_memory_layout() -> None:
     one = Examples(IMAGES, LABELS, ["cat", "dog"])
     other = Examples(IMAGES.clone(), LABELS.clone(), ["cat", "dog"])
     assert fingerprint(one) == fingerprint(other)
@@ -15,7 +14,7 @@ def test_the_same_data_have_the_same_wherever_they_lie() -> None:
     assert fingerprint(one) == fingerprint(strided)
 
 
-def test_whatever_changes_is_seen() -> None:
+def test_fingerprint_changes_with_the_data() -> None:
     changed, relabelled = IMAGES.clone(), LABELS.clone()
     changed[4999, 0, 1, 1] ^= 1
     relabelled[17] = 1 - relabelled[17]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_cli.data.image_folder import decode
+from ddpm_cli.data.image_folder import decode_image
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
@@ -23,83 +23,83 @@ def load(root: Path, *overrides: str, train: bool = True) -> Examples:
     return load_examples(composed("dataset=image_folder", f"dataset.root={root}", *overrides).dataset, train)
 
 
-def paint(file: Path, colour: tuple[int, int, int] = (200, 100, 50), size: tuple[int, int] = (8, 8)) -> None:
+def save_image(file: Path, colour: tuple[int, int, int] = (200, 100, 50), size: tuple[int, int] = (8, 8)) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(file)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "PNG", "JpG"])
-def test_formats_in_any_letter_case_at_any_depth(tmp_path: Path, suffix: str) -> None:
-    paint(tmp_path / "a" / "b" / f"picture.{suffix}")
+def test_file_formats(tmp_path: Path, suffix: str) -> None:
+    save_image(tmp_path / "a" / "b" / f"picture.{suffix}")
     images = load(tmp_path)
     assert images.values.shape == (1, 3, 8, 8)
     assert (images.values[0].float().mean((1, 2)) - torch.tensor([200.0, 100, 50])).abs().max() < 6
 
 
-def decoded(tmp_path: Path, image: Image.Image, channels: int = 3, **options: object) -> np.ndarray:
+def save_and_decode(tmp_path: Path, image: Image.Image, channels: int = 3, **options: object) -> np.ndarray:
     file = tmp_path / "image.png"
     image.save(file, **options)
-    return decode(file, image.height, image.width, channels)
+    return decode_image(file, image.height, image.width, channels)
 
 
-def test_grayscale_becomes_colour_and_back(tmp_path: Path) -> None:
-    assert decoded(tmp_path, Image.new("L", (4, 4), 77)).reshape(3, -1).T[0].tolist() == [77, 77, 77]
-    gray = decoded(tmp_path, Image.new("RGB", (4, 4), (200, 100, 50)), channels=1)
+def test_conversion_between_gray_and_rgb(tmp_path: Path) -> None:
+    assert save_and_decode(tmp_path, Image.new("L", (4, 4), 77)).reshape(3, -1).T[0].tolist() == [77, 77, 77]
+    gray = save_and_decode(tmp_path, Image.new("RGB", (4, 4), (200, 100, 50)), channels=1)
     assert gray.shape == (1, 4, 4)
     assert gray[0, 0, 0] == pytest.approx(0.299 * 200 + 0.587 * 100 + 0.114 * 50, abs=1)
 
 
-def test_palette(tmp_path: Path) -> None:
+def test_palette_image(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 4), (200, 100, 50)).quantize(4)
     assert image.mode == "P"
-    assert decoded(tmp_path, image)[:, 0, 0].tolist() == [200, 100, 50]
+    assert save_and_decode(tmp_path, image)[:, 0, 0].tolist() == [200, 100, 50]
 
 
-def test_transparent_is_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
     half = Image.new("RGBA", (4, 4), (200, 100, 50, 128))
-    assert decoded(tmp_path, clear)[:, 0, 0].tolist() == [255, 255, 255]
-    assert decoded(tmp_path, half)[:, 0, 0] == pytest.approx(np.array([227, 177, 152]), abs=1)
-    assert decoded(tmp_path, Image.new("LA", (4, 4), (10, 0)), channels=1)[0, 0, 0] == 255
+    assert save_and_decode(tmp_path, clear)[:, 0, 0].tolist() == [255, 255, 255]
+    assert save_and_decode(tmp_path, half)[:, 0, 0] == pytest.approx(np.array([227, 177, 152]), abs=1)
+    assert save_and_decode(tmp_path, Image.new("LA", (4, 4), (10, 0)), channels=1)[0, 0, 0] == 255
 
 
-def test_cmyk(tmp_path: Path) -> None:
+def test_cmyk_image(tmp_path: Path) -> None:
     file = tmp_path / "image.jpg"
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(file, quality=100)
-    assert decode(file, 8, 8, 3)[:, 4, 4] == pytest.approx(np.array([255, 0, 0]), abs=8)
+    assert decode_image(file, 8, 8, 3)[:, 4, 4] == pytest.approx(np.array([255, 0, 0]), abs=8)
 
 
-def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_gray_is_scaled(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
     assert deep.mode == "I;16"
-    assert decoded(tmp_path, deep, channels=1)[0, 0, 0] in (127, 128)
+    assert save_and_decode(tmp_path, deep, channels=1)[0, 0, 0] in (127, 128)
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 4), "black")
     image.paste((255, 255, 255), (0, 0, 4, 4))  # white on the left
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned right by a quarter
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     file = tmp_path / "photo.jpg"
     image.save(file, exif=exif, quality=100)
-    upright = decode(file, 8, 4, 1)[0]
+    upright = decode_image(file, 8, 4, 1)[0]
     assert upright[:3].min() > 200  # the left becomes the top
     assert upright[5:].max() < 50
 
 
-def test_first_frame_of_a_gif(tmp_path: Path) -> None:
+def test_gif_is_read_as_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
-    assert decode(tmp_path / "film.gif", 4, 4, 3)[:, 0, 0].tolist() == [255, 0, 0]
+    assert decode_image(tmp_path / "film.gif", 4, 4, 3)[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_a_transparent_value_of_16_bit_gray_is_white(tmp_path: Path) -> None:
+def test_transparent_value_of_16_bit_gray_is_white(tmp_path: Path) -> None:
     deep = Image.fromarray(np.array([[1000, 2000]], dtype=np.uint16))
-    assert decoded(tmp_path, deep, channels=1, transparency=1000)[0, 0].tolist() == [255, 7]
+    assert save_and_decode(tmp_path, deep, channels=1, transparency=1000)[0, 0].tolist() == [255, 7]
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
+def test_pixels_of_unknown_range_are_rejected(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (8, 8), 70_000).save(tmp_path / "science.tiff")
     with pytest.raises(UserError, match=r"science\.tiff cannot be decoded"):
         load(tmp_path)
@@ -109,25 +109,25 @@ def test_resize_covers_and_crops_the_centre(tmp_path: Path) -> None:
     wide = Image.new("L", (30, 10), 0)
     wide.paste(255, (10, 0, 20, 10))  # the middle third
     wide.save(tmp_path / "wide.png")
-    assert decode(tmp_path / "wide.png", 10, 10, 1).min() == 255
-    assert decode(tmp_path / "wide.png", 5, 15, 1).shape == (1, 5, 15)
+    assert decode_image(tmp_path / "wide.png", 10, 10, 1).min() == 255
+    assert decode_image(tmp_path / "wide.png", 5, 15, 1).shape == (1, 5, 15)
 
 
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
     for name, count in [("dogs", 2), ("cats", 3)]:
         for i in range(count):
-            paint(tmp_path / name / "deeper" / f"{i}.png")
+            save_image(tmp_path / name / "deeper" / f"{i}.png")
     images = load(tmp_path)
     assert images.classes == ["cats", "dogs"]
     assert images.labels is not None
     assert images.labels.tolist() == [0, 0, 0, 1, 1]
-    paint(tmp_path / "loose.png")
+    save_image(tmp_path / "loose.png")
     assert load(tmp_path).labels is None
 
 
-def test_splits_are_apart_and_stay_put(tmp_path: Path) -> None:
+def test_splits_are_disjoint_and_stable(tmp_path: Path) -> None:
     for i in range(60):
-        paint(tmp_path / f"{i}.png", (i, 0, 0))
+        save_image(tmp_path / f"{i}.png", (i, 0, 0))
 
     def reds(train: bool) -> set[int]:
         return set(load(tmp_path, "dataset.test_fraction=0.3", train=train).values[:, 0, 0, 0].tolist())
@@ -136,15 +136,15 @@ def test_splits_are_apart_and_stay_put(tmp_path: Path) -> None:
     assert train | test == set(range(60))
     assert not train & test
     assert 8 <= len(test) <= 30
-    paint(tmp_path / "new.png", (99, 0, 0))
+    save_image(tmp_path / "new.png", (99, 0, 0))
     assert train <= reds(True)
     assert test <= reds(False)
 
 
-def test_a_class_has_one_number_in_both_splits(tmp_path: Path) -> None:
+def test_class_indices_are_the_same_in_both_splits(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for i in range(1 if name == "a" else 30):
-            paint(tmp_path / name / f"{i}.png")
+            save_image(tmp_path / name / f"{i}.png")
     train = load(tmp_path, "dataset.test_fraction=0.5")
     test = load(tmp_path, "dataset.test_fraction=0.5", train=False)
     assert train.classes == test.classes == ["a", "b"]
@@ -153,33 +153,33 @@ def test_a_class_has_one_number_in_both_splits(tmp_path: Path) -> None:
     assert sorted(torch.cat([train.labels, test.labels]).tolist()) == [0] + [1] * 30
 
 
-def test_the_cache_tells_folders_apart(tmp_path: Path) -> None:
+def test_cache_distinguishes_folders(tmp_path: Path) -> None:
     for name, value in [("one", 0), ("two", 255)]:
-        paint(tmp_path / name / "1.bmp", (value, value, value))
+        save_image(tmp_path / name / "1.bmp", (value, value, value))
         os.utime(tmp_path / name / "1.bmp", (1e9, 1e9))
     assert load(tmp_path / "one").values.max() == 0
     assert load(tmp_path / "two").values.min() == 255
 
 
-def test_own_train_and_test_folders(tmp_path: Path) -> None:
-    paint(tmp_path / "train" / "a" / "1.png", (1, 0, 0))
-    paint(tmp_path / "test" / "a" / "2.png", (2, 0, 0))
+def test_train_and_test_folders_are_the_splits(tmp_path: Path) -> None:
+    save_image(tmp_path / "train" / "a" / "1.png", (1, 0, 0))
+    save_image(tmp_path / "test" / "a" / "2.png", (2, 0, 0))
     assert load(tmp_path).values[:, 0, 0, 0].tolist() == [1]
     assert load(tmp_path, train=False).values[:, 0, 0, 0].tolist() == [2]
 
 
-def test_decoded_once_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_once_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "pictures"
-    paint(root / "1.png", (10, 0, 0))
+    save_image(root / "1.png", (10, 0, 0))
     load(root)
     with monkeypatch.context() as patched:
-        patched.setattr("ddpm_cli.data.image_folder.decode", None)  # would fail if called
+        patched.setattr("ddpm_cli.data.image_folder.decode_image", None)  # would fail if called
         assert load(root).values[0, 0, 0, 0] == 10
-    paint(root / "1.png", (20, 200, 0))
+    save_image(root / "1.png", (20, 200, 0))
     assert load(root).values[0, 0, 0, 0] == 20
 
 
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+def test_folder_without_images_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(UserError, match=rf"dataset.root={tmp_path}: no images"):
         load(tmp_path)
@@ -188,11 +188,9 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_a_broken_image_is_named_or_skipped_and_counted(
-    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_broken_image_is_rejected_or_skipped(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     for i in range(3):
-        paint(tmp_path / f"{i}.png", (i, 0, 0))
+        save_image(tmp_path / f"{i}.png", (i, 0, 0))
     (tmp_path / "1b.png").write_bytes(content)
     with pytest.raises(UserError, match=r"1b\.png cannot be decoded .*skip_broken=true"):
         load(tmp_path)
@@ -201,7 +199,7 @@ def test_a_broken_image_is_named_or_skipped_and_counted(
     assert "skipped 1 of 4" in caplog.text
 
 
-def test_a_truncated_photo_is_broken(tmp_path: Path) -> None:
+def test_truncated_jpeg_is_rejected(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.jpg")
     whole = (tmp_path / "photo.jpg").read_bytes()
@@ -210,14 +208,14 @@ def test_a_truncated_photo_is_broken(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_nothing_but_broken_images(tmp_path: Path) -> None:
+def test_folder_with_only_broken_images_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match="none of its 1 images"):
+    with pytest.raises(UserError, match="none of the 1 images"):
         load(tmp_path, "dataset.skip_broken=true")
 
 
-def claim(file: Path, width: int, height: int) -> Path:
-    """A PNG of a few bytes that says how large it is."""
+def write_bomb(file: Path, width: int, height: int) -> Path:
+    """Write a small PNG file whose header declares a size of `width` x `height`."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -227,25 +225,25 @@ def claim(file: Path, width: int, height: int) -> Path:
     return file
 
 
-LARGE = [(20_000, 20_000), (10_000, 9_000)]
-"""Beyond what Pillow opens, and what it only warns of."""
+BOMB_SIZES = [(20_000, 20_000), (10_000, 9_000)]
+"""Sizes (width, height) that Pillow rejects and that it only warns about."""
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("size", LARGE)
-def test_a_decompression_bomb_is_broken(tmp_path: Path, size: tuple[int, int]) -> None:
-    claim(tmp_path / "bomb.png", *size)
-    paint(tmp_path / "sound.png", (7, 0, 0))
+@pytest.mark.parametrize("size", BOMB_SIZES)
+def test_decompression_bomb_is_rejected(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_bomb(tmp_path / "bomb.png", *size)
+    save_image(tmp_path / "sound.png", (7, 0, 0))
     with pytest.raises(UserError, match=r"bomb\.png cannot be decoded .*pixels"):
         load(tmp_path)
     assert load(tmp_path, "dataset.skip_broken=true").values[:, 0, 0, 0].tolist() == [7]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("size", LARGE)
-def test_a_decompression_bomb_is_no_image_to_edit(tmp_path: Path, size: tuple[int, int], run: Run) -> None:
+@pytest.mark.parametrize("size", BOMB_SIZES)
+def test_decompression_bomb_is_rejected_by_ddpm_sample(tmp_path: Path, size: tuple[int, int], run: Run) -> None:
     train_into(tmp_path / "here", *TINY, "train.steps=1")
-    bomb = claim(tmp_path / "bomb.png", *size)
+    bomb = write_bomb(tmp_path / "bomb.png", *size)
     result = run("sample", "ckpt=here", "task=inpaint", f"image={bomb}", f"mask={bomb}", "out=new")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert f"image={bomb}: cannot be read as an image" in result.err
@@ -253,18 +251,18 @@ def test_a_decompression_bomb_is_no_image_to_edit(tmp_path: Path, size: tuple[in
     assert not Path("new").exists()
 
 
-def test_a_pipe_is_broken_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
-    paint(tmp_path / "y.png", (7, 0, 0))
+    save_image(tmp_path / "y.png", (7, 0, 0))
     with pytest.raises(UserError, match=r"x\.png cannot be decoded .*not a file"):
         load(tmp_path)
     assert load(tmp_path, "dataset.skip_broken=true").values[:, 0, 0, 0].tolist() == [7]
 
 
 @pytest.mark.parametrize("target", ["nowhere.png", "x.png"])
-def test_a_link_that_leads_nowhere_is_broken(tmp_path: Path, target: str) -> None:
+def test_broken_link_is_rejected(tmp_path: Path, target: str) -> None:
     (tmp_path / "x.png").symlink_to(tmp_path / target)
-    paint(tmp_path / "y.png", (7, 0, 0))
+    save_image(tmp_path / "y.png", (7, 0, 0))
     for follow in ("true", "false"):
         with pytest.raises(UserError, match=r"x\.png cannot be decoded"):
             load(tmp_path, f"dataset.follow_links={follow}")
@@ -273,32 +271,32 @@ def test_a_link_that_leads_nowhere_is_broken(tmp_path: Path, target: str) -> Non
 
 
 @pytest.mark.parametrize("link", ["a/link.png", "a/link", "link.png", "link"])
-def test_links_that_lead_out_are_followed_only_if_told_to(tmp_path: Path, link: str) -> None:
+def test_links_out_of_the_root_need_follow_links(tmp_path: Path, link: str) -> None:
     root, away = tmp_path / "root", tmp_path / "away"
-    paint(root / "a" / "1.png", (1, 0, 0))
-    paint(away / "2.png", (2, 0, 0))
+    save_image(root / "a" / "1.png", (1, 0, 0))
+    save_image(away / "2.png", (2, 0, 0))
     (root / link).symlink_to(away / "2.png" if link.endswith("png") else away)
-    with pytest.raises(UserError, match=rf"{root / link} is a symbolic link that leads out .*follow_links=true"):
+    with pytest.raises(UserError, match=rf"{root / link} is a symbolic link to a target outside .*follow_links=true"):
         load(root)
     images = load(root, "dataset.follow_links=true")
     assert sorted(images.values[:, 0, 0, 0].tolist()) == [1, 2]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_splits_may_be_links_out_if_told_so(tmp_path: Path, split: str) -> None:
+def test_splits_as_links_out_of_the_root_need_follow_links(tmp_path: Path, split: str) -> None:
     root, away = tmp_path / "root", tmp_path / "away"
     for name in ("train", "test"):
-        paint((away if name == split else root / name) / "a" / "1.png", (len(name), 0, 0))
+        save_image((away if name == split else root / name) / "a" / "1.png", (len(name), 0, 0))
     (root / split).symlink_to(away)
-    with pytest.raises(UserError, match=rf"{root / split} is a symbolic link that leads out"):
+    with pytest.raises(UserError, match=rf"{root / split} is a symbolic link to a target outside"):
         load(root, train=split == "train")
     images = load(root, "dataset.follow_links=true", train=split == "train")
     assert images.values[:, 0, 0, 0].tolist() == [len(split)]
     assert images.classes == ["a"]
 
 
-def test_links_within_the_root_and_to_it_are_plain(tmp_path: Path) -> None:
-    paint(tmp_path / "root" / "a" / "1.png", (1, 0, 0))
+def test_links_within_the_root_are_followed(tmp_path: Path) -> None:
+    save_image(tmp_path / "root" / "a" / "1.png", (1, 0, 0))
     (tmp_path / "root" / "a" / "again.png").symlink_to("1.png")
     (tmp_path / "root" / "b").mkdir()
     (tmp_path / "root" / "b" / "other.png").symlink_to(tmp_path / "root" / "a" / "1.png")
@@ -310,8 +308,8 @@ def test_links_within_the_root_and_to_it_are_plain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("follow", ["true", "false"])
-def test_a_loop_of_links_ends(tmp_path: Path, follow: str) -> None:
-    paint(tmp_path / "a" / "1.png", (1, 0, 0))
+def test_loop_of_links_terminates(tmp_path: Path, follow: str) -> None:
+    save_image(tmp_path / "a" / "1.png", (1, 0, 0))
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     (tmp_path / "b").symlink_to("c")
     (tmp_path / "c").symlink_to("b")
@@ -319,19 +317,19 @@ def test_a_loop_of_links_ends(tmp_path: Path, follow: str) -> None:
 
 
 NAMES = ["two words", "two\nlines\x1b[31m", "ünï 图 🙂", "n" * 251, os.fsdecode(b"no \xff\xfe text"), "-x=1,[y]${z}"]
-"""Of any kind that a file system has."""
+"""Unusual names that a file system permits."""
 
 
-def test_any_name_of_a_file_or_a_folder_will_do(tmp_path: Path) -> None:
+def test_unusual_names_of_files_and_folders(tmp_path: Path) -> None:
     for name in NAMES:
-        paint(tmp_path / name / f"{name}.png")
+        save_image(tmp_path / name / f"{name}.png")
     images = load(tmp_path)
     assert images.classes == sorted(NAMES)
     assert images.labels is not None
     assert images.labels.tolist() == list(range(len(NAMES)))
 
 
-def test_a_broken_image_of_any_name_is_told_in_a_line(tmp_path: Path, run: Run) -> None:
+def test_error_for_unusual_names_is_a_printable_line(tmp_path: Path, run: Run) -> None:
     for name in NAMES:
         root = tmp_path / "pictures" / str(len(name))
         root.mkdir(parents=True)
@@ -342,9 +340,9 @@ def test_a_broken_image_of_any_name_is_told_in_a_line(tmp_path: Path, run: Run) 
         assert result.err[:-1].isprintable()
 
 
-def test_classes_of_any_name_from_training_to_sampling(tmp_path: Path, run: Run) -> None:
+def test_training_and_sampling_with_unusual_class_names(tmp_path: Path, run: Run) -> None:
     for name in NAMES:
-        paint(tmp_path / "pictures" / name / f"{name}.png")
+        save_image(tmp_path / "pictures" / name / f"{name}.png")
     data = ["dataset=image_folder", f"dataset.root={tmp_path / 'pictures'}", "dataset.image_size=8"]
     result = run(
         "train", *TINY[1:], *data, "dataset.test_fraction=0", "conditioning=class", "train.steps=1", "out=here"

@@ -1,4 +1,4 @@
-"""Each source on files that the test writes in the source's own format."""
+"""Test each source on files that the tests write in its format."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ from tests.conftest import composed
 
 
 def write_idx(folder: Path, count: int, gzipped: bool) -> None:
-    """Train and test files like Fashion-MNIST's; image i is filled with i, label i % 10."""
+    """Write train and test files in the format of Fashion-MNIST. Image i has pixels of value i and the label i % 10."""
     folder.mkdir(parents=True)
     for prefix, first in [("train", 0), ("t10k", 100)]:
         values = np.arange(first, first + count, dtype=np.uint8)
@@ -41,7 +41,7 @@ def write_idx(folder: Path, count: int, gzipped: bool) -> None:
 
 
 def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive like CIFAR-10's, 4 images a file, whose checksums torchvision is told."""
+    """Write files in the format of CIFAR-10 with 4 images each, and set their checksums in torchvision."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -91,20 +91,22 @@ def test_fashion_mnist_from_a_root(tmp_path: Path, layout: str, no_debian: None,
     assert train.classes[1] == "Trouser"
 
 
-def test_fashion_mnist_from_debians_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+def test_fashion_mnist_from_the_debian_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
     write_idx(tmp_path / "debian", 3, gzipped=True)
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     assert len(load_examples(composed().dataset, train=True)) == 3
 
 
-def test_where_nothing_works_the_three_ways_are_named(no_debian: None, no_network: None) -> None:
+def test_missing_fashion_mnist_error_names_all_sources(no_debian: None, no_network: None) -> None:
     with pytest.raises(UserError) as caught:
         load_examples(composed().dataset, train=True)
     for way in ("dataset.root=null", "apt-get install dataset-fashion-mnist", "download", "dataset=digits"):
         assert way in str(caught.value)
 
 
-def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
+def test_damaged_idx_files_are_rejected(tmp_path: Path) -> None:
     write_idx(tmp_path / "data", 5, gzipped=True)
     file = tmp_path / "data" / "train-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:50])
@@ -112,7 +114,7 @@ def test_damaged_idx_files_are_named(tmp_path: Path) -> None:
         load_examples(composed(f"dataset.root={tmp_path / 'data'}").dataset, train=True)
 
 
-def test_cifar10_by_torchvisions_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_from_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path, monkeypatch)
     dataset = composed("dataset=cifar10", f"dataset.root={tmp_path}").dataset
     train, test = load_examples(dataset, train=True), load_examples(dataset, train=False)
@@ -126,18 +128,18 @@ def test_cifar10_by_torchvisions_class(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_a_failed_download_says_what_to_do(name: str, no_network: None) -> None:
+def test_failed_download_error_names_a_solution(name: str, no_network: None) -> None:
     with pytest.raises(UserError, match=rf"dataset={name}.*dataset\.root=…"):
         load_examples(composed(f"dataset={name}").dataset, train=True)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_a_root_without_the_data_is_named(name: str, tmp_path: Path) -> None:
+def test_root_without_the_data_is_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"dataset\.root={tmp_path}"):
         load_examples(composed(f"dataset={name}", f"dataset.root={tmp_path}").dataset, train=True)
 
 
-def test_downloads_go_to_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_debian: None) -> None:
+def test_downloads_go_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_debian: None) -> None:
     roots: list[Path] = []
 
     def note(self: tv.MNIST) -> None:
@@ -155,7 +157,7 @@ def test_downloads_go_to_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert roots == [tmp_path / "mine", tmp_path / "home" / ".cache" / "ddpm_cli"]
 
 
-def test_digits_are_split_and_whole() -> None:
+def test_digits_are_partitioned() -> None:
     dataset = composed("dataset=digits").dataset
     train, test = load_examples(dataset, train=True), load_examples(dataset, train=False)
     assert (len(train), len(test)) == (1500, 297)
@@ -164,10 +166,10 @@ def test_digits_are_split_and_whole() -> None:
     from sklearn.datasets import load_digits
 
     original = torch.tensor(load_digits().images * (255 / 16)).round().byte().flatten(1)
-    assert sorted(together.tolist()) == sorted(original.tolist())  # a partition: none lost, none in both
+    assert sorted(together.tolist()) == sorted(original.tolist())  # a partition: each image is in one split
 
 
-def test_sizes_and_channels_are_made_to_fit() -> None:
+def test_images_are_converted_to_size_and_channels() -> None:
     plain = load_examples(composed("dataset=digits").dataset, train=True)
     colour = load_examples(composed("dataset=digits", "dataset.channels=3").dataset, train=True)
     assert torch.equal(colour.values, plain.values.repeat(1, 3, 1, 1))
@@ -177,7 +179,7 @@ def test_sizes_and_channels_are_made_to_fit() -> None:
     assert large.values.float().mean() == pytest.approx(plain.values.float().mean().item(), rel=0.02)
 
 
-def test_colour_becomes_gray_by_luma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gray_is_the_luma_of_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path, monkeypatch)
     dataset = composed("dataset=cifar10", f"dataset.root={tmp_path}", "dataset.channels=1").dataset
     colour = composed("dataset=cifar10", f"dataset.root={tmp_path}").dataset
@@ -186,32 +188,32 @@ def test_colour_becomes_gray_by_luma(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (gray[:, 0].float() - expected).abs().max() <= 0.51
 
 
-def test_data_that_have_moved() -> None:
+def test_moved_replaces_the_root() -> None:
     digits = composed("dataset=digits").dataset
     assert moved(digits, None) == digits
     assert moved(digits, "/elsewhere").root == "/elsewhere"
-    with pytest.raises(UserError, match="root=/elsewhere: dataset=swiss_roll is read from no folder"):
+    with pytest.raises(UserError, match="root=/elsewhere: dataset=swiss_roll is not read from a folder"):
         moved(SwissRoll(points=3, noise=0.5), "/elsewhere")
 
 
 class Web(NamedTuple):
-    """A server on this machine: its address, the folder it serves, the names of the files that it was asked for."""
+    """A local web server: its address, the folder that it serves, and the names of the requested files."""
 
     address: str
     folder: Path
-    asked: set[str]
+    requested: set[str]
 
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    folder, asked = tmp_path / "served", set[str]()
+    folder, requested = tmp_path / "served", set[str]()
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args, directory=str(folder))
 
         def do_GET(self) -> None:
-            asked.add(self.path.removeprefix("/"))
+            requested.add(self.path.removeprefix("/"))
             super().do_GET()
 
         def log_message(self, *_: object) -> None:
@@ -219,17 +221,17 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """torchvision first asks for each file only to see whether it has moved, and hangs up."""
+            """Ignore closed connections: torchvision first requests each file only to follow redirects."""
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Web(f"http://127.0.0.1:{server.server_port}/", folder, asked)
+        yield Web(f"http://127.0.0.1:{server.server_port}/", folder, requested)
         server.shutdown()
 
 
 class Download(NamedTuple):
-    """A data set that `web` serves: its name, and where its first archive and file lie below the cache."""
+    """A dataset that `web` serves: its name, and the paths of its first archive and file relative to the cache."""
 
     name: str
     archive: str
@@ -247,7 +249,7 @@ def md5(file: Path) -> str:
 def download(
     request: pytest.FixtureRequest, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_debian: None
 ) -> Download:
-    """One of the three, a few images of it, whose checksums torchvision is told."""
+    """Serve a few images in the format of a dataset, and set their checksums in torchvision."""
     if request.param == "cifar10":
         write_cifar10(tmp_path / "made", monkeypatch)
         web.folder.mkdir()
@@ -270,62 +272,62 @@ def truncate(file: Path) -> None:
 
 
 def flip(file: Path) -> None:
-    """A bit in the middle."""
+    """Flip a bit in the middle of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def test_torchvisions_own_checksums_are_there() -> None:
-    """All that is downloaded is checked by them."""
-    sums = [own for kind in (tv.MNIST, tv.FashionMNIST) for _, own in kind.resources]
-    sums += [tv.CIFAR10.tgz_md5, *(own for _, own in tv.CIFAR10.train_list + tv.CIFAR10.test_list)]
-    assert len(sums) == 15
-    assert all(len(own) == 32 for own in sums)
+def test_torchvision_has_checksums_of_all_files() -> None:
+    """All downloads are verified with these."""
+    checksums = [checksum for kind in (tv.MNIST, tv.FashionMNIST) for _, checksum in kind.resources]
+    checksums += [tv.CIFAR10.tgz_md5, *(checksum for _, checksum in tv.CIFAR10.train_list + tv.CIFAR10.test_list)]
+    assert len(checksums) == 15
+    assert all(len(checksum) == 32 for checksum in checksums)
 
 
-def test_a_download_is_kept(download: Download, web: Web) -> None:
+def test_download_is_cached(download: Download, web: Web) -> None:
     first = download.load()
     assert (sources.cache_folder() / download.archive).is_file()
-    assert web.asked == {file.name for file in web.folder.iterdir()}
-    web.asked.clear()
+    assert web.requested == {file.name for file in web.folder.iterdir()}
+    web.requested.clear()
     assert torch.equal(download.load(), first)
-    assert not web.asked
+    assert not web.requested
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
 @pytest.mark.parametrize("unpacked", [True, False])
-def test_a_damaged_archive_in_the_cache_is_not_used(download: Download, web: Web, damage: Any, unpacked: bool) -> None:
-    """As an interrupted download leaves it."""
+def test_damaged_archive_in_the_cache_is_not_used(download: Download, web: Web, damage: Any, unpacked: bool) -> None:
+    """Such archives can result from an interrupted download."""
     first, cache = download.load(), sources.cache_folder()
-    web.asked.clear()
+    web.requested.clear()
     damage(cache / download.archive)
     if not unpacked:
         (cache / download.unpacked).unlink()
     assert torch.equal(download.load(), first)
-    sound_as_it_is = unpacked and download.name == "cifar10"  # whose files have checksums of their own
-    assert web.asked == (set() if sound_as_it_is else {Path(download.archive).name})
-    assert sound_as_it_is or md5(cache / download.archive) == md5(web.folder / Path(download.archive).name)
+    still_valid = unpacked and download.name == "cifar10"  # its unpacked files have checksums
+    assert web.requested == (set() if still_valid else {Path(download.archive).name})
+    assert still_valid or md5(cache / download.archive) == md5(web.folder / Path(download.archive).name)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip])
-def test_a_damaged_unpacked_file_is_not_used(download: Download, web: Web, damage: Any) -> None:
+def test_damaged_unpacked_file_is_not_used(download: Download, web: Web, damage: Any) -> None:
     first = download.load()
-    web.asked.clear()
+    web.requested.clear()
     damage(sources.cache_folder() / download.unpacked)
     assert torch.equal(download.load(), first)
-    assert not web.asked  # the archive is there
+    assert not web.requested  # the archive is in the cache
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
-def test_a_damaged_archive_from_the_server_is_not_used(download: Download, web: Web, damage: Any) -> None:
+def test_damaged_download_is_not_used(download: Download, web: Web, damage: Any) -> None:
     served = web.folder / Path(download.archive).name
-    sound = served.read_bytes()
+    original = served.read_bytes()
     damage(served)
     for _ in range(2):
         with pytest.raises(UserError, match="download") as caught:
             download.load()
         assert "\n" not in str(caught.value)
         assert not (sources.cache_folder() / download.unpacked).exists()
-    served.write_bytes(sound)
+    served.write_bytes(original)
     assert len(download.load()) in (5, 20)

@@ -49,7 +49,8 @@ def test_an_error_in_the_processes_is_one_line(trained: Path, run: Run) -> None:
     result = run("train", *TINY, "devices=2", f"out={trained}")
     assert result.code == 2
     assert result.err.strip().splitlines() == [
-        f"ddpm-train: out={trained}: already holds a run; resume={trained} goes on with it, another out=… starts anew"
+        f"ddpm-train: out={trained}: already contains a run; resume={trained} continues it, another out=… starts a new "
+        "one"
     ]
 
 

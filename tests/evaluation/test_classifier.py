@@ -28,25 +28,25 @@ def trained(splits: tuple[Examples, Examples], cache: Path) -> TrainedClassifier
     return load_or_train_classifier(*splits, "digits", cache, CPU)
 
 
-def test_it_knows_the_digits(trained: TrainedClassifier, splits: tuple[Examples, Examples]) -> None:
+def test_classifier_recognizes_the_digits(trained: TrainedClassifier, splits: tuple[Examples, Examples]) -> None:
     test = splits[1]
     found = trained.network(to_float(test.values)).argmax(1)
-    right = (found == test.labels).float().mean().item()
-    assert right > 0.95
-    assert trained.accuracy == pytest.approx(right)
+    accuracy = (found == test.labels).float().mean().item()
+    assert accuracy > 0.95
+    assert trained.accuracy == pytest.approx(accuracy)
 
 
-def test_it_is_trained_once(
+def test_classifier_is_trained_once(
     trained: TrainedClassifier, splits: tuple[Examples, Examples], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "_train_classifier", lambda *_: pytest.fail("trained again"))
     again = load_or_train_classifier(*splits, "digits", cache, CPU)
     assert (again.digest, again.accuracy) == (trained.digest, trained.accuracy)
     for name, tensor in trained.network.state_dict().items():
         torch.testing.assert_close(again.network.state_dict()[name], tensor, rtol=0, atol=0)
 
 
-def test_other_data_or_another_version_have_another(
+def test_other_data_and_versions_train_another_classifier(
     splits: tuple[Examples, Examples], trained: TrainedClassifier, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MIN_STEPS", 2)
@@ -56,7 +56,7 @@ def test_other_data_or_another_version_have_another(
     assert load_or_train_classifier(*splits, "digits", cache, CPU).digest != trained.digest
 
 
-def test_the_same_data_make_the_same_one_and_draw_nothing_from_torch(
+def test_training_is_reproducible_and_keeps_the_global_generator(
     splits: tuple[Examples, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MIN_STEPS", 3)
@@ -72,7 +72,7 @@ def test_the_same_data_make_the_same_one_and_draw_nothing_from_torch(
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 9, 31), (3, 64, 48), (1, 200, 40)])
-def test_any_size_of_image(shape: tuple[int, int, int]) -> None:
+def test_image_sizes(shape: tuple[int, int, int]) -> None:
     network = Classifier(shape[0], 3).eval()
     assert network.features(torch.zeros(2, *shape)).shape == (2, FEATURES)
     assert network(torch.zeros(2, *shape)).shape == (2, 3)

@@ -21,13 +21,13 @@ def splits() -> dict[str, Examples]:
 
 @pytest.fixture
 def evaluator(splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch) -> SampleEvaluator:
-    """One whose classifier has seen little: what it is compared with, it sees alike."""
+    """Return an evaluator whose classifier is trained for only a few steps, which suffices for comparisons."""
     monkeypatch.setattr(classifier, "MIN_STEPS", 30)
     monkeypatch.setattr(classifier, "EPOCHS", 0)
     return SampleEvaluator(splits, "test", ["fid", "kid", "is", "prc"], "classifier", CPU)
 
 
-def test_the_reference_itself_is_at_no_distance(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
+def test_distance_to_itself_is_zero(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
     found = evaluator.compare(splits["test"].values.split(100), 0)
     assert found.n == 297
     assert found.metrics["fd_classifier"] == pytest.approx(0, abs=1e-3)
@@ -36,7 +36,7 @@ def test_the_reference_itself_is_at_no_distance(evaluator: SampleEvaluator, spli
     torch.testing.assert_close(found.first, splits["test"].values[:64])
 
 
-def test_noise_is_far_and_real_images_are_near(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
+def test_noise_is_farther_than_real_images(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (297, 1, 8, 8), dtype=torch.uint8, generator=generator)
     of_noise = evaluator.compare([noise], 0)
@@ -48,9 +48,7 @@ def test_noise_is_far_and_real_images_are_near(evaluator: SampleEvaluator, split
     assert low < of_noise.metrics["fd_classifier"] < high
 
 
-def test_the_floor_is_of_as_many_images_of_the_other_split(
-    splits: dict[str, Examples], evaluator: SampleEvaluator
-) -> None:
+def test_floor_uses_as_many_images_of_the_other_split(splits: dict[str, Examples], evaluator: SampleEvaluator) -> None:
     few = evaluator.compare([splits["train"].values[:50]], 0)
     assert few.floor_n == 50
     assert few.floor["fd_classifier"] > evaluator.compare([splits["train"].values[:297]], 0).floor["fd_classifier"]
@@ -58,15 +56,15 @@ def test_the_floor_is_of_as_many_images_of_the_other_split(
     assert (many.n, many.floor_n) == (3000, 1500)
 
 
-def test_classes_are_counted(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
-    told = evaluator.compare([splits["test"].values[:100]], 0).classifier
-    assert told is not None
-    assert sum(told["classes"].values()) == 100
-    assert list(told["classes"]) == [str(i) for i in range(10)]
-    assert 0.1 < told["confidence"] < 1
+def test_predicted_classes_are_counted(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
+    counted = evaluator.compare([splits["test"].values[:100]], 0).classifier
+    assert counted is not None
+    assert sum(counted["classes"].values()) == 100
+    assert list(counted["classes"]) == [str(i) for i in range(10)]
+    assert 0.1 < counted["confidence"] < 1
 
 
-def test_what_is_seen_of_real_images_is_kept(
+def test_features_of_real_images_are_cached(
     evaluator: SampleEvaluator, splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = splits["train"].values[:20]
@@ -75,10 +73,10 @@ def test_what_is_seen_of_real_images_is_kept(
     real = comparison._extract_features
     monkeypatch.setattr(comparison, "_extract_features", lambda parts, *rest: seen.append(1) or real(parts, *rest))
     assert evaluator.compare([samples], 0).metrics == first.metrics
-    assert len(seen) == 1  # the samples alone
+    assert len(seen) == 1  # only the samples
 
 
-def test_few_samples_are_said(
+def test_warns_about_few_samples(
     evaluator: SampleEvaluator, splits: dict[str, Examples], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -87,7 +85,7 @@ def test_few_samples_are_said(
     assert "kid" not in caplog.text
 
 
-def test_data_without_labels(splits: dict[str, Examples]) -> None:
+def test_classifier_requires_labels(splits: dict[str, Examples]) -> None:
     bare = {name: Examples(examples.values) for name, examples in splits.items()}
     with pytest.raises(UserError, match="features=classifier: these data have no labels"):
         SampleEvaluator(bare, "test", ["fid"], "classifier", CPU)

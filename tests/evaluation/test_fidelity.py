@@ -36,35 +36,36 @@ def classifier() -> TrainedClassifier:
     return TrainedClassifier(network, list("abcd"), 0.25, "none")
 
 
-def test_the_distance_of_gaussians_is_the_closed_form() -> None:
-    """Of means 0 and 2 and deviations 1 and 3 in each of D dimensions: D (2^2 + (3 - 1)^2)."""
+def test_distance_of_gaussians_matches_the_closed_form() -> None:
+    """For means 0 and 2 and standard deviations 1 and 3 in D dimensions, it is D (2^2 + (3 - 1)^2)."""
     found = compute_metric("fid", normal(200_000), normal(200_000, 2.0, 3.0, seed=1), 0)["fid"]
     assert found == pytest.approx(3 * (4 + 4), rel=0.01)
 
 
-def test_the_kernel_distance_of_the_same_distribution_is_nought() -> None:
+def test_kernel_distance_of_equal_distributions_is_zero() -> None:
     near = compute_metric("kid", normal(1000), normal(1000, seed=1), 0)["kid"]
     far = compute_metric("kid", normal(1000), normal(1000, 1.0, seed=1), 0)["kid"]
     assert abs(near) < 0.05 < 1 < far
 
 
-def test_the_inception_score_of_sure_and_even_predictions_is_the_number_of_classes() -> None:
+def test_inception_score_of_confident_uniform_predictions_is_the_number_of_classes() -> None:
     logits = 100 * torch.eye(5).repeat(200, 1)
-    assert compute_metric("is", logits, logits, 0)["is"] == pytest.approx(5, rel=0.05)  # its splits are not quite even
+    # The classes are not exactly uniform in each of its splits.
+    assert compute_metric("is", logits, logits, 0)["is"] == pytest.approx(5, rel=0.05)
     assert compute_metric("is", torch.zeros(1000, 5), logits, 0)["is"] == pytest.approx(1)
 
 
-def test_precision_and_recall_tell_what_is_missing_from_what_is_wrong() -> None:
+def test_precision_and_recall_distinguish_missing_from_wrong_samples() -> None:
     two = torch.cat([normal(200), normal(200, 100.0, seed=1)])
     one = compute_metric("prc", normal(400, seed=2), two, 0)
     assert one["precision"] > 0.9
-    assert 0.4 < one["recall"] < 0.6  # half of the real ones are nowhere near
+    assert 0.4 < one["recall"] < 0.6  # no samples are near half of the real images
     wrong = compute_metric("prc", two, normal(400, seed=2), 0)
     assert 0.4 < wrong["precision"] < 0.6
     assert wrong["recall"] > 0.9
 
 
-def test_the_interval_holds_the_distance_and_tightens() -> None:
+def test_interval_contains_the_distance_and_shrinks_with_n() -> None:
     reference = normal(5000, seed=9)
     widths = []
     for n in (50, 1000):
@@ -75,7 +76,7 @@ def test_the_interval_holds_the_distance_and_tightens() -> None:
     assert widths[1] < widths[0] / 2
 
 
-def test_most_other_samples_of_the_size_fall_into_the_interval() -> None:
+def test_interval_has_the_width_of_the_sampling_distribution() -> None:
     reference = normal(5000, seed=99)
     low, high = bootstrap_interval(normal(300, 0.5), reference, 0)
     others = [compute_metric("fid", normal(300, 0.5, seed=seed), reference, 0)["fid"] for seed in range(1, 41)]
@@ -85,10 +86,10 @@ def test_most_other_samples_of_the_size_fall_into_the_interval() -> None:
     assert low - spread < middle < high + spread
 
 
-def test_figures_of_the_classifier_are_never_called_fid() -> None:
-    figures = {"fid": 1.0, "kid": 2.0, "kid_std": 0.1, "is": 3.0, "is_std": 0.2, "precision": 0.5, "recall": 0.4}
-    assert rename_metrics(figures, "inception") == figures
-    assert rename_metrics(figures, "classifier") == {
+def test_metrics_of_the_classifier_are_renamed() -> None:
+    metrics = {"fid": 1.0, "kid": 2.0, "kid_std": 0.1, "is": 3.0, "is_std": 0.2, "precision": 0.5, "recall": 0.4}
+    assert rename_metrics(metrics, "inception") == metrics
+    assert rename_metrics(metrics, "classifier") == {
         "fd_classifier": 1.0,
         "kd_classifier": 2.0,
         "kd_classifier_std": 0.1,
@@ -110,8 +111,8 @@ class Images(Dataset[Tensor]):
         return self.images[i]
 
 
-def test_the_figures_are_those_of_torch_fidelity_itself(classifier: TrainedClassifier, monkeypatch: Any) -> None:
-    """Through its own entry, with our classifier as the extractor that it makes."""
+def test_metrics_equal_those_of_calculate_metrics(classifier: TrainedClassifier, monkeypatch: Any) -> None:
+    """Compare with the public function of torch-fidelity, which creates the extractor itself."""
     generator = torch.Generator().manual_seed(0)
     one = torch.randint(256, (60, 1, 12, 12), generator=generator, dtype=torch.uint8)
     two = torch.randint(200, (80, 1, 12, 12), generator=generator, dtype=torch.uint8)
@@ -131,7 +132,7 @@ def test_the_figures_are_those_of_torch_fidelity_itself(classifier: TrainedClass
     assert (ours["precision"], ours["recall"]) == (theirs["precision"], theirs["recall"])
 
 
-def test_our_features_are_what_the_last_layer_reads(classifier: TrainedClassifier) -> None:
+def test_features_of_the_classifier_are_the_input_of_the_last_layer(classifier: TrainedClassifier) -> None:
     extractor = extractors(["fid", "is"], classifier, CPU)["fid"]
     images = torch.randint(256, (3, 1, 9, 9), dtype=torch.uint8)
     seen = extractor(images)
@@ -140,8 +141,8 @@ def test_our_features_are_what_the_last_layer_reads(classifier: TrainedClassifie
     torch.testing.assert_close(seen["logits"], classifier.network(to_float(images)))
 
 
-def test_gray_images_are_shown_in_three_channels_to_inception(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights are not to be had here, so random ones stand in for what is downloaded."""
+def test_inception_receives_gray_images_in_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights replace the ones of inception, which would be downloaded."""
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
     found = extractors(["fid", "is"], None, CPU)
@@ -156,7 +157,7 @@ def test_gray_images_are_shown_in_three_channels_to_inception(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("metric", ["fid", "prc"])
-def test_weights_that_cannot_be_had(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_error_names_a_solution(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise URLError("no network")
 
@@ -166,13 +167,13 @@ def test_weights_that_cannot_be_had(metric: str, monkeypatch: pytest.MonkeyPatch
         extractors([metric], None, CPU)
 
 
-def test_how_many_samples_are_enough() -> None:
+def test_min_samples() -> None:
     assert min_samples("fid", "inception") == 10_000
     assert min_samples("fid", "classifier") == 20 * fidelity.FEATURES
     assert min_samples("kid", "inception") == 0  # it has no bias
 
 
-def test_extractors_are_made_by_torch_fidelity(classifier: TrainedClassifier) -> None:
+def test_torch_fidelity_can_create_the_extractor(classifier: TrainedClassifier) -> None:
     made = create_feature_extractor(CLASSIFIER_EXTRACTOR, ["logits"], cuda=False, verbose=False, classifier=classifier)
     (logits,) = made(torch.zeros(2, 1, 9, 9, dtype=torch.uint8))
     assert logits.shape == (2, 4)

@@ -15,7 +15,7 @@ def evaluations(folder: Path | str) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("report", ["nll", "fd_classifier"])
-def test_it_is_what_ddpm_evaluate_says_of_the_same_run(report: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metric_equals_that_of_ddpm_evaluate(report: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "MIN_STEPS", 10)
     monkeypatch.setattr(classifier, "EPOCHS", 0)
     more = [*TINY, "schedule=cosine", "schedule.timesteps=8", "train.steps=2"]
@@ -28,8 +28,8 @@ def test_it_is_what_ddpm_evaluate_says_of_the_same_run(report: str, run: Run, mo
     assert ours[report] == pytest.approx(theirs[report], rel=1e-5)
 
 
-def test_the_validation_loss_is_of_the_average(run: Run) -> None:
-    """One that learns nothing has the loss of the first weights, however fast the network learns."""
+def test_validation_loss_uses_ema_weights(run: Run) -> None:
+    """With an EMA decay near 1, the loss is that of the initial weights, for any learning rate."""
     more = ["train.steps=3", "train.report=val_loss", "train.warmup_steps=0"]
     frozen = ["train.ema_warmup=false", "train.ema_decay=0.99999999"]
     found = []
@@ -41,11 +41,11 @@ def test_the_validation_loss_is_of_the_average(run: Run) -> None:
     assert abs(evaluations("moving")[0]["val_loss"] - found[0]) > 1e-3
 
 
-def test_points(run: Run) -> None:
+def test_validation_loss_of_points(run: Run) -> None:
     train_into(Path("run"), *TINY_POINTS, "train.steps=2", "train.report=val_loss")
     assert 0 < evaluations("run")[0]["val_loss"] < 10
 
 
-def test_no_report_no_record(run: Run) -> None:
+def test_nothing_is_recorded_without_a_report(run: Run) -> None:
     train_into(Path("run"), *TINY, "train.steps=2")
     assert not Path("run/evaluations.jsonl").exists()

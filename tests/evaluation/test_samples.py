@@ -10,7 +10,7 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError
-from ddpm_cli.evaluation.samples import GeneratedSamples, read_images
+from ddpm_cli.evaluation.samples import GeneratedSamples, read_sample_images
 from ddpm_cli.images.png_gif import save_png, to_image, to_uint8
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from tests.conftest import a_sampler, composed
@@ -28,26 +28,26 @@ def generator(kind: type[Sampler] = Ddim, classes: int = 0, scale: float = 1.0) 
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
-def test_images_do_not_depend_on_the_batches(batch_size: int) -> None:
-    drawn = list(GeneratedSamples(generator(), 5, 3, batch_size))
-    assert [len(part) for part in drawn] == {2: [2, 2, 1], 5: [5], 64: [5]}[batch_size]
+def test_images_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    samples = list(GeneratedSamples(generator(), 5, 3, batch_size))
+    assert [len(part) for part in samples] == {2: [2, 2, 1], 5: [5], 64: [5]}[batch_size]
     *_, last = generator().steps(3, [0] * 5, range(5))
-    torch.testing.assert_close(torch.cat(drawn), to_uint8(last.x), rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(samples), to_uint8(last.x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     ("kind", "classes", "scale", "nfe"),
     [(Ddim, 0, 1.0, 8), (DpmPp2M, 0, 1.0, 8), (Heun, 0, 1.0, 15), (Ddim, 3, 1.0, 8), (Ddim, 3, 2.0, 16)],
 )
-def test_calls_of_the_network_are_counted(kind: type[Sampler], classes: int, scale: float, nfe: int) -> None:
-    """Heun's method asks twice at each step but the last; guidance asks with the class and without."""
-    drawn = GeneratedSamples(generator(kind, classes, scale), 5, 0, 2)
-    assert sum(map(len, drawn)) == 5
-    assert drawn.nfe == nfe
+def test_network_evaluations_are_counted(kind: type[Sampler], classes: int, scale: float, nfe: int) -> None:
+    """Heun's method evaluates the network twice per step except the last, guidance with and without the class."""
+    samples = GeneratedSamples(generator(kind, classes, scale), 5, 0, 2)
+    assert sum(map(len, samples)) == 5
+    assert samples.nfe == nfe
 
 
-def test_classes_come_in_turn() -> None:
-    """As ddpm-sample makes them: image i has class i modulo their number."""
+def test_classes_are_cycled() -> None:
+    """As in ddpm-sample, image i has the class i modulo the number of classes."""
     of_three = torch.cat(list(GeneratedSamples(generator(classes=3), 4, 0, 64)))
     *_, last = generator(classes=3).steps(0, [0, 1, 2, 0], range(4))
     torch.testing.assert_close(of_three, to_uint8(last.x), rtol=0, atol=0)
@@ -58,29 +58,29 @@ def images() -> Tensor:
     return torch.randint(256, (3, 1, 6, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_folder_of_images(tmp_path: Path, images: Tensor) -> None:
+def test_images_from_a_folder(tmp_path: Path, images: Tensor) -> None:
     for i, image in enumerate(images):
         save_png(to_image(image), tmp_path / f"{i:05d}.png")
-    torch.testing.assert_close(read_images(str(tmp_path), DIGITS, tmp_path / "cache"), images, rtol=0, atol=0)
+    torch.testing.assert_close(read_sample_images(str(tmp_path), DIGITS, tmp_path / "cache"), images, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("key", ["images", "arr_0"])
-def test_an_npz_file(key: str, tmp_path: Path, images: Tensor) -> None:
+def test_images_from_an_npz_file(key: str, tmp_path: Path, images: Tensor) -> None:
     np.savez(tmp_path / "x.npz", **{key: images.permute(0, 2, 3, 1).numpy(), "labels": np.zeros(3)})
-    torch.testing.assert_close(read_images(str(tmp_path / "x.npz"), DIGITS, tmp_path), images, rtol=0, atol=0)
+    torch.testing.assert_close(read_sample_images(str(tmp_path / "x.npz"), DIGITS, tmp_path), images, rtol=0, atol=0)
 
 
-def test_an_npz_file_of_other_images(tmp_path: Path) -> None:
+def test_npz_file_with_another_shape_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     np.savez(file, images=np.zeros((3, 5, 4, 1), dtype=np.uint8))
     with pytest.raises(
-        UserError, match=r"holds uint8 of \(3, 5, 4, 1\); for dataset=fashion_mnist must be uint8 of \(N"
+        UserError, match=r"contains uint8 of shape \(3, 5, 4, 1\); for dataset=fashion_mnist must be uint8 of shape \(N"
     ):
-        read_images(str(file), DIGITS, tmp_path)
+        read_sample_images(str(file), DIGITS, tmp_path)
 
 
 @pytest.mark.parametrize("what", ["missing", "text", "pickle", "empty", "other"])
-def test_no_samples(what: str, tmp_path: Path) -> None:
+def test_files_without_images_are_rejected(what: str, tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     match what:
         case "text":
@@ -91,10 +91,10 @@ def test_no_samples(what: str, tmp_path: Path) -> None:
             np.savez(file, pictures=np.zeros(3))
         case "empty":
             file.touch()
-    with pytest.raises(UserError, match=r"samples=.*x.npz: must be a folder of images, or an npz file with them as"):
-        read_images(str(file), DIGITS, tmp_path)
+    with pytest.raises(UserError, match=r"samples=.*x.npz: must be a folder of images, or an npz file with images as"):
+        read_sample_images(str(file), DIGITS, tmp_path)
 
 
-def test_a_folder_without_images(tmp_path: Path) -> None:
+def test_folder_without_images_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^samples=.*: no images"):
-        read_images(str(tmp_path), DIGITS, tmp_path / "cache")
+        read_sample_images(str(tmp_path), DIGITS, tmp_path / "cache")

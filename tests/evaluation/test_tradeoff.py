@@ -24,11 +24,11 @@ def evaluation(folder: Path, sampler: str, nfe: int, run: str = "one", **metrics
 
 
 @pytest.mark.figures
-def test_a_row_for_each_job_and_metric(tmp_path: Path) -> None:
+def test_table_has_a_row_for_each_job_and_metric(tmp_path: Path) -> None:
     evaluation(tmp_path / "10", "ddim", 50, fd_classifier=2.0)
     evaluation(tmp_path / "2", "ddim", 10, fd_classifier=4.0, kd_classifier=0.1, kd_classifier_std=0.2)
-    evaluation(tmp_path / "samples", "ddpm", 10, fd_classifier=8.0)  # no job
-    (tmp_path / "3").mkdir()  # one that failed
+    evaluation(tmp_path / "samples", "ddpm", 10, fd_classifier=8.0)  # not a job
+    (tmp_path / "3").mkdir()  # a job that failed
     save_tradeoff(tmp_path)
     with (tmp_path / "tradeoff.csv").open(newline="") as stream:
         rows = [(row["job"], row["sampler"], row["nfe"], row["metric"], row["value"]) for row in csv.DictReader(stream)]
@@ -41,7 +41,7 @@ def test_a_row_for_each_job_and_metric(tmp_path: Path) -> None:
         assert plot.size == (640, 400)
 
 
-def test_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_distinguishes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr("ddpm_cli.evaluation.tradeoff.save_tradeoff_plot", lambda *what: drawn.append(what))
     evaluation(tmp_path / "0", "ddim", 50, fd_classifier=2.0)
@@ -57,7 +57,7 @@ def test_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-def test_nothing_of_evaluations_without_samples(tmp_path: Path) -> None:
+def test_nothing_is_written_without_samples(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0/evaluation.json").write_text(json.dumps({"metrics": {"nll": 3.0}}))
     save_tradeoff(tmp_path)

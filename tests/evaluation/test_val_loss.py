@@ -11,7 +11,7 @@ from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.evaluation.val_loss import val_loss
+from ddpm_cli.evaluation.final_metric import val_loss
 from tests.conftest import composed
 
 CPU = torch.device("cpu")
@@ -28,58 +28,59 @@ def trained(network: Any, prediction: str = "eps", classes: tuple[str, ...] = ()
     return Trained(Path(), 0, config, nn.Identity(), Denoiser(network, process, prediction), list(classes), CPU)
 
 
-def blind(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+def predict_zeros(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    """Return a prediction of zeros."""
     return torch.zeros_like(x)
 
 
-def test_a_network_that_says_nothing_is_wrong_by_the_variance_of_the_noise() -> None:
+def test_predicting_zero_noise_gives_a_loss_of_one() -> None:
     many = Examples(IMAGES.values.repeat(25, 1, 1, 1))
-    assert val_loss(trained(blind), many, 1000, 64) == pytest.approx(1, abs=0.03)
+    assert val_loss(trained(predict_zeros), many, 1000, 64) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_network_that_knows_the_images_is_never_wrong(prediction: str) -> None:
-    """All images being alike, x_t tells the noise; whatever the network was trained to say of it."""
+def test_perfect_prediction_gives_a_loss_of_zero(prediction: str) -> None:
+    """All images are equal, so a network that knows the image can compute the noise from x_t."""
     one = Examples(IMAGES.values[:1].repeat(30, 1, 1, 1))
     x0 = to_float(one.values[:1])
-    subject = trained(blind, prediction)
+    subject = trained(predict_zeros, prediction)
     process = subject.denoiser.process
 
-    def knowing(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def predict_exactly(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         a = process.at(process.sqrt_alphas_cumprod, t, x)
         b = process.at(process.sqrt_one_minus_alphas_cumprod, t, x)
         return process.target(prediction, x0.expand_as(x), t, (x - a * x0) / b)
 
-    subject = replace(subject, denoiser=replace(subject.denoiser, network=knowing))
+    subject = replace(subject, denoiser=replace(subject.denoiser, network=predict_exactly))
     assert val_loss(subject, one, 30, 8) < 1e-8
 
 
-def test_what_is_drawn_is_the_same_for_all_runs_and_batches() -> None:
+def test_examples_and_noise_do_not_depend_on_the_run_or_the_batch_size() -> None:
     seen: list[Tensor] = []
 
-    def watching(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def record_inputs(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         seen.append(torch.cat([x.flatten(1), t.view(-1, 1)], dim=1))
         return torch.zeros_like(x)
 
-    whole = val_loss(trained(watching), IMAGES, 40, 40)
+    whole = val_loss(trained(record_inputs), IMAGES, 40, 40)
     first = torch.cat(seen)
     assert sorted(first[:, -1].tolist()) == sorted(t for t in range(20) for _ in range(2))
     seen.clear()
-    assert val_loss(trained(watching, "eps"), IMAGES, 40, 7) == pytest.approx(whole, abs=1e-12)
+    assert val_loss(trained(record_inputs, "eps"), IMAGES, 40, 7) == pytest.approx(whole, abs=1e-12)
     torch.testing.assert_close(torch.cat(seen), first, rtol=0, atol=0)
 
 
-def test_classes_are_told() -> None:
-    told: list[Tensor] = []
+def test_conditional_network_receives_the_labels() -> None:
+    received: list[Tensor] = []
 
-    def listening(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def record_labels(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         assert y is not None
-        told.append(y)
+        received.append(y)
         return x
 
-    val_loss(trained(listening, classes=("a", "b")), IMAGES, 40, 16)
-    assert torch.cat(told).sum() == 20
+    val_loss(trained(record_labels, classes=("a", "b")), IMAGES, 40, 16)
+    assert torch.cat(received).sum() == 20
 
 
-def test_more_than_there_are_is_all() -> None:
-    assert val_loss(trained(blind), IMAGES, 1000, 64) == val_loss(trained(blind), IMAGES, 40, 64)
+def test_n_above_the_number_of_examples_uses_all() -> None:
+    assert val_loss(trained(predict_zeros), IMAGES, 1000, 64) == val_loss(trained(predict_zeros), IMAGES, 40, 64)

@@ -9,7 +9,7 @@ from ddpm_cli.export.model_card import model_card
 from ddpm_cli.export.run_record import PNG, Record
 from tests.conftest import TINY, TINY_POINTS, composed
 
-NOTHING = Record([], None, None)
+EMPTY = Record([], None, None)
 EVALUATION: dict[str, Any] = {
     "step": 12,
     "weights": "ema",
@@ -27,24 +27,24 @@ def weights(*overrides: str, classes: tuple[str, ...] = (), step: int = 12, kind
     return Weights(composed(*TINY, *overrides), list(classes), step, kind, {})
 
 
-def test_the_front_matter_is_what_the_hub_reads() -> None:
-    for form, library in {"safetensors": "ddpm-cli", "diffusers": "diffusers", "onnx": "onnx"}.items():
-        _, matter, _ = model_card(weights(), NOTHING, form).split("---\n", 2)
+def test_front_matter_has_the_metadata_of_the_hub() -> None:
+    for file_format, library in {"safetensors": "ddpm-cli", "diffusers": "diffusers", "onnx": "onnx"}.items():
+        _, matter, _ = model_card(weights(), EMPTY, file_format).split("---\n", 2)
         fields = yaml.safe_load(matter)
         assert fields["library_name"] == library
         assert fields["pipeline_tag"] == "unconditional-image-generation"
         assert "ddpm" in fields["tags"]
     points = Weights(composed(*TINY_POINTS), [], 1, "ema", {})
-    assert "pipeline_tag" not in model_card(points, NOTHING, "onnx")
+    assert "pipeline_tag" not in model_card(points, EMPTY, "onnx")
 
 
-def test_what_was_measured_and_nothing_else() -> None:
+def test_card_states_only_what_is_known() -> None:
     text = model_card(weights(), Record([EVALUATION], 0.125, PNG), "safetensors")
     assert "| fd_classifier | 12.31 | 11.9 to 12.8 | 0.9 | n=2000, split=test, sampler=ddim, nfe=50 |" in text
     assert "| nll | 3.9 |  |  | n=2000, split=test, sampler=ddim, nfe=50 |" in text
     assert "| final training loss | 0.125 |" in text
     assert "(samples.png)" in text
-    bare = model_card(weights(), NOTHING, "safetensors")
+    bare = model_card(weights(), EMPTY, "safetensors")
     assert "## Evaluation\n\nNone. Run `ddpm-evaluate" in bare
     assert "samples.png" not in bare
     assert "final training loss" not in bare
@@ -54,13 +54,13 @@ def test_what_was_measured_and_nothing_else() -> None:
     "entry",
     [{}, {"metrics": [1]}, {"metrics": {"nll": "low"}}, {"metrics": {"nll": 1.0}, "intervals": 3, "sampler": "ddim"}],
 )
-def test_odd_lines_do_no_harm(entry: dict[str, Any]) -> None:
+def test_malformed_evaluations_are_skipped(entry: dict[str, Any]) -> None:
     assert "## Evaluation" in model_card(weights(), Record([entry], float("nan"), None), "safetensors")
 
 
-def test_names_of_folders_are_not_markup() -> None:
+def test_class_names_are_escaped() -> None:
     names = ("cat|dog", "<script>", "a\nb", "![x](http://x)", "y" * 100)
-    text = model_card(weights("conditioning=class", classes=names), NOTHING, "safetensors")
+    text = model_card(weights("conditioning=class", classes=names), EMPTY, "safetensors")
     (row,) = (line for line in text.splitlines() if line.startswith("| classes"))
     assert row.count("|") == 3
     assert "<script>" not in row
@@ -68,16 +68,16 @@ def test_names_of_folders_are_not_markup() -> None:
     assert "y" * 100 not in row
 
 
-def test_the_settings_are_those_of_the_run() -> None:
+def test_config_in_the_card_is_that_of_the_run() -> None:
     config = from_stored(to_stored(weights().config))
-    text = model_card(Weights(config, [], 12, "ema", {}), NOTHING, "safetensors")
+    text = model_card(Weights(config, [], 12, "ema", {}), EMPTY, "safetensors")
     settings = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     again = from_stored(without_paths(settings) | {"device": "cpu", "compile": None})
     assert again == config
 
 
 @pytest.mark.parametrize(
-    ("form", "overrides", "classes", "lines"),
+    ("file_format", "overrides", "classes", "lines"),
     [
         ("safetensors", (), (), ["ddpm-sample ckpt=model.safetensors n=64\n", 'load("model.safetensors").sample']),
         ("diffusers", (), (), ["num_inference_steps=50"]),
@@ -90,15 +90,17 @@ def test_the_settings_are_those_of_the_run() -> None:
         ),
     ],
 )
-def test_how_to_use_it(form: str, overrides: tuple[str, ...], classes: tuple[str, ...], lines: list[str]) -> None:
-    text = model_card(weights(*overrides, classes=classes), NOTHING, form)
+def test_usage_matches_the_format_and_the_network(
+    file_format: str, overrides: tuple[str, ...], classes: tuple[str, ...], lines: list[str]
+) -> None:
+    text = model_card(weights(*overrides, classes=classes), EMPTY, file_format)
     assert all(line in text for line in lines)
 
 
-def test_other_weights_and_other_origins_are_said() -> None:
-    text = model_card(weights(kind="model"), NOTHING, "safetensors")
+def test_card_names_the_weights_and_imported_networks() -> None:
+    text = model_card(weights(kind="model"), EMPTY, "safetensors")
     assert "ddpm-sample ckpt=model.safetensors n=64 weights=model" in text
     assert 'load("model.safetensors", weights="model")' in text
-    foreign = model_card(weights(step=0), NOTHING, "onnx")
-    assert "it is untrained or was imported" in foreign
-    assert "learning rate" not in foreign
+    imported = model_card(weights(step=0), EMPTY, "onnx")
+    assert "it is untrained or was imported" in imported
+    assert "learning rate" not in imported

@@ -1,4 +1,4 @@
-"""onnxruntime as an oracle: the same output as torch's, for batches of any size."""
+"""Compare exported networks with PyTorch, using onnxruntime, for several batch sizes."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ KINDS = {
     [pytest.param(*KINDS[kind], id=kind, marks=[] if kind == "points" else pytest.mark.slow) for kind in KINDS],
 )
 @torch.no_grad()
-def test_the_same_output(overrides: list[str] | None, classes: list[str], tmp_path: Path) -> None:
+def test_onnxruntime_gives_the_output_of_torch(overrides: list[str] | None, classes: list[str], tmp_path: Path) -> None:
     given = DDPM if overrides is None else overrides if overrides is TINY_POINTS else [*TINY, *overrides]
     config = composed(*given)
     torch.manual_seed(0)
@@ -58,6 +58,6 @@ def test_the_same_output(overrides: list[str] | None, classes: list[str], tmp_pa
         assert expected.std() > 0.01
         assert torch.allclose(torch.from_numpy(output), expected, atol=1e-4)
     text = (tmp_path / "model.onnx").read_bytes()
-    assert b"site-packages" not in text  # nor any other place on this machine
+    assert b"site-packages" not in text  # no local paths
     assert b"ddpm_cli/" not in text
     onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))

@@ -1,4 +1,4 @@
-"""The diffusers library as an oracle: its DDPMPipeline draws our images from our noise, and ours its."""
+"""Compare exported and imported pipelines with the diffusers library: the same noise must give the same images."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.export import ddpm_scheduler
-from ddpm_cli.export.pipeline_folder import read_pipeline, weights_of, write_pipeline
+from ddpm_cli.export.pipeline_folder import pipeline_to_weights, read_pipeline, write_pipeline
 from ddpm_cli.sampling.build import build_denoiser, network_of
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from tests.conftest import composed
@@ -36,7 +36,7 @@ SMALL = [
 KINDS = {
     "linear": ["schedule=linear"],
     "cosine": ["schedule=cosine"],
-    "cosine of its own": ["schedule=cosine", "schedule.s=0.02", "prediction=v"],
+    "cosine with other constants": ["schedule=cosine", "schedule.s=0.02", "prediction=v"],
     "sigmoid, large variance": ["schedule=sigmoid", "variance=fixed_large"],
     "quadratic, not clipped": ["schedule=quadratic", "prediction=v", "sampler.thresholding=none"],
     "x0": ["schedule=linear", "prediction=x0"],
@@ -52,8 +52,8 @@ KINDS = {
 }
 
 
-def a_network(config: TrainConfig) -> nn.Module:
-    """With weights of a size that leaves most pixels short of the thresholds."""
+def random_network(config: TrainConfig) -> nn.Module:
+    """Return a network whose weights are small enough to leave most pixels unclipped."""
     torch.manual_seed(0)
     network = network_of(config, []).eval()
     for parameter in network.parameters():
@@ -61,16 +61,16 @@ def a_network(config: TrainConfig) -> nn.Module:
     return network
 
 
-def drawn(config: TrainConfig, network: nn.Module, seed: int) -> Tensor:
-    """Three of our images, (3, 1, 16, 16) in [-1, 1]."""
+def generate(config: TrainConfig, network: nn.Module, seed: int) -> Tensor:
+    """Generate three images with ddpm_cli: (3, 1, 16, 16) in [-1, 1]."""
     denoiser = build_denoiser(config, network, CPU, torch.float32)
     generator = SampleGenerator(denoiser, config.sampler, config.dataset.shape, CPU)
     *_, last = generator.steps(seed, [0] * 3, range(3))
     return last.x.clamp(-1, 1)
 
 
-def drawn_by(pipeline: Any, seed: int, timesteps: int) -> Tensor:
-    """Three of diffusers', from the noise of our generators."""
+def generate_with_diffusers(pipeline: Any, seed: int, timesteps: int) -> Tensor:
+    """Generate three images with diffusers, using the noise of `generate`."""
     pipeline.set_progress_bar_config(disable=True)
     noise = [rng.generator(seed, "image", i) for i in range(3)]
     images = pipeline(batch_size=3, generator=noise, num_inference_steps=timesteps, output_type="np").images
@@ -78,18 +78,18 @@ def drawn_by(pipeline: Any, seed: int, timesteps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
-def test_diffusers_draws_our_images(overrides: list[str], tmp_path: Path) -> None:
+def test_exported_pipeline_generates_the_same_images(overrides: list[str], tmp_path: Path) -> None:
     config = composed(*SMALL, *overrides)
-    network = a_network(config)
+    network = random_network(config)
     write_pipeline(tmp_path, Weights(config, [], 3, "ema", dict(network.state_dict())))
-    theirs = drawn_by(DDPMPipeline.from_pretrained(tmp_path), 7, 60)
-    ours = drawn(config, network, 7)
+    theirs = generate_with_diffusers(DDPMPipeline.from_pretrained(tmp_path), 7, 60)
+    ours = generate(config, network, 7)
     assert (ours.abs() < 1).float().mean() > 0.5
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-def a_pipeline(folder: Path, flat: bool, **scheduler: Any) -> Any:
-    """diffusers' own, written by it; `flat`: as google/ddpm-cifar10-32 lies."""
+def save_pipeline(folder: Path, flat: bool, **scheduler: Any) -> Any:
+    """Create a pipeline with diffusers and save it. flat: use the layout of google/ddpm-cifar10-32."""
     torch.manual_seed(1)
     unet = UNet2DModel(
         sample_size=16,
@@ -119,7 +119,7 @@ def a_pipeline(folder: Path, flat: bool, **scheduler: Any) -> Any:
 
 
 SCHEDULERS: list[dict[str, Any]] = [
-    {"variance_type": "fixed_large"},  # google/ddpm-cifar10-32's
+    {"variance_type": "fixed_large"},  # as in google/ddpm-cifar10-32
     {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
     {"beta_schedule": "scaled_linear", "prediction_type": "sample", "clip_sample": False},
     {"beta_schedule": "sigmoid", "variance_type": "fixed_small_log"},
@@ -128,32 +128,32 @@ SCHEDULERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda given: "-".join(map(str, given.values())))
 @pytest.mark.parametrize("flat", [False, True], ids=["folders", "flat"])
-def test_its_pipelines_draw_the_same_images_here(flat: bool, scheduler: dict[str, Any], tmp_path: Path) -> None:
-    pipeline = a_pipeline(tmp_path, flat, **scheduler)
-    weights = weights_of("path", read_pipeline("path", tmp_path), composed(*SMALL), composed(*SMALL).dataset)
+def test_imported_pipeline_generates_the_same_images(flat: bool, scheduler: dict[str, Any], tmp_path: Path) -> None:
+    pipeline = save_pipeline(tmp_path, flat, **scheduler)
+    weights = pipeline_to_weights("path", read_pipeline("path", tmp_path), composed(*SMALL), composed(*SMALL).dataset)
     network = network_of(weights.config, [])
     network.load_state_dict(weights.tensors)
-    ours = drawn(weights.config, network.eval(), 3)
-    assert torch.allclose(ours, drawn_by(pipeline, 3, 60), atol=1e-4)
+    ours = generate(weights.config, network.eval(), 3)
+    assert torch.allclose(ours, generate_with_diffusers(pipeline, 3, 60), atol=1e-4)
 
 
-def test_what_is_exported_comes_back(tmp_path: Path) -> None:
+def test_export_and_import_round_trip(tmp_path: Path) -> None:
     config = composed(*SMALL, "schedule=cosine", "variance=learned_range", "loss=hybrid", "schedule.timesteps=60")
-    tensors = dict(a_network(config).state_dict())
+    tensors = dict(random_network(config).state_dict())
     write_pipeline(tmp_path, Weights(config, [], 3, "ema", tensors))
-    back = weights_of("path", read_pipeline("path", tmp_path), composed(), config.dataset)
+    back = pipeline_to_weights("path", read_pipeline("path", tmp_path), composed(), config.dataset)
     for group in ("dataset", "model", "schedule", "sampler", "prediction", "variance"):
         assert getattr(back.config, group) == getattr(config, group)
     assert all(torch.equal(back.tensors[name], tensors[name]) for name in tensors)
 
 
-def test_the_scheduler_s_defaults_are_theirs() -> None:
+def test_defaults_are_those_of_ddpm_scheduler() -> None:
     theirs = {key: value for key, value in DDPMScheduler().config.items() if not key.startswith("_")}
     assert {key: value for key, value in ddpm_scheduler.DEFAULTS.items() if not key.startswith("_")} == theirs
 
 
-def test_dynamic_thresholds_are_not_quite_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    settings = ddpm_scheduler.to_settings(composed(*SMALL, "sampler.thresholding=dynamic"))
+def test_warns_about_dynamic_thresholding(caplog: pytest.LogCaptureFixture) -> None:
+    settings = ddpm_scheduler.to_scheduler_config(composed(*SMALL, "sampler.thresholding=dynamic"))
     assert settings["thresholding"]
     assert "diffusers interpolates" in caplog.text
 
@@ -174,8 +174,8 @@ def test_dynamic_thresholds_are_not_quite_the_same(caplog: pytest.LogCaptureFixt
         ({"beta_start": -1}, "schedule.beta_start=-1.0: must be in [1e-8, 1)"),
     ],
 )
-def test_schedulers_without_a_counterpart(change: dict[str, Any], named: str, tmp_path: Path) -> None:
-    a_pipeline(tmp_path, flat=False)
+def test_unsupported_scheduler_settings_are_rejected(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    save_pipeline(tmp_path, flat=False)
     file = tmp_path / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError) as raised:
@@ -183,12 +183,12 @@ def test_schedulers_without_a_counterpart(change: dict[str, Any], named: str, tm
     assert str(raised.value).startswith(f"path={tmp_path}: scheduler/scheduler_config.json: {named}")
 
 
-def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
-    a_pipeline(tmp_path, flat=False)
+def test_missing_and_damaged_files_are_rejected(tmp_path: Path) -> None:
+    save_pipeline(tmp_path, flat=False)
     weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(
-        UserError, match=r"no unet/diffusion_pytorch_model.safetensors; a .bin is not read, because it may"
+        UserError, match=r"no unet/diffusion_pytorch_model.safetensors; a .bin file is not read, because it can"
     ):
         read_pipeline("path", tmp_path)
     (tmp_path / "scheduler/scheduler_config.json").write_text("[" * 100_000)
@@ -199,12 +199,14 @@ def test_a_folder_that_lacks_something(tmp_path: Path) -> None:
         read_pipeline("path", tmp_path)
 
 
-def test_weights_of_other_sizes_and_other_data(tmp_path: Path) -> None:
-    a_pipeline(tmp_path, flat=False)
+def test_mismatched_weights_and_data_are_rejected(tmp_path: Path) -> None:
+    save_pipeline(tmp_path, flat=False)
     file = tmp_path / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": [8, 32]}))
     pipeline = read_pipeline("path", tmp_path)
     with pytest.raises(UserError, match="does not fit the network in its config"):
-        weights_of("path", pipeline, composed(*SMALL), composed(*SMALL).dataset)
-    with pytest.raises(UserError, match="dataset=cifar10: has examples of 3x32x32, and the network is for images of 1"):
-        weights_of("path", pipeline, composed(*SMALL), composed("dataset=cifar10").dataset)
+        pipeline_to_weights("path", pipeline, composed(*SMALL), composed(*SMALL).dataset)
+    with pytest.raises(
+        UserError, match="dataset=cifar10: has examples of 3x32x32, but the network expects images of 1"
+    ):
+        pipeline_to_weights("path", pipeline, composed(*SMALL), composed("dataset=cifar10").dataset)

@@ -9,7 +9,7 @@ from ddpm_cli.export.run_record import PNG, record_of
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """In a run of 30 steps, evaluated at 20 and 30."""
+    """Return the checkpoint of a run of 30 steps that was evaluated at steps 20 and 30."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "samples").mkdir()
     for step in (10, 20, 30):
@@ -27,7 +27,7 @@ def evaluation(step: int, kind: str, nll: float) -> str:
 @pytest.mark.parametrize(
     ("step", "loss", "nll"), [(30, 0.125, [1.0]), (20, 0.25, [3.0]), (25, 0.25, []), (5, None, [])]
 )
-def test_what_is_of_the_checkpoint(checkpoint: Path, step: int, loss: float | None, nll: list[float]) -> None:
+def test_record_of_a_checkpoint(checkpoint: Path, step: int, loss: float | None, nll: list[float]) -> None:
     record = record_of(checkpoint, step, "ema")
     assert record.loss == loss
     assert [entry["metrics"]["nll"] for entry in record.evaluations] == nll
@@ -35,13 +35,13 @@ def test_what_is_of_the_checkpoint(checkpoint: Path, step: int, loss: float | No
     assert record.grid == (None if last is None else PNG + bytes([last]))
 
 
-def test_a_checkpoint_outside_a_run_tells_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_record_is_empty_outside_a_run(checkpoint: Path, tmp_path: Path) -> None:
     moved: Any = tmp_path / "elsewhere.pt"
     assert record_of(moved, 30, "ema") == record_of(tmp_path / "model.safetensors", 30, "ema")
     assert record_of(moved, 30, "ema").grid is None
 
 
-def test_links_and_other_files_are_passed_over(checkpoint: Path, tmp_path: Path) -> None:
+def test_links_and_malformed_files_are_skipped(checkpoint: Path, tmp_path: Path) -> None:
     run = checkpoint.parent.parent
     (tmp_path / "secret").write_bytes(PNG + b"secret")
     grid = run / "samples/step_00000030.png"

@@ -1,4 +1,4 @@
-"""The diffusers library's UNet2DModel as an oracle: the same output from the same weights, both ways."""
+"""Compare `DdpmUNet` with UNet2DModel of diffusers: the same weights must give the same output, both ways."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,8 +49,8 @@ CIFAR10_32 = {
 """config.json of google/ddpm-cifar10-32."""
 
 
-def randomised(network: nn.Module) -> nn.Module:
-    """Ours begin as zero in places, where no mistake would be seen."""
+def randomize(network: nn.Module) -> nn.Module:
+    """Initialize all weights at random, because some are zero by default, which would hide errors."""
     torch.manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -59,10 +59,10 @@ def randomised(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("overrides", [DDPM, IMPROVED, UNEVEN], ids=["ddpm", "improved", "uneven"])
 @torch.no_grad()
-def test_the_same_output(overrides: list[str]) -> None:
+def test_exported_network_gives_the_same_output(overrides: list[str]) -> None:
     config = composed(*overrides)
-    ours = randomised(network_of(config, []))
-    theirs = UNet2DModel.from_config(unet2d.to_settings(config)).eval()
+    ours = randomize(network_of(config, []))
+    theirs = UNet2DModel.from_config(unet2d.to_unet_config(config)).eval()
     theirs.load_state_dict(unet2d.to_weights(config.model, ours.state_dict()))
     x, t = torch.randn(2, *config.dataset.shape), torch.tensor([3, 800])
     expected = ours(x, t)
@@ -72,10 +72,10 @@ def test_the_same_output(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("overrides", [DDPM, IMPROVED, UNEVEN], ids=["ddpm", "improved", "uneven"])
 @torch.no_grad()
-def test_the_same_output_of_theirs(overrides: list[str]) -> None:
+def test_imported_network_gives_the_same_output(overrides: list[str]) -> None:
     config = composed(*overrides)
-    theirs = randomised(UNet2DModel.from_config(unet2d.to_settings(config)))
-    model, sides, channels, out_channels = unet2d.from_settings(theirs.config)
+    theirs = randomize(UNet2DModel.from_config(unet2d.to_unet_config(config)))
+    model, sides, channels, out_channels = unet2d.from_unet_config(theirs.config)
     assert model == config.model
     assert (channels, *sides) == config.dataset.shape
     ours = network_of(replace(config, model=model), []).eval()
@@ -85,23 +85,23 @@ def test_the_same_output_of_theirs(overrides: list[str]) -> None:
     assert theirs(x, t).sample.shape[1] == out_channels
 
 
-def test_the_defaults_are_theirs() -> None:
+def test_defaults_are_those_of_unet2d_model() -> None:
     theirs = {key: value for key, value in UNet2DModel().config.items() if not key.startswith("_")}
     ours = {key: value for key, value in unet2d.DEFAULTS.items() if not key.startswith("_")}
     assert ours == {key: list(value) if isinstance(value, tuple) else value for key, value in theirs.items()}
 
 
-def test_the_settings_of_google_ddpm_cifar10_32() -> None:
-    """Are those of model=ddpm_cifar10, but for the dropout that no longer matters."""
-    model, sides, channels, out_channels = unet2d.from_settings(CIFAR10_32)
+def test_import_of_google_ddpm_cifar10_32() -> None:
+    """Its settings are those of model=ddpm_cifar10, except for dropout, which is not used after training."""
+    model, sides, channels, out_channels = unet2d.from_unet_config(CIFAR10_32)
     assert replace(model, dropout=0.1) == composed("dataset=cifar10", "model=ddpm_cifar10").model
     assert (channels, *sides, out_channels) == (3, 32, 32, 3)
 
 
-def test_the_attention_s_names_in_old_files() -> None:
+def test_legacy_names_of_attention_layers() -> None:
     config = composed(*DDPM)
     ours = network_of(config, []).state_dict()
-    new = unet2d.to_weights(config.model, randomised(network_of(config, [])).state_dict())
+    new = unet2d.to_weights(config.model, randomize(network_of(config, [])).state_dict())
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
     def old(name: str) -> str:
@@ -127,7 +127,7 @@ def test_the_attention_s_names_in_old_files() -> None:
         ([*DDPM, "model.heads=2", "model.attention=[full,full,none,none]"], "model.heads=2: format=diffusers has no"),
     ],
 )
-def test_networks_without_a_counterpart(overrides: list[str], named: str) -> None:
+def test_unsupported_networks_are_rejected(overrides: list[str], named: str) -> None:
     with pytest.raises(UserError) as raised:
         unet2d.check_expressible(composed(*overrides))
     assert str(raised.value).startswith(named)
@@ -160,9 +160,9 @@ def test_networks_without_a_counterpart(overrides: list[str], named: str) -> Non
         ({"layers_per_block": 0}, "model.blocks=0: must be in 1..16"),
     ],
 )
-def test_settings_without_a_counterpart(change: dict[str, Any], named: str) -> None:
+def test_unsupported_settings_are_rejected(change: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError) as raised:
-        unet2d.from_settings(CIFAR10_32 | change)
+        unet2d.from_unet_config(CIFAR10_32 | change)
     assert str(raised.value).startswith(named)
 
 
@@ -173,7 +173,7 @@ def test_settings_without_a_counterpart(change: dict[str, Any], named: str) -> N
         (lambda tensors: tensors.update({"class_embedding.weight": torch.zeros(2)}), "has the weights class_embedding"),
     ],
 )
-def test_weights_that_are_not_of_the_settings(change: Callable[[dict[str, Any]], object], named: str) -> None:
+def test_mismatched_weights_are_rejected(change: Callable[[dict[str, Any]], object], named: str) -> None:
     config: TrainConfig = composed(*DDPM)
     ours = network_of(config, []).state_dict()
     tensors = unet2d.to_weights(config.model, ours)  # type: ignore[arg-type]

@@ -6,17 +6,17 @@ from pathlib import Path
 from PIL import Image
 
 from ddpm_cli.cli import train
-from ddpm_cli.training import loop
+from ddpm_cli.tracking import run_writer
 
 LEFT = 100  # bytes
 
 
 def main() -> None:
-    save_png = loop.save_png
+    save_png = run_writer.save_png
 
     def cramped(image: Image.Image, path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LEFT, LEFT))
         save_png(image, path)
 
-    loop.save_png = cramped  # type: ignore[attr-defined]
+    run_writer.save_png = cramped  # type: ignore[attr-defined]
     train.main()

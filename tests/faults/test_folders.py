@@ -25,7 +25,7 @@ def test_a_run_folder_has_one_process(small: list[str], undisturbed: Callable[..
                 code, lines = other.end()
             assert code == 2
             (line,) = lines
-            assert f"process {process.popen.pid} on" in line or "already holds a run" in line
+            assert f"process {process.popen.pid} on" in line or "already contains a run" in line
             survived()
         process.popen.kill()
         process.end()

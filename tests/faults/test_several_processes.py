@@ -133,7 +133,7 @@ def test_under_torchrun(small: list[str]) -> None:
     assert close(Path("run"), Path("ours")) == 0
     refused = torchrun(*short, "out=run")
     assert refused.returncode != 0
-    assert refused.stderr.count("already holds a run") == 1
+    assert refused.stderr.count("already contains a run") == 1
 
 
 @pytest.mark.slow

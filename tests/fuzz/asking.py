@@ -5,9 +5,9 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,12 @@ import pytest
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
-from ddpm_cli.cli import app as command_module
 from ddpm_cli.cli import evaluate, export, forward, import_, sample, train
-from ddpm_cli.cli.app import launch, register_schemas
-from ddpm_cli.cli.overrides import check_checkpoint
+from ddpm_cli.cli.app import command as command_module
+from ddpm_cli.cli.app import register_schemas, run_command
 from tests.conftest import SCHEMAS
 
-CHECKS: dict[str, Callable[[Any], None]] = {
-    "train": train.check,
-    "sample": check_checkpoint,
-    "evaluate": evaluate.check,
-    "forward": forward.check,
-    "export": export.check_export,
-    "import": import_.check_import,
-}
-SPELLINGS: dict[str, Mapping[str, str]] = {"sample": sample.SPELLING}
+COMMANDS = {module.COMMAND.name: module.COMMAND for module in (train, sample, evaluate, forward, export, import_)}
 TOUCHING = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 
 
@@ -55,14 +46,7 @@ def ask(command: str, *overrides: str) -> Answer:
     start = time.process_time()  # of this process alone, for others are busy too
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _watched() as touched:
-            launch(
-                command,
-                "",
-                SCHEMAS[command],
-                CHECKS[command],
-                lambda config, _: configs.append(config),
-                SPELLINGS.get(command, {}),
-            )
+            run_command(replace(COMMANDS[command], usage="", run=lambda config, _: configs.append(config)))
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:

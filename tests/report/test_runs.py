@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ddpm_cli.checkpoints.run_folder import MAX_CONFIG_BYTES
 from ddpm_cli.errors import UserError
-from ddpm_cli.report.runs import MAX_YAML_BYTES, Run, find_runs, read_run
+from ddpm_cli.report.runs import Run, find_runs, read_run
 from tests.report.folders import a_run, evaluate
 
 
@@ -111,7 +112,7 @@ def test_invalid_config_yaml_only_loses_the_settings(tmp_path: Path, caplog: pyt
             "",
             "!!python/object/apply:os.system [echo]",
             "a: " + "[" * 30_000,
-            "x: " + "y" * MAX_YAML_BYTES,
+            "x: " + "y" * MAX_CONFIG_BYTES,
         ]
     ):
         folder = a_run(tmp_path / str(i))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard.summary import scalar
 from wandb.proto.wandb_internal_pb2 import Record
 
-from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.tracking import loggers as module
 from ddpm_cli.tracking.loggers import Loggers, open_loggers
 from ddpm_cli.tracking.tensorboard import EventFile, TensorBoard
-from ddpm_cli.training.signals import Signals
 from tests.conftest import TINY, Result, composed
 from tests.training.test_trainer import loop_of, rows_of
 
@@ -42,10 +41,8 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(folder: Path, *overrides: str, from_step: int | None = None) -> Path:
     """A run of SHORT in `folder`, or the rest of one from its checkpoint of a step."""
-    loop = loop_of(composed(*SHORT, *overrides), folder)
-    if from_step is not None:
-        loop.restore(load_checkpoint("resume", folder / f"checkpoints/step_{from_step:08d}.pt"))
-    loop.run(Signals())
+    with closing(loop_of(composed(*SHORT, *overrides), folder, from_step=from_step)) as loop:
+        loop.run()
     return folder
 
 

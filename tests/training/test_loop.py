@@ -37,14 +37,15 @@ def before(monkeypatch: pytest.MonkeyPatch, loop: Loop, method: str, happens: Ca
 def test_whenever_the_signal_comes_what_is_said_to_be_saved_is(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop, signals = loop_of(composed(*TINY, "train.steps=9", "train.milestone_every=4"), tmp_path), Signals()
+    signals = Signals()
+    loop = loop_of(composed(*TINY, "train.steps=9", "train.milestone_every=4"), tmp_path, signals=signals)
 
     def asks() -> None:
         signals.stop = signal.SIGTERM
 
     before(monkeypatch, loop, moment, asks)
     with pytest.raises(Stopped) as caught:
-        loop.run(signals)
+        loop.run()
     assert caught.value.status == 143
     assert f"stopped after step {last_step(tmp_path)} of 9" in str(caught.value)
     assert last_step(tmp_path) == loop.trainer.step
@@ -54,7 +55,8 @@ def test_a_stop_while_nothing_can_be_saved_does_not_say_that_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed(*TINY, "train.steps=9", "train.milestone_every=4", "train.on_disk_full=continue")
-    loop, signals = loop_of(config, tmp_path), Signals()
+    signals = Signals()
+    loop = loop_of(config, tmp_path, signals=signals)
 
     def full() -> None:
         raise NoRoom(tmp_path / "x.pt", 5)
@@ -65,7 +67,7 @@ def test_a_stop_while_nothing_can_be_saved_does_not_say_that_it_is(
     before(monkeypatch, loop, "_save", full)
     before(monkeypatch, loop, "_draw", asks)
     with pytest.raises(NoRoom):
-        loop.run(signals)
+        loop.run()
     assert last_step(tmp_path) == 0
 
 
@@ -73,7 +75,7 @@ def test_a_stop_while_nothing_can_be_saved_does_not_say_that_it_is(
 def test_the_film_ends_with_the_first_of_the_last_samples(more: list[str], tmp_path: Path) -> None:
     last = {word.split("=")[0]: word for word in [*TINY, "train.steps=2", "sampler.steps=5", *more]}
     loop = loop_of(composed(*last.values()), tmp_path)
-    loop.run(Signals())
+    loop.run()
     labels = [i % 10 for i in range(min(16, loop.trainer.config.train.samples))]
     *_, end = loop.trainer.generator.steps(0, labels, range(len(labels)))
     wanted = picture(end.x, [str(label) for label in labels] if loop.trainer.classes else None)
@@ -87,7 +89,7 @@ def test_the_film_ends_with_the_first_of_the_last_samples(more: list[str], tmp_p
 def test_there_is_a_film_at_the_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, seen = loop_of(composed(*TINY, "train.steps=5", "train.milestone_every=2"), tmp_path), []
     before(monkeypatch, loop, "_draw", lambda: seen.append((tmp_path / "samples/film.gif").exists()))
-    loop.run(Signals())
+    loop.run()
     assert seen == [False, False, False]
     assert (tmp_path / "samples/film.gif").exists()
 
@@ -102,25 +104,21 @@ def test_where_the_last_grid_is_the_film_is(moment: str, tmp_path: Path, monkeyp
 
     loop = loop_of(config, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(f"ddpm_cli.training.loop.{moment}", killed)
+        patch.setattr(f"ddpm_cli.tracking.run_writer.{moment}", killed)
         with pytest.raises(KeyboardInterrupt):
-            loop.run(Signals())
+            loop.run()
     grid, film = tmp_path / "samples/step_00000002.png", tmp_path / "samples/film.gif"
     assert not grid.exists()
-    again = loop_of(config, tmp_path)
-    again.restore(load_checkpoint("resume", tmp_path / "checkpoints" / "last.pt"))
-    again.run(Signals())
+    loop_of(config, tmp_path, from_step=2).run()
     assert grid.exists()
     assert film.exists()
 
 
 def test_a_picture_that_is_owed_is_drawn_first(tmp_path: Path) -> None:
     config = composed(*TINY, "train.steps=4", "train.milestone_every=2")
-    loop_of(config, tmp_path).run(Signals())
+    loop_of(config, tmp_path).run()
     pictures = [tmp_path / "samples" / f"step_0000000{step}.png" for step in (2, 4)]
     drawn = pictures[1].read_bytes()
     pictures[1].unlink()
-    again = loop_of(config, tmp_path)
-    again.restore(load_checkpoint("resume", tmp_path / "checkpoints" / "last.pt"))
-    again.run(Signals())
+    loop_of(config, tmp_path, from_step=4).run()
     assert pictures[1].read_bytes() == drawn

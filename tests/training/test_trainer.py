@@ -47,9 +47,20 @@ def trainer_of(config: TrainConfig, count: int = 20) -> Trainer:
     return Trainer(config, Table(few, flip, config.train.seed, CPU), CPU)
 
 
-def loop_of(config: TrainConfig, folder: Path, count: int = 20) -> Loop:
+def loop_of(
+    config: TrainConfig,
+    folder: Path,
+    count: int = 20,
+    signals: Signals | None = None,
+    from_step: int | None = None,
+) -> Loop:
+    """Return the loop of a run in `folder`, which continues from a checkpoint with `from_step`."""
     folder.mkdir(exist_ok=True)
-    return Loop(trainer_of(config, count), folder, "a fingerprint")
+    trainer, state = trainer_of(config, count), None
+    if from_step is not None:
+        state = load_checkpoint("resume", folder / f"checkpoints/step_{from_step:08d}.pt")
+        trainer.restore(state)
+    return Loop(trainer, folder, "a fingerprint", signals or Signals(), state)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -78,7 +89,7 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, prec
     knobs = [f"train.precision={precision}", f"train.optimizer={optimizer}"]
     config = composed(*TINY, *EVERYTHING, "train.steps=7", *knobs)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    loop_of(config, whole).run(Signals())
+    loop_of(config, whole).run()
 
     first = loop_of(config, stopped)
     step = first.trainer.train_step
@@ -90,12 +101,11 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, prec
 
     first.trainer.train_step = dies_after_five  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        first.run(Signals())
+        first.run()
     torch.rand(1000)  # another process has another global generator
-    second = loop_of(config, stopped)
-    second.restore(load_checkpoint("resume", stopped / "checkpoints" / "last.pt"))
+    second = loop_of(config, stopped, from_step=3)
     assert second.trainer.step == 3
-    second.run(Signals())
+    second.run()
 
     ours = load_checkpoint("ckpt", stopped / "checkpoints" / "last.pt")
     theirs = load_checkpoint("ckpt", whole / "checkpoints" / "last.pt")
@@ -121,7 +131,7 @@ def test_milestones_count_global_steps_and_the_end(tmp_path: Path) -> None:
     config = composed(*TINY, *EVERYTHING, "train.steps=null", "train.epochs=2.8")  # 2.5 steps an epoch
     loop = loop_of(config, tmp_path)
     assert loop.trainer.steps == 7
-    loop.run(Signals())
+    loop.run()
     steps = [f"step_{step:08d}" for step in (3, 6, 7)]
     assert sorted(f.stem for f in (tmp_path / "checkpoints").glob("step_*")) == steps  # pruned: 0, the beginning
     assert sorted(f.stem for f in (tmp_path / "samples").glob("step_*")) == steps
@@ -204,7 +214,7 @@ def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
         "train.samples=32",
     )
     loop = loop_of(config, tmp_path, count=8)
-    final = loop.run(Signals())
+    final = loop.run()
     first = float(rows_of(tmp_path)[0]["loss"])
     assert final < first / 3
     originals = to_float(loop.trainer.table.values).flatten(1)
@@ -245,7 +255,7 @@ def test_the_average_is_a_copy_before_it_starts() -> None:
 def test_milestones_by_epochs(tmp_path: Path) -> None:
     """20 images in batches of 8 are 2.5 steps: an epoch is over after 3, 5, 8 steps."""
     config = composed(*TINY, "train.steps=null", "train.epochs=3", "train.milestone_every=1epoch", "train.log_every=1")
-    loop_of(config, tmp_path).run(Signals())
+    loop_of(config, tmp_path).run()
     steps = sorted(int(file.stem[5:]) for file in (tmp_path / "samples").glob("step_*"))
     assert steps == [3, 5, 8]
 

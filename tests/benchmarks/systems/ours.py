@@ -16,6 +16,7 @@ from ddpm_cli.config import TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Table
 from ddpm_cli.training.loop import Loop
+from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer
 from tests.benchmarks.data import overrides
 
@@ -50,5 +51,5 @@ class Ours:
         loss.item()
 
     def save(self, folder: Path) -> None:
-        save_checkpoint(folder, Loop(self.trainer, folder, "").state())
+        save_checkpoint(folder, Loop(self.trainer, folder, "", Signals()).state())
         (folder / "checkpoints" / "last.pt").unlink()  # the same file under another name

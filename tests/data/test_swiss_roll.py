@@ -7,7 +7,7 @@ from ddpm_cli.data.sources import load_examples
 from tests.distances import sliced_wasserstein
 
 
-def test_the_swiss_roll_is_scikit_learns_from_its_end_a_tenth_as_large() -> None:
+def test_swiss_roll_has_the_distribution_of_scikit_learn() -> None:
     ours = load_examples(SwissRoll(points=20_000, noise=1.0), train=True).values
     theirs, _ = make_swiss_roll(20_000, noise=1.0, random_state=0)
     theirs = torch.from_numpy(theirs[:, [0, 2]] / 10).float()
@@ -18,14 +18,14 @@ def test_the_swiss_roll_is_scikit_learns_from_its_end_a_tenth_as_large() -> None
     assert ours.shape == (20_000, 2)
 
 
-def test_without_noise_every_point_lies_on_the_spiral() -> None:
+def test_points_without_noise_lie_on_the_spiral() -> None:
     x, y = load_examples(SwissRoll(points=500, noise=0.0), train=True).values.double().numpy().T
     radius = 10 * np.hypot(x, y)
     assert ((1.5 * np.pi <= radius + 1e-5) & (radius <= 4.5 * np.pi + 1e-5)).all()
     assert np.allclose(np.cos(radius), 10 * x / radius, atol=1e-4)
 
 
-def test_the_splits_are_independent_and_always_the_same() -> None:
+def test_splits_are_independent_and_reproducible() -> None:
     roll = SwissRoll(points=100, noise=0.5)
     train, test = load_examples(roll, train=True), load_examples(roll, train=False)
     assert not torch.equal(train.values, test.values)

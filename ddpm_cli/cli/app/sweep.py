@@ -1,4 +1,4 @@
-"""A sweep: its folder, what became of each of its jobs, the cores and devices that those running at once share."""
+"""Sweeps: their folder, jobs.csv, and how jobs that run at the same time share cores and devices."""
 
 import csv
 import io
@@ -18,9 +18,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig
 
-from ddpm_cli.cli.error_messages import FORESEEN, on_one_line, one_line
-from ddpm_cli.cli.overrides import check_groups, checked
+from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
+from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.files import write
 
@@ -31,8 +33,15 @@ RESUME = "sweep.resume="
 
 
 @dataclass(frozen=True)
-class Job:
-    """A row of jobs.csv: status is done or failed, value what the job returned, error why it failed, in one line."""
+class SweepJob:
+    """A row of jobs.csv.
+
+    Attributes:
+        job: number of the job.
+        status: done or failed.
+        value: what the job returned.
+        error: why it failed, in one line.
+    """
 
     job: int
     status: str
@@ -42,19 +51,20 @@ class Job:
     error: str
 
 
-COLUMNS = [field.name for field in fields(Job)]
+COLUMNS = [field.name for field in fields(SweepJob)]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """folder: that of the sweep; jobs: how many there will be, or None where a search chooses them as it goes."""
+class SweepPlan:
+    """The folder of a sweep and the number of its jobs; None if a search chooses them one after another."""
 
     folder: Path
     jobs: int | None
 
 
-def planned(command: str, schema: type, overrides: list[str], check_config: Callable[[Any], None]) -> Plan:
-    """What `ddpm-<command> -m <overrides>` will do. Raises what composing or checking its first bad job raises."""
+def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable[[Any], None]) -> SweepPlan:
+    """Return the plan of `ddpm-<command> -m <overrides>`. Raise the error of its first job that cannot run."""
+    check_overrides(command, schema, overrides)
     with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         typed = parser.parse_overrides(overrides)
@@ -62,70 +72,78 @@ def planned(command: str, schema: type, overrides: list[str], check_config: Call
             if override.key_or_group == "out":
                 raise UserError(
                     f"{override.input_line}: the jobs of a sweep write to hydra.sweep.dir/0, 1, …; "
-                    "use hydra.sweep.dir=… instead"
+                    "set hydra.sweep.dir=… instead"
                 )
         fixed = [override.input_line or "" for override in typed if not override.is_sweep_override()]
-        cfg = compose(command, fixed, return_hydra_config=True)
-        folder = _to_resume(overrides) or Path(cfg.hydra.sweep.dir)
+        cfg = _compose(command, schema, fixed, with_hydra=True)
+        folder = _folder_to_resume(overrides) or Path(cfg.hydra.sweep.dir)
         swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         every = [*parser.parse_overrides(swept), *typed]
         if "n_trials" in cfg.hydra.sweeper or any(map(_is_search, every)):
-            return Plan(folder, None)
+            return SweepPlan(folder, None)
         (jobs,) = BasicSweeper.split_arguments(every, None)
         for job in jobs:
-            check_groups(schema, job)
-            check_config(checked(compose(command, job)))
-        return Plan(folder, len(jobs))
+            check_overrides(command, schema, job)
+            check(to_typed(_compose(command, schema, job)))
+        return SweepPlan(folder, len(jobs))
+
+
+def _compose(command: str, schema: type, overrides: list[str], with_hydra: bool = False) -> DictConfig:
+    try:
+        return compose(command, overrides, return_hydra_config=with_hydra)
+    except ConfigCompositionException as error:
+        GlobalHydra.instance().clear()  # as the explanation composes in a context of its own
+        raise explain_composition_error(command, schema, overrides, error) from error
 
 
 def _is_search(override: Override) -> bool:
     return override.is_sweep_override() and not override.is_discrete_sweep()
 
 
-def _to_resume(overrides: Iterable[str]) -> Path | None:
-    """The folder in sweep.resume=…, if that was typed."""
+def _folder_to_resume(overrides: Iterable[str]) -> Path | None:
+    """Return the folder in sweep.resume=…, if that was typed."""
     for override in overrides:
         if override.startswith(RESUME):
             folder = Path(override.removeprefix(RESUME)).expanduser()
             if not folder.is_dir():
-                raise UserError(f"{override}: no such folder; name that of a sweep, which has a folder for each job")
+                raise UserError(f"{override}: no such folder; name the folder of a sweep")
             return folder
     return None
 
 
-def begin(plan: Plan) -> None:
-    """Make the folder of a sweep, and its jobs.csv unless it goes on with one."""
+def create_sweep(plan: SweepPlan) -> None:
+    """Create the folder of a sweep, and its jobs.csv unless the sweep is resumed."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     if not (plan.folder / FILE).exists():
         write(plan.folder / FILE, f"{','.join(COLUMNS)}\n".encode())
 
 
-def note(folder: Path, job: Job) -> None:
-    """Add a row to the sweep's jobs.csv, in one write: other jobs may be adding theirs."""
+def append_job(folder: Path, job: SweepJob) -> None:
+    """Append a row to the sweep's jobs.csv in a single write, because other jobs may append at the same time."""
     row = io.StringIO(newline="")
     csv.writer(row).writerow(["" if value is None else value for value in asdict(job).values()])
     with (folder / FILE).open("ab", buffering=0) as stream:
         stream.write(row.getvalue().encode())
 
 
-def jobs_of(folder: Path) -> dict[int, Job]:
-    """What became of each job at last, by its number. A row cut short is none."""
+def jobs_of(folder: Path) -> dict[int, SweepJob]:
+    """Return the last row of each job by its number; incomplete rows are left out."""
     if not (folder / FILE).is_file():
         return {}
     with (folder / FILE).open(newline="") as stream:
-        found = {job.job: job for job in map(_job, csv.reader(stream)) if job is not None}
+        found = {job.job: job for job in map(_parse_row, csv.reader(stream)) if job is not None}
     return dict(sorted(found.items()))
 
 
-def _job(row: list[str]) -> Job | None:
+def _parse_row(row: list[str]) -> SweepJob | None:
     if len(row) != len(COLUMNS) or not row[0].isdecimal():
         return None
     number, status, value, seconds, overrides, error = row
-    return Job(int(number), status, float(value) if value else None, float(seconds), overrides, error)
+    return SweepJob(int(number), status, float(value) if value else None, float(seconds), overrides, error)
 
 
-def run_job(work: Callable[[], float | None], schema: type, plan: Plan) -> float | None:
-    """What `work`, a job of the sweep, returns. Where it fails that is said and noted, and the other jobs go on."""
+def run_sweep_job(work: Callable[[], float | None], schema: type, plan: SweepPlan) -> float | None:
+    """Return what `work`, a job of the sweep, returns. If it fails, log that, write it to jobs.csv and return None."""
     own = HydraConfig.get()
     number, overrides = own.job.num, shlex.join(typed_overrides())
     take_share(number, at_once(own.launcher, plan.jobs))
@@ -134,19 +152,19 @@ def run_job(work: Callable[[], float | None], schema: type, plan: Plan) -> float
     try:
         value = work()
     except Stopped:
-        raise  # the whole sweep was asked to end
-    except FORESEEN as error:
-        status, line = "failed", one_line(error, schema)
+        raise  # a signal stops the whole sweep
+    except EXPECTED_ERRORS as error:
+        status, line = "failed", message_of(error, schema)
         log.error("job %d: %s", number, line)
     except Exception as error:
         status, line = "failed", on_one_line(f"{type(error).__name__}: {error}")
-        log.exception("job %d failed for a reason that nobody foresaw", number)
-    note(plan.folder, Job(number, status, value, time.perf_counter() - started, overrides, line))
+        log.exception("job %d failed unexpectedly", number)
+    append_job(plan.folder, SweepJob(number, status, value, time.perf_counter() - started, overrides, line))
     return value
 
 
-def finish(plan: Plan, after_sweep: Callable[[Path], None] | None) -> None:
-    """Say what became of the jobs, and make what is made of a sweep. Raises `Failure` where some failed."""
+def finish_sweep(plan: SweepPlan, after_sweep: Callable[[Path], None] | None) -> None:
+    """Print a line for each job and call `after_sweep`. Raise `Failure` if jobs failed."""
     jobs = jobs_of(plan.folder)
     print(_summary(jobs), file=sys.stderr)
     if after_sweep is not None:
@@ -154,13 +172,13 @@ def finish(plan: Plan, after_sweep: Callable[[Path], None] | None) -> None:
     failed = [job for job in jobs.values() if job.status == "failed"]
     if failed:
         raise Failure(
-            f"{len(failed)} of {len(jobs)} jobs failed, job {failed[0].job} the first: {failed[0].error}; "
-            f"{plan.folder / FILE} has all"
+            f"{len(failed)} of {len(jobs)} jobs failed; the first was job {failed[0].job}: {failed[0].error}; "
+            f"{plan.folder / FILE} lists all"
         )
 
 
-def _summary(jobs: Mapping[int, Job]) -> str:
-    """A line for each job, with what it does not share with all others."""
+def _summary(jobs: Mapping[int, SweepJob]) -> str:
+    """Return a line for each job, with the overrides that not all jobs have in common."""
     typed = {number: shlex.split(job.overrides) for number, job in jobs.items()}
     shared = set.intersection(*map(set, typed.values())) if len(jobs) > 1 else set()
     own = {number: " ".join(one for one in overrides if one not in shared) for number, overrides in typed.items()}
@@ -173,21 +191,24 @@ def _summary(jobs: Mapping[int, Job]) -> str:
 
 
 def typed_overrides() -> list[str]:
-    """What was typed for this job, less what is said of the sweep."""
+    """Return the overrides of this job without those of the sweep."""
     return [override for override in HydraConfig.get().overrides.task if not override.startswith(("sweep.", "sweep="))]
 
 
 def quoted(folder: Path) -> str:
-    """A path as the value of an override, whatever is in it."""
+    """Return a path as the value of an override, with special characters escaped."""
     text = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 
 
 def at_once(launcher: Mapping[str, Any], jobs: int | None) -> int:
-    """How many jobs share this machine: joblib's n_jobs, all of submitit's local ones, one of other launchers'."""
+    """Return the number of jobs that run on this machine at once.
+
+    That is n_jobs for joblib, all jobs for submitit's local launcher, and one for other launchers.
+    """
     if "n_jobs" in launcher:
         asked = int(launcher["n_jobs"])
-        wanted = asked if asked > 0 else cores() + 1 + asked  # -1 is a job a core
+        wanted = asked if asked > 0 else cores() + 1 + asked  # -1 means one job for each core
     elif "submitit_folder" in launcher and "partition" not in launcher:
         wanted = jobs or cores()
     else:
@@ -196,12 +217,12 @@ def at_once(launcher: Mapping[str, Any], jobs: int | None) -> int:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def take_share(job: int, side_by_side: int) -> None:
-    """Have job number `job` use its part of the cores, and of several devices, with device=auto, one in turn."""
+    """Limit a job to its share of the cores and, with device=auto, to one of several devices in turn."""
     if side_by_side == 1:
         return
     import torch

@@ -1,0 +1,194 @@
+"""Run a command: parse what was typed, compose the config with Hydra, and report errors in one line."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
+
+from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
+from ddpm_cli.cli.app.help import help_text
+from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
+from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, quoted, run_sweep_job
+from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
+from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
+from ddpm_cli.errors import Failure, Stopped, UserError
+
+CONFIGS = "pkg://ddpm_cli.configs"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command `ddpm-<name>`.
+
+    Attributes:
+        usage: the first lines of --help.
+        schema: the dataclass of configs/<name>.yaml.
+        check: raises `UserError` for a config that cannot run. It is called once for a run, and for all jobs of a
+            sweep before the first one starts.
+        run: called with the config and the folder to write to.
+        spelling: fields of the schema by the keys that are typed for them, if these differ.
+        after_sweep: called with the folder of a finished sweep.
+    """
+
+    name: str
+    usage: str
+    schema: type
+    check: Callable[[Any], None]
+    run: Callable[[Any, Path], float | None]
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    after_sweep: Callable[[Path], None] | None = None
+
+
+def run_command(command: Command) -> None:
+    """Run a command with the arguments in `sys.argv`.
+
+    An error is printed as one line on stderr. The exit status is 2 for a `UserError`, 1 for a `Failure`, and 128 plus
+    its number for a signal. HYDRA_FULL_ERROR=1 shows the traceback.
+    """
+    register_schemas(command.name, command.schema)
+    if EXTRA_CONFIGS:
+        Plugins.instance().register(ExtraConfigs)
+    with _hydra_raises_errors() as traceback, _errors_on_one_line(command, traceback):
+        arguments = _parse(command)
+        if arguments.help:
+            print(help_text(command.name, command.usage))
+        elif arguments.multirun:
+            _run_sweep(command, arguments.overrides, traceback)
+        else:
+            if not arguments.shell_completion:  # whose overrides are options of the completion
+                check_overrides(command.name, command.schema, arguments.overrides)
+            _compose_and_run(command, arguments.overrides, None, traceback)
+
+
+class ExtraConfigs(SearchPathPlugin):
+    """Let Hydra find the YAML files of options that are defined outside the package."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in EXTRA_CONFIGS:
+            search_path.append("ddpm_cli", f"file://{folder.absolute()}")
+
+
+def register_schemas(name: str, schema: type) -> None:
+    """Register the schemas of configs/<name>.yaml and of all options with Hydra."""
+    store = ConfigStore.instance()
+    store.store(name=f"{name}_schema", node=schema)
+    for base, options in GROUPS.items():
+        for option in options:
+            store.store(group=f"schema/{base.group}", name=option_name(option), node=option)
+
+
+def _parse(command: Command) -> Namespace:
+    """Parse `sys.argv`, from which Hydra reads it again. Raise `UserError`."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(message)
+
+    # argparse accepts no positional arguments on both sides of an option, so -m is moved to the front.
+    typed = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+    sys.argv[1:] = [_field_of(argument, command.spelling) for argument in typed]
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    arguments = parser.parse_args()
+    if arguments.multirun and (arguments.cfg or arguments.info):
+        raise UserError("-m: cannot be combined with --cfg or --info, which show the config of one job; leave it out")
+    return arguments
+
+
+def _field_of(override: str, spelling: Mapping[str, str]) -> str:
+    """Return an override with its key replaced by the field that it is typed for."""
+    key, equals, value = override.partition("=")
+    return spelling.get(key, key) + equals + value
+
+
+def _run_sweep(command: Command, overrides: list[str], traceback: bool) -> None:
+    if is_one_of_several():
+        raise UserError("-m: not under torchrun or srun, whose processes share one job; type devices=… instead")
+    plan = plan_sweep(command.name, command.schema, overrides, command.check)
+    create_sweep(plan)
+    sys.argv.append(f"hydra.sweep.dir={quoted(plan.folder)}")
+    _compose_and_run(command, overrides, plan, traceback)
+    finish_sweep(plan, command.after_sweep)
+
+
+def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | None, traceback: bool) -> None:
+    """Let Hydra compose the config, and run the command with it; for a sweep, once for each job."""
+    started = False
+
+    def job(cfg: DictConfig) -> float | None:
+        nonlocal started
+        started = True
+        with _errors_on_one_line(command, traceback):  # here, because Hydra would print a line of its own
+            if plan is None:
+                return _run_job(command, cfg, check=True)
+            # The jobs of a plan that lists them have been checked.
+            return run_sweep_job(lambda: _run_job(command, cfg, check=plan.jobs is None), command.schema, plan)
+
+    try:
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name=command.name)(job)()
+    except hydra.errors.ConfigCompositionException as error:
+        raise explain_composition_error(command.name, command.schema, overrides, error) from error
+    except OSError as error:
+        if started or traceback:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; choose another folder") from error  # hydra.run.dir=…
+
+
+def _run_job(command: Command, cfg: DictConfig, check: bool) -> float | None:
+    config = to_typed(cfg)
+    if check:
+        command.check(config)
+    return command.run(config, _output_folder(config))
+
+
+def _output_folder(config: Any) -> Path:
+    """Return the folder to write to: `out`, or the one that Hydra created for a job of a sweep or for hydra.run.dir."""
+    created = Path(HydraConfig.get().runtime.output_dir)
+    return Path(config.out) if created == Path.cwd() else created
+
+
+@contextmanager
+def _hydra_raises_errors() -> Iterator[bool]:
+    """Let Hydra raise exceptions instead of printing several lines; yield whether the user asked for tracebacks."""
+    asked = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield asked == "1"
+    finally:
+        if asked is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+@contextmanager
+def _errors_on_one_line(command: Command, traceback: bool) -> Iterator[None]:
+    """Turn expected errors into a line on stderr and an exit status."""
+
+    def end(message: str, status: int) -> NoReturn:
+        if is_launch_rank_zero():
+            print(f"ddpm-{command.name}: {on_one_line(message)}", file=sys.stderr)
+        sys.exit(status)
+
+    try:
+        yield
+    except Stopped as stop:
+        end(str(stop), stop.status)
+    except EXPECTED_ERRORS as error:
+        if traceback:
+            raise
+        end(message_of(error, command.schema), 1 if isinstance(error, Failure) else 2)
+    except KeyboardInterrupt:
+        end("interrupted", 130)

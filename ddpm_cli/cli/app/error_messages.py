@@ -1,0 +1,45 @@
+"""Errors of the package, of Hydra and of OmegaConf as one line: the key, its value, what is allowed, what to do."""
+
+import re
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ddpm_cli.errors import Failure, UserError, one_of
+
+EXPECTED_ERRORS = (UserError, Failure, HydraException, OmegaConfBaseException)
+"""Exceptions that are reported in one line; any other one is a bug."""
+PLUGIN_GROUPS = ("hydra/launcher", "hydra/sweeper")
+PLUGIN_HINT = "; pip install 'ddpm-cli[sweep]' installs joblib, submitit and Optuna"
+
+
+def message_of(error: Exception, schema: type) -> str:
+    """Return the message for the user of the command with the config `schema`."""
+    match error:
+        case UserError() if "schedules" in schema.__annotations__:
+            message = _with_schedule_names(str(error))
+        case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
+            group, _, option = file.rpartition("/")
+            hint = PLUGIN_HINT if group in PLUGIN_GROUPS else ""
+            message = f"{group}={option}: must be {one_of(sorted(options))}{hint}"
+        case MissingMandatoryValue():
+            message = f"{error.full_key}=: missing; give it a value"
+        case OverrideParseException():
+            message = f"{error.override}: not readable; write key=value, and quote it for the shell"
+        case OmegaConfBaseException() if error.full_key:
+            message = f"{error.full_key}: {str(error.msg).splitlines()[0]}"
+        case _:
+            message = str(error)
+    return on_one_line(message)
+
+
+def on_one_line(text: str) -> str:
+    """Return `text` without line breaks and control characters, which overrides and file names may contain."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def _with_schedule_names(message: str) -> str:
+    """Return a message about the group `schedule` for ddpm-forward, whose schedules have names."""
+    message = message.replace("schedule.", "schedules.<name>.").replace("schedule=…", "schedules.<name>=…")
+    message = re.sub("^schedule=", "schedules.", message)
+    return re.sub("^schedules.<name>.timesteps", "timesteps, or schedules.<name>.timesteps", message)

@@ -1,0 +1,232 @@
+"""Evaluate a checkpoint or samples, and write the results. Implements ddpm-evaluate."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ddpm_cli.checkpoints.loading import Trained, load_trained
+from ddpm_cli.checkpoints.run_folder import RunFolder, new_folder
+from ddpm_cli.config import FEWEST, Dataset, EvaluateConfig, ImageDataset
+from ddpm_cli.data.sources import cache_folder, load_examples, moved
+from ddpm_cli.data.table import Examples
+from ddpm_cli.distributed import collectives
+from ddpm_cli.distributed.devices import resolve_device
+from ddpm_cli.errors import UserError, check, one_of
+from ddpm_cli.evaluation.neighbours import nearest, neighbours_picture
+from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
+from ddpm_cli.evaluation.record import append, to_json
+from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples, read_sample_images
+from ddpm_cli.files import write
+from ddpm_cli.images.plots import save_bound_plot
+from ddpm_cli.images.png_gif import grid, save_png
+from ddpm_cli.sampling.sample_generator import generator_of
+
+if TYPE_CHECKING:
+    from ddpm_cli.evaluation.comparison import Comparison, SampleEvaluator  # needs torch-fidelity, which is optional
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("ddpm-cli", "torch", "torch-fidelity")
+"""Packages whose versions are recorded."""
+ROWS, COLUMNS = 8, 7
+"""Samples and their nearest images in neighbours.png."""
+
+
+def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
+    """Evaluate a checkpoint or samples and write the results to `folder`.
+
+    Several processes share the network calls; rank 0 computes the metrics and writes.
+    """
+    started = time.perf_counter()
+    trained = load_trained(config.ckpt, config.weights, config.device, config.precision) if config.ckpt else None
+    dataset = trained.config.dataset if trained else config.dataset
+    assert dataset is not None  # the config was checked
+    dataset = moved(dataset, config.root)
+    if not collectives.is_rank_zero():
+        _draw_share(config, trained, dataset)
+        return
+    results = _results(config, trained, dataset, folder)
+    record = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        **_subject(config, trained),
+        "dataset": dataset.name,
+        **{key: getattr(config, key) for key in ("split", "seed", "precision", "batch_size")},
+        **results,
+        "seconds": time.perf_counter() - started,
+        "versions": {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
+    }
+    write(folder / "evaluation.json", f"{to_json(record, indent=2)}\n".encode())
+    log.info("%s in %s", " ".join(sorted(path.name for path in folder.iterdir())), folder)
+    run = RunFolder.of(trained.path) if trained else None
+    if run is not None and run.notes.is_dir():
+        append(record, run.path)
+
+
+def _results(config: EvaluateConfig, trained: Trained | None, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Return all measurements. Missing data and packages are reported before `folder` is created."""
+    examples = _examples(config, trained, dataset) if trained and "nll" in config.metrics else None
+    batches = _batches(config, trained, dataset) if config.distances else None
+    evaluator = _evaluator(config, trained, dataset) if config.distances else None
+    new_folder(folder)
+    metrics: dict[str, float] = {}
+    found: dict[str, Any] = {"metrics": metrics}
+    if evaluator and batches is not None:
+        of_samples = _compared(config, evaluator, batches, folder)
+        metrics |= of_samples.pop("metrics")
+        found |= of_samples
+    if trained and examples is not None:
+        metrics["nll"], found["nll"] = _bound(config, trained, examples, folder)
+    return found
+
+
+def _draw_share(config: EvaluateConfig, trained: Trained | None, dataset: Dataset) -> None:
+    """Do the share of a rank other than 0 in the network calls of `_results`."""
+
+    if trained and config.distances:
+        deque(_batches(config, trained, dataset), maxlen=0)
+    if trained and "nll" in config.metrics:
+        bound(trained, _examples(config, trained, dataset), config.batch_size, config.seed)
+
+
+def _subject(config: EvaluateConfig, trained: Trained | None) -> dict[str, Any]:
+    """Return the keys that say what was evaluated."""
+    if trained is None:
+        return {"samples": str(Path(str(config.samples)).expanduser().absolute())}
+    return {"ckpt": str(trained.path.absolute()), "step": trained.step, "weights": config.weights}
+
+
+def _batches(
+    config: EvaluateConfig, trained: Trained | None, dataset: Dataset
+) -> GeneratedSamples | tuple[Tensor, ...]:
+    """Return the samples, which are drawn from the network or read from files. Raise `UserError`."""
+
+    if not isinstance(dataset, ImageDataset):
+        raise UserError(f"metrics={config.distances}: compare images, and dataset={dataset.name} has points; use [nll]")
+    if trained:
+        generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
+        return GeneratedSamples(
+            generator, config.n or DEFAULT_N[_features(config, dataset)], config.seed, config.batch_size
+        )
+    found = read_sample_images(str(config.samples), dataset, cache_folder())[: config.n]
+    check(len(found) >= FEWEST, "samples", config.samples, f"at least {FEWEST} images")
+    return found.split(config.batch_size)
+
+
+def _evaluator(config: EvaluateConfig, trained: Trained | None, dataset: Dataset) -> "SampleEvaluator":
+    from ddpm_cli.evaluation.comparison import SampleEvaluator
+
+    splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
+    device = trained.device if trained else resolve_device(config.device)
+    return SampleEvaluator(splits, config.split, config.distances, _features(config, dataset), device)
+
+
+def _features(config: EvaluateConfig, dataset: Dataset) -> str:
+    """Return the network whose features are compared. Inception was trained on photographs, not on gray images."""
+    if config.features != "auto":
+        return config.features
+    return "classifier" if dataset.shape[0] == 1 else "inception"
+
+
+def _compared(
+    config: EvaluateConfig, evaluator: "SampleEvaluator", batches: GeneratedSamples | tuple[Tensor, ...], folder: Path
+) -> dict[str, Any]:
+    """Compare the samples with the data; write neighbours.png and samples.png."""
+
+    comparison = evaluator.compare(batches, config.seed)
+    save_png(grid(comparison.first), folder / "samples.png")
+    splits = evaluator.splits
+    distances = _neighbours(comparison.first, splits["train"].values, splits["test"].values, folder)
+    _log_comparison(comparison, distances)
+    return {
+        "metrics": comparison.metrics,
+        "n": comparison.n,
+        "features": evaluator.features,
+        "data": evaluator.fingerprints[0],
+        **(_sampling(batches) if isinstance(batches, GeneratedSamples) else {}),
+        "intervals": comparison.intervals,
+        "floor": comparison.floor,
+        "floor_n": comparison.floor_n,
+        "classifier": comparison.classifier,
+        "nearest": distances,
+    }
+
+
+def _sampling(drawn: GeneratedSamples) -> dict[str, Any]:
+    generator = drawn.generator
+    return {
+        "sampler": asdict(generator.sampler),
+        "variance": generator.denoiser.variance,
+        "guidance_scale": generator.guidance_scale,
+        "nfe": drawn.nfe,
+    }
+
+
+def _neighbours(samples: Tensor, train: Tensor, test: Tensor, folder: Path) -> dict[str, float]:
+    """Write neighbours.png; return the median distance (in 0..255) of samples and test images to the training set."""
+
+    distances, places = nearest(samples, train, COLUMNS)
+    save_png(neighbours_picture(samples[:ROWS], train, places[:ROWS]), folder / "neighbours.png")
+    real, _ = nearest(test[: len(samples)], train, 1)
+    return {"samples": distances[:, 0].median().item(), "test": real.median().item()}
+
+
+def _log_comparison(comparison: "Comparison", distances: Mapping[str, float]) -> None:
+    for name, value in comparison.metrics.items():
+        if name.endswith("_std"):
+            continue
+        low, high = comparison.intervals.get(name, (None, None))
+        spread = "" if low is None else f" (95% between {low:.4g} and {high:.4g} at this n)"
+        log.info("%s %.4g%s; floor %.4g", name, value, spread, comparison.floor[name])
+    if comparison.classifier:
+        counts = ", ".join(f"{name} {count}" for name, count in comparison.classifier["classes"].items())
+        log.info("classes found: %s; mean confidence %.2f", counts, comparison.classifier["confidence"])
+    log.info(
+        "nearest training image: %.1f from a sample, %.1f from a test image", distances["samples"], distances["test"]
+    )
+
+
+def _examples(config: EvaluateConfig, trained: Trained, dataset: Dataset) -> Examples:
+    """Return the images for nll. Raise `UserError` if the network was trained on other classes."""
+
+    examples = first_examples(load_examples(dataset, config.split == "train"), config.n or NLL_N)
+    if trained.classes and examples.classes != trained.classes:
+        raise UserError(
+            f"split={config.split}: has the classes {one_of(examples.classes or ['unknown'])}, and the network was "
+            f"trained on {one_of(trained.classes)}; use another split"
+        )
+    return examples
+
+
+def _bound(config: EvaluateConfig, trained: Trained, examples: Examples, folder: Path) -> tuple[float, dict[str, Any]]:
+    """Return the bound in bits per dimension and its parts; write nll.csv and nll.png."""
+
+    found = bound(trained, examples, config.batch_size, config.seed)
+    lines = ["t,bits_per_dim", *(f"{t},{x:.8g}" for t, x in enumerate(found.terms)), ""]
+    write(folder / "nll.csv", "\n".join(lines).encode())
+    save_bound_plot(found.terms, folder / "nll.png")
+    parts = {
+        "n": len(examples),
+        "standard_error": found.standard_error,
+        "L_0": found.terms[0],
+        "L_1_to_T-1": sum(found.terms[1:]),
+        "L_T": found.prior,
+    }
+    log.info(
+        "at most %.4f bits/dim (standard error %.4f) over %d examples of the %s split",
+        found.total,
+        found.standard_error,
+        len(examples),
+        config.split,
+    )
+    log.info("L_0 %.4f, L_1..T-1 %.4f, L_T %.6f", parts["L_0"], parts["L_1_to_T-1"], found.prior)
+    return found.total, parts
