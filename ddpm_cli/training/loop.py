@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 class Loop:
     """Train and write to a run folder, which this process must hold. Call `run` once and `close` at the end.
 
-    Each of several processes has a loop; all take the same steps, and only rank 0 writes.
+    Each of several processes has a loop; all take the same steps, and only rank 0 writes. The checkpoint of step 0 is
+    written at once, so that there is always one to resume from, and a full disk is noticed early.
 
     Args:
         fingerprint: of the data, stored in checkpoints.
@@ -52,6 +53,9 @@ class Loop:
             self.losses.restore(state["losses"])
         self.seconds = 0.0 if state is None else state["seconds"]  # spent in steps, over all resumes
         self.saved_step = trainer.step
+        if trainer.step == 0:
+            first = self.state()
+            collectives.on_rank_zero(lambda: save_checkpoint(folder, first))
         on_cpu = trainer.device.type == "cpu"
         self.progress = Progress(trainer.step, trainer.steps, trainer.config.train.batch_size, self.seconds, on_cpu)
         self.writer: RunWriter | None = None
@@ -81,7 +85,7 @@ class Loop:
         """
         trainer = self.trainer
         self._poll_signals()
-        self._prepare()
+        self._draw_missing_grid()
         trainer.network.train()
         mean_loss = math.nan
         while trainer.step < trainer.steps:
@@ -100,14 +104,10 @@ class Loop:
                 self._allow_full_disk(self._draw)
         return mean_loss
 
-    def _prepare(self) -> None:
-        """Write the checkpoint of step 0, or the grid that is missing because the run was killed before drawing it."""
-        if self.trainer.step == 0:  # there is always a checkpoint to resume from, and a full disk is noticed early
-            state = self.state()
-            collectives.on_rank_zero(lambda: save_checkpoint(self.folder, state))
-            return
+    def _draw_missing_grid(self) -> None:
+        """Draw the grid of this step if the run was killed after its checkpoint and before its grid."""
         grid = RunFolder(self.folder).grid(self.trainer.step)
-        if self._is_milestone() and collectives.on_rank_zero(lambda: not grid.exists()):
+        if self.trainer.step > 0 and self._is_milestone() and collectives.on_rank_zero(lambda: not grid.exists()):
             self._draw()
 
     def _is_milestone(self) -> bool:

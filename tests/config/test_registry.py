@@ -127,10 +127,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         path = folder / "configs" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         group, option = name.split("/")
-        lines = [
-            f"{key}: {value}" for key, _, value in (part.partition(": ") for part in values[1:-1].split(", ")) if key
-        ]
-        path.write_text("\n".join([f"defaults: [/schema/{group}/{option}@_here_, _self_]", *lines, ""]))
+        path.write_text("\n".join([f"defaults: [/schema/{group}/{option}@_here_, _self_]", *values]))
     monkeypatch.syspath_prepend(str(folder))
     before = {base: list(options) for base, options in registry.GROUPS.items()}, dict(registry._IMPLEMENTATIONS)
     importlib.import_module("toy_parts")

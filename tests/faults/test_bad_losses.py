@@ -74,7 +74,7 @@ def test_too_many_in_a_row_end_the_run(
     )
     assert 0.1 < float(last.split("last finite loss was ")[1].split()[0].rstrip(".")) < 2
     assert "Try a smaller train.lr, train.grad_clip=1 or train.precision=fp32" in last
-    assert last.endswith("ddpm-train resume=run goes on from its last checkpoint")
+    assert last.endswith("ddpm-train resume=run continues from its last checkpoint")
     assert_finite(Path("run/checkpoints/last.pt"))
     assert rows(Path("run"))[:2] == healthy[:2]
     trained("resume=run")

@@ -64,7 +64,7 @@ def test_a_run_goes_on_from_the_newest_sound_one(
     assert code == 0
     assert "resume=run/checkpoints/step_00000023.pt: " in lines[0]
     assert "resume=run/checkpoints/step_00000020.pt: " in lines[1]
-    assert "going on from the one before it" in lines[0]
+    assert "using the one before it" in lines[0]
     assert any("steps 16 to 40" in line for line in lines)
     assert_same_run(Path("run"), undisturbed())
     survived()

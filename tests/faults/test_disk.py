@@ -28,7 +28,7 @@ def test_a_checkpoint_that_does_not_fit(
         code, lines = process.end()
     assert code == 1
     assert re.search(no_room("checkpoints/step_00000004.pt"), lines[-1])
-    assert lines[-1].endswith("ddpm-train resume=run goes on from its last checkpoint")
+    assert lines[-1].endswith("ddpm-train resume=run continues from its last checkpoint")
     assert last_step() == 0
     assert not partials(Path("run"))
     trained("resume=run")
@@ -94,7 +94,7 @@ def test_training_goes_on_where_it_is_told_to(
         assert process.popen.stderr is not None
         warning = next(line for line in process.popen.stderr if "no room" in line)
         assert "step_00000004.pt: no room on the disk" in warning
-        assert "training goes on, and the next milestone tries again" in warning
+        assert "training continues, and the next milestone tries again" in warning
         assert last_step() == 0
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, unlimited)

@@ -35,7 +35,7 @@ def test_asked_to_stop(
     assert code == status
     *_, last = lines
     assert f"{number.name}: stopped after step" in last
-    assert "ddpm-train resume=run goes on" in last
+    assert "ddpm-train resume=run continues" in last
     assert not partials(Path("run"))
     step = int(last.split("stopped after step ")[1].split()[0])
     resumed = trained("resume=run")
@@ -57,7 +57,7 @@ def test_a_second_interrupt_stops_at_once_and_harms_nothing(
         process.popen.send_signal(signal.SIGINT)
         code, lines = process.end()
     assert code == 130
-    assert "stopped at once; ddpm-train resume=run goes on from its last checkpoint" in lines[-1]
+    assert "stopped at once; ddpm-train resume=run continues from its last checkpoint" in lines[-1]
     assert not partials(Path("run"))
     trained("resume=run")
     assert_same_run(Path("run"), undisturbed())

@@ -409,7 +409,7 @@ def test_a_run_folder_with_a_pipe_is_not_waited_for(name: str, runs: dict[str, P
     os.mkfifo(place)
     result = run("train", "resume=run", "train.steps=2")
     in_one_line(result, "train")
-    assert f"its {name} is not what a run leaves" in result.err
+    assert f"its {name} was not written by a run" in result.err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "long", "deep"])
