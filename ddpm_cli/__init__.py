@@ -4,12 +4,14 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddpm_cli.notebook import Model
+    from ddpm_cli.notebook import TrainedModel
 
 __all__ = ["load"]
 
 
-def load(ckpt: str | os.PathLike[str], weights: str = "ema", device: str = "auto", precision: str = "fp32") -> "Model":
+def load(
+    ckpt: str | os.PathLike[str], weights: str = "ema", device: str = "auto", precision: str = "fp32"
+) -> "TrainedModel":
     """The network of a run folder, a checkpoint or a .safetensors file, ready to draw samples.
 
     Args: as of `ddpm-sample`. Raises `ddpm_cli.errors.UserError`, whose text is one line.

@@ -33,7 +33,7 @@ class Samples(Tensor):
 
 
 @dataclass(frozen=True)
-class Model:
+class TrainedModel:
     """A checkpoint's network, ready to draw samples."""
 
     trained: Trained
@@ -97,11 +97,11 @@ class Model:
         )
 
 
-def load(ckpt: str, weights: str, device: str, precision: str) -> Model:
-    """As `ddpm_cli.load`."""
+def load(ckpt: str, weights: str, device: str, precision: str) -> TrainedModel:
+    """Load a checkpoint; see `ddpm_cli.load`."""
     check(weights in ("ema", "model"), "weights", weights, "ema or model")
     check(precision in PRECISIONS, "precision", precision, one_of(PRECISIONS))
-    return Model(load_trained(ckpt, weights, device, precision), ckpt)
+    return TrainedModel(load_trained(ckpt, weights, device, precision), ckpt)
 
 
 def _stock_sampler(name: str) -> Sampler:

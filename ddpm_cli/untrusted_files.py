@@ -12,18 +12,18 @@ def content_of(path: Path, most: int) -> bytes | None:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
-            log.warning("%s: left out, for it is no plain file", path)
+            log.warning("%s: skipped because it is not a regular file", path)
         elif status.st_size > most:
-            log.warning("%s: left out, for its %d bytes are more than %d", path, status.st_size, most)
+            log.warning("%s: skipped because its %d bytes are more than %d", path, status.st_size, most)
         else:
             return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        log.warning("%s: left out, for it cannot be read (%s)", path, error.strerror)
+        log.warning("%s: skipped because it cannot be read (%s)", path, error.strerror)
     return None
 
 
 def text_of(path: Path, most: int) -> str:
-    """Return the text of `path`, empty where `content_of` returns None."""
+    """Return the text of `path`, or an empty text if `content_of` returns None."""
     return (content_of(path, most) or b"").decode(errors="replace")

@@ -36,7 +36,7 @@ def append_checksum(path: Path) -> None:
         stream.write(struct.pack("<H", LENGTH))
         size = stream.tell()
         stream.seek(0)
-        checksum = _sha256(stream, size)
+        checksum = _sha256_of_bytes(stream, size)
         stream.write(MARK + checksum)
 
 
@@ -49,7 +49,7 @@ def check_checksum(path: Path) -> None:
         if not mark.startswith(MARK):
             raise Damaged("not a checkpoint of this version of ddpm-train, or one that was cut short")
         stream.seek(0)
-        if _sha256(stream, size) != mark.removeprefix(MARK):
+        if _sha256_of_bytes(stream, size) != mark.removeprefix(MARK):
             raise Damaged("damaged: its checksum does not match")
 
 
@@ -66,7 +66,7 @@ def check_archive(path: Path) -> None:
     if not all(ENTRY.fullmatch(entry.filename) for entry in entries):
         raise Damaged("not an archive as ddpm-train writes it: entries of other names")
     if any(entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE for entry in entries):
-        raise Damaged("not an archive as ddpm-train writes it: too much beside the tensors")
+        raise Damaged("not an archive written by ddpm-train: too much besides the tensors")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise Damaged("not an archive as ddpm-train writes it: larger inside than outside")
 
@@ -118,7 +118,7 @@ def _check_end(path: Path) -> None:
         raise zipfile.BadZipFile
 
 
-def _sha256(stream: BinaryIO, size: int) -> bytes:
+def _sha256_of_bytes(stream: BinaryIO, size: int) -> bytes:
     """Return the SHA-256 of the next `size` bytes in hexadecimal."""
     digest = hashlib.sha256()
     while chunk := stream.read(min(CHUNK, size)):

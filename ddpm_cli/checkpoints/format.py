@@ -66,7 +66,7 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         # With mmap, torch checks that each tensor is within the file.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         plain = _count(state, MAX_DEPTH) <= MAX_ITEMS
-    except Exception as error:  # torch raises nearly anything on a file that is not its own
+    except Exception as error:  # torch raises many kinds of errors for files of other formats
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
     if not plain or not isinstance(state, dict) or type(state.get("format")) is not int:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another")
@@ -75,20 +75,25 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
             f"{key}={path}: format {state['format']}, but this version reads format {FORMAT}; "
             "use the version of ddpm-cli that wrote it"
         )
-    wrong = sorted(name for name, kind in TYPES.items() if type(state.get(name)) is not kind)
-    if not wrong:
-        ok = {
-            "step": 0 <= state["step"] <= MAX_STEP,
-            "seconds": 0 <= state["seconds"] < math.inf,
-            "classes": all(isinstance(name, str) for name in state["classes"]),
-        }
-        wrong = [name for name in ok if not ok[name]]
-    if wrong:
+    if wrong := _invalid_keys(state):
         raise UserError(f"{key}={path}: not a checkpoint of a run: invalid {', '.join(wrong)}")
     try:
         return {**state, "config": from_stored(state["config"])}
     except UserError as error:
         raise UserError(f"{key}={path}: cannot be used: {str(error)[:LONGEST]}") from error
+
+
+def _invalid_keys(state: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a checkpoint that are missing, of a wrong type or out of range."""
+    wrong = sorted(name for name, kind in TYPES.items() if type(state.get(name)) is not kind)
+    if wrong:
+        return wrong
+    ok = {
+        "step": 0 <= state["step"] <= MAX_STEP,
+        "seconds": 0 <= state["seconds"] < math.inf,
+        "classes": all(isinstance(name, str) for name in state["classes"]),
+    }
+    return [name for name in ok if not ok[name]]
 
 
 def check_matches(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The network and the denoiser that a run's config stands for."""
+"""Load the network of a checkpoint, ready for sampling and evaluation."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def weights_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
 def check_classes(key: str, path: Path, config: TrainConfig, classes: list[str]) -> None:
     """Raise `UserError` unless there are `classes` exactly if the network of `config` is conditional."""
     if bool(classes) != isinstance(config.conditioning, ClassLabels):
-        raise UserError(f"{key}={path}: its classes do not fit the conditioning in its config; name another checkpoint")
+        raise UserError(f"{key}={path}: its classes do not match its conditioning; name another checkpoint")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
         state = load_checkpoint(key, path)
         weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind])
     if weights.kind != kind:
-        raise UserError(f"weights={kind}: {path} holds the {weights.kind} weights alone; use weights={weights.kind}")
+        raise UserError(f"weights={kind}: {path} contains only the {weights.kind} weights; use weights={weights.kind}")
     config = with_noted_root(weights.config, path)
     check_classes(key, path, config, weights.classes)
     check_matches(key, path, {kind: weights.tensors}, {kind: weights_like(config, weights.classes)})

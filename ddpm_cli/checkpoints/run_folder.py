@@ -36,9 +36,9 @@ OURS = (
     "tensorboard",
     "wandb",
 )
-"""Names of what a run writes into its folder."""
+"""Names of the files and folders that a run writes."""
 FOLDERS = (NOTES, "checkpoints", "samples", "tensorboard", "wandb")
-"""Those of them that are folders."""
+"""Those that are folders."""
 BEFORE_A_CHECKPOINT = {NOTES, LOCK, "train.log", "checkpoints"}
 MAX_CONFIG_BYTES = 2**16
 """Largest config file that is read, many times its usual size."""

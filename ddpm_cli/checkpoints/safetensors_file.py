@@ -46,7 +46,7 @@ def write_weights(path: Path, weights: Weights) -> None:
             "config": to_stored(weights.config),
         }
     )
-    write_tensors(path, weights.tensors, {"ddpm_cli": about, "sha256": _sha256(about, weights.tensors)})
+    write_tensors(path, weights.tensors, {"ddpm_cli": about, "sha256": _sha256_of_tensors(about, weights.tensors)})
 
 
 def read_weights(key: str, path: Path) -> Weights:
@@ -57,7 +57,7 @@ def read_weights(key: str, path: Path) -> Weights:
         raise UserError(
             f"{key}={path}: not a file of ddpm-export; one of the diffusers library is for ddpm-import, others for none"
         )
-    if _sha256(about, tensors) != metadata.get("sha256"):
+    if _sha256_of_tensors(about, tensors) != metadata.get("sha256"):
         raise UserError(f"{key}={path}: damaged: its checksum does not match; name another file")
     try:
         state = json.loads(about)
@@ -132,7 +132,7 @@ def _mismatch(state: Mapping[str, Any]) -> list[str]:
     return [name for name in ok if not ok[name]]
 
 
-def _sha256(about: str, tensors: Mapping[str, Tensor]) -> str:
+def _sha256_of_tensors(about: str, tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the text and of the name and bytes of every tensor, in hexadecimal."""
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):

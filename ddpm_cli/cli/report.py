@@ -28,7 +28,7 @@ def main() -> None:
         if {"--help", "-h"} & {*sys.argv[1:]}:
             print(USAGE.strip())
         else:
-            run(*_parse(sys.argv[1:]))
+            run(*_parse_arguments(sys.argv[1:]))
     except (UserError, Failure) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -46,7 +46,7 @@ def run(folders: Sequence[str], out: Path) -> None:
     write_report(folders, out)
 
 
-def _parse(arguments: Sequence[str]) -> tuple[list[str], Path]:
+def _parse_arguments(arguments: Sequence[str]) -> tuple[list[str], Path]:
     """Return the folders and the file to write. Raise `UserError`."""
     folders: list[str] = []
     out = None

@@ -19,18 +19,18 @@ IMPORTS = ("diffusers",)
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """Keys that all commands which use a checkpoint share; the rest of the config comes from the checkpoint."""
+    """Keys of all commands that use a checkpoint, which contains the rest of the config."""
 
     ckpt: str
     batch_size: int
     seed: int
-    root: str | None  # of the data, where they have moved since training
-    sampler: Sampler | None  # None: the one that drew the run's milestones, as in the next two
+    root: str | None  # of the data, if they were moved after training
+    sampler: Sampler | None  # None: that of the milestones of the run; also for the next two
     variance: str | None
     guidance_scale: float | None
     weights: str
     device: str
-    devices: Any  # how many, each with a process of its own, or auto
+    devices: Any  # number of devices, each with its own process, or auto
     precision: str
     out: str
 
@@ -48,13 +48,13 @@ class CheckpointConfig:
 class SampleConfig(CheckpointConfig):
     """Configuration of `ddpm-sample`."""
 
-    n: int | None  # None: as many as the task likes
-    classes: Any  # typed class=…: a number, a name, a list of these, or None for all in turn
+    n: int | None  # None: the default of the task
+    classes: Any  # typed class=…: a number, a name, a list of these, or None for all
     task: str
-    a: Any  # of task=interpolate, as the next two are: a file, or the number of an image of the test split
+    a: Any  # for task=interpolate, like the next two: a file, or the number of a test image
     b: Any
     t: int | None
-    image: Any  # of task=inpaint, as the next two are
+    image: Any  # for task=inpaint, like the next two
     mask: str | None
     resamplings: int | None  # None: 10
     gif: bool
@@ -80,8 +80,8 @@ class SampleConfig(CheckpointConfig):
                 number = "" if key == "mask" else ", or the number of an image of the test split"
                 raise UserError(f"{key}=null: task={task} needs it; name a file{number}")
             if self.task != task and value is not None:
-                raise UserError(f"{key}={value}: only with task={task}; leave it out, or choose the task")
-        check(self.t is None or self.t >= 0, "t", self.t, "a timestep from 0 up, or null for half of all")
+                raise UserError(f"{key}={value}: only with task={task}; leave it out, or choose that task")
+        check(self.t is None or self.t >= 0, "t", self.t, "a timestep from 0 up, or null for T/2")
         ok = self.resamplings is None or 1 <= self.resamplings <= 1000
         check(ok, "resamplings", self.resamplings, "in 1..1000, or null for 10")
         if self.task == "generate" and self.root is not None:
@@ -93,10 +93,10 @@ class EvaluateConfig(CheckpointConfig):
     """Configuration of `ddpm-evaluate`."""
 
     samples: str | None  # instead of ckpt: a folder of images, or an npz file
-    dataset: Dataset | None  # that samples are held against; a checkpoint knows its own
+    dataset: Dataset | None  # that samples are compared with; a checkpoint has its own
     metrics: list[str]
-    features: str  # of the network that looks; auto: inception at colours, classifier at gray
-    n: int | None  # None: 64 for nll; of samples 2000 for the classifier, 10000 for Inception
+    features: str  # auto: inception for colour images, classifier for gray ones
+    n: int | None  # None: 64 for nll; 2000 samples for the classifier, 10000 for Inception
     split: str
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class EvaluateConfig(CheckpointConfig):
         check(self.n is None or self.n >= least, "n", self.n, f"at least {least} for these metrics, or null")
         check(self.split in ("test", "train"), "split", self.split, "test or train")
         one = (self.ckpt == "") != (self.samples is None)
-        check(one, "ckpt", self.ckpt, "a run folder or a checkpoint, or samples=… given instead: one of the two")
+        check(one, "ckpt", self.ckpt, "a run folder or a checkpoint, or samples=… instead, but not both")
         self._check_samples()
 
     @property
@@ -119,15 +119,20 @@ class EvaluateConfig(CheckpointConfig):
     def _check_samples(self) -> None:
         if self.samples is None:
             if self.dataset is not None:
-                raise UserError(f"dataset={self.dataset.name}: a checkpoint knows its own; leave it out, or use root=…")
+                raise UserError(f"dataset={self.dataset.name}: a checkpoint has its own; leave it out, or use root=…")
             return
         if "nll" in self.metrics:
-            raise UserError("metrics=[nll]: takes a network, which samples have none of; give ckpt=… instead")
+            raise UserError("metrics=[nll]: needs a network; give ckpt=… instead of samples=…")
         for key in ("sampler", "variance", "guidance_scale"):
             if getattr(self, key) is not None:
-                raise UserError(f"{key}: says how samples are drawn, and these are given; leave it out")
-        check(self.dataset is not None, "dataset", None, "given with samples=…, as in dataset=fashion_mnist")
-        check(isinstance(self.dataset, ImageDataset), "dataset", getattr(self.dataset, "name", None), "one of images")
+                raise UserError(f"{key}: is for drawing samples, and these are given; leave it out")
+        check(self.dataset is not None, "dataset", None, "set with samples=…, as in dataset=fashion_mnist")
+        check(
+            isinstance(self.dataset, ImageDataset),
+            "dataset",
+            getattr(self.dataset, "name", None),
+            "a dataset of images",
+        )
 
 
 @dataclass(kw_only=True)
@@ -150,7 +155,7 @@ class ImportConfig:
 
     path: str
     format: str
-    dataset: Dataset  # that the network learned
+    dataset: Dataset  # that the network was trained on
     out: str
 
     def __post_init__(self) -> None:
@@ -165,7 +170,7 @@ class ForwardConfig:
     dataset: Dataset | None
     index: int
     image_size: int
-    chain: bool  # also noise it step by step
+    chain: bool  # also draw it noised step by step
     t: list[int]
     show: list[str]
     timesteps: int
@@ -175,7 +180,7 @@ class ForwardConfig:
 
     def __post_init__(self) -> None:
         one = (self.image is None) != (self.dataset is None)
-        check(one, "image", self.image, "a file, or null where dataset=… is given: give one of the two")
+        check(one, "image", self.image, "a file, or null if dataset=… is given: give one of the two")
         check(self.index >= 0, "index", self.index, "0 or more")
         check(1 <= self.image_size <= MAX_SIZE, "image_size", self.image_size, f"in 1..{MAX_SIZE}")
         ok = len(self.show) > 0 and all(name in self.schedules for name in self.show)

@@ -23,7 +23,7 @@ class Dataset(Option):
 class ImageDataset(Dataset):
     """Images scaled to [-1, 1]. `image_size` is a side, or [height, width]; other sizes are resized to it."""
 
-    root: str | None  # where to look first; None: the usual places
+    root: str | None  # folder to look in first; None: the usual places
     image_size: Any
     channels: int  # 1 gray, 3 RGB; the network takes it from here
     flip: bool  # mirror every other image, at random, in training
@@ -65,9 +65,9 @@ class Digits(ImageDataset):
 @dataclass(kw_only=True)
 class ImageFolder(ImageDataset):
     name: str = "image_folder"
-    test_fraction: float  # held out where the folder has no train/ and test/ of its own
-    skip_broken: bool  # go on without files that cannot be decoded
-    follow_links: bool  # those that lead out of the root too
+    test_fraction: float  # share of the files held out if the folder has no train/ and test/
+    skip_broken: bool  # skip files that cannot be decoded
+    follow_links: bool  # also follow links that lead out of the root
 
     def __post_init__(self) -> None:
         super().__post_init__()

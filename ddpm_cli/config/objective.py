@@ -117,7 +117,7 @@ class LossSecondMoment(TimestepSampler):
 
 @dataclass(kw_only=True)
 class Conditioning(Option):
-    """What the network is conditioned on besides x_t and t."""
+    """The input of the network besides x_t and t."""
 
     group: ClassVar[str] = "conditioning"
 

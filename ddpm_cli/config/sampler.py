@@ -20,8 +20,8 @@ class Sampler(Option):
 
     group: ClassVar[str] = "sampler"
     steps: int | None
-    sections: list[int] | None  # instead of steps: how many in each of as many equal parts of 0..T-1
-    spacing: str  # of steps: even in time, DDIM's whole stride, or even in the log-SNR
+    sections: list[int] | None  # instead of steps: their numbers in equal parts of 0..T-1
+    spacing: str  # even in time, with DDIM's integer stride, or even in the log-SNR
     thresholding: str  # of the estimate of x0 at each step
 
     def __post_init__(self) -> None:
@@ -43,8 +43,8 @@ class Sampler(Option):
         """Raise `UserError` if `schedule` has too few timesteps or the data of `dataset` exceed the thresholds."""
         if self.thresholding != "none" and not dataset.bounded:
             raise UserError(
-                f"sampler.thresholding={self.thresholding}: must be none for dataset={dataset.name}, which reaches "
-                "beyond [-1, 1]"
+                f"sampler.thresholding={self.thresholding}: must be none for dataset={dataset.name}, whose data "
+                "exceed [-1, 1]"
             )
         if self.sections is not None:
             self._check_sections(self.sections, schedule.timesteps)

@@ -49,7 +49,7 @@ class Train:
     grad_clip: float | None
     ema_decay: float
     ema_warmup: bool
-    ema_start: int  # before this step the average is the network itself
+    ema_start: int  # before this step the average is a copy of the network
     precision: str
     seed: int
     log_every: int
@@ -126,7 +126,7 @@ def steps_of(key: str, every: object, examples: int, batch_size: int) -> float:
 
 @dataclass(kw_only=True)
 class Checkpointing:
-    """Which checkpoints of a run are kept."""
+    """The checkpoints of a run that are kept."""
 
     keep_last: int | None  # None: all
     keep_every: Any  # steps or epochs, or None
@@ -145,7 +145,7 @@ class Checkpointing:
 
 @dataclass(kw_only=True)
 class Distributed:
-    """How the processes of a run find each other and share the work."""
+    """How the processes of a run connect and share the work."""
 
     strategy: str  # a copy of the network in each, or a part
     nnodes: int
@@ -172,7 +172,7 @@ def check_devices(devices: object) -> None:
 class Sweep:
     """Options of a sweep."""
 
-    resume: str | None  # the folder of one that was stopped: what is missing or unfinished is run
+    resume: str | None  # the folder of a stopped sweep, whose missing and unfinished jobs are run
 
 
 @dataclass(kw_only=True)
@@ -193,12 +193,12 @@ class TrainConfig:
     train: Train
     checkpoint: Checkpointing
     device: str
-    devices: Any  # how many, each with a process of its own, or auto
+    devices: Any  # number of devices, each with its own process, or auto
     distributed: Distributed
     compile: bool | None  # None: on CUDA, in long runs
-    logger: Any  # a word, or a list of some; csv is always among them
+    logger: Any  # a name or a list of names; csv is always on
     resume: str | None
-    resume_data_changed: bool  # go on although the data are others
+    resume_data_changed: bool  # resume although the data have changed
     sweep: Sweep
     out: str
 
@@ -240,8 +240,8 @@ class TrainConfig:
             )
         if self.schedule.zero_terminal_snr and self.prediction == "eps":
             raise UserError(
-                "schedule.zero_terminal_snr=true: not with prediction=eps, for at the last timestep x_t is all noise "
-                "and eps says nothing of x0; use prediction=v"
+                "schedule.zero_terminal_snr=true: not with prediction=eps, because at the last timestep x_t is pure "
+                "noise, and eps does not determine x0; use prediction=v"
             )
 
 
@@ -256,6 +256,6 @@ def check_guidance(guidance_scale: float, conditioning: Conditioning) -> None:
         )
     if conditioning.dropout == 0:
         raise UserError(
-            f"guidance_scale={guidance_scale}: this network never went without a class; train one with "
+            f"guidance_scale={guidance_scale}: this network was never trained without a class; train one with "
             "conditioning.dropout=0.1"
         )

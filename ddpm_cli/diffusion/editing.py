@@ -46,10 +46,7 @@ def inpaint(
     end of the step. Each step is taken `resamplings` times, with x diffused back in between, so that both sides
     agree. The jump length is one stride.
 
-    Args:
-        image: (C, H, W) in [-1, 1].
-        hole: (1, H, W) bool.
-        x: (B, C, H, W) standard normal.
+    Args: image: (C, H, W) in [-1, 1]; hole: (1, H, W) bool; x: (B, C, H, W) standard normal.
     """
     process = denoiser.process
     denoise = estimator(denoiser, thresholding, guidance)

@@ -35,25 +35,25 @@ def betas_of(schedule: Schedule) -> Tensor:
 @implements(Linear)
 def linear(timesteps: int, beta_start: float, beta_end: float, scale: float) -> Tensor:
     """Return betas on a line (Ho et al. 2020, section 4), multiplied by `scale`."""
-    return scale * _line(beta_start, beta_end, timesteps)
+    return scale * _linspace(beta_start, beta_end, timesteps)
 
 
 @implements(Quadratic)
 def quadratic(timesteps: int, beta_start: float, beta_end: float, scale: float) -> Tensor:
     """Return the squares of numbers on a line, multiplied by `scale`."""
-    return scale * _line(beta_start**0.5, beta_end**0.5, timesteps) ** 2
+    return scale * _linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2
 
 
 @implements(Sigmoid)
 def sigmoid(timesteps: int, beta_start: float, beta_end: float, scale: float) -> Tensor:
     """Return betas on a logistic curve, multiplied by `scale`."""
-    return scale * (beta_start + (beta_end - beta_start) * torch.sigmoid(_line(-6, 6, timesteps)))
+    return scale * (beta_start + (beta_end - beta_start) * torch.sigmoid(_linspace(-6, 6, timesteps)))
 
 
 @implements(Cosine)
 def cosine(timesteps: int, s: float, max_beta: float) -> Tensor:
     """Return the betas for which alphas_cumprod is a squared cosine (Nichol & Dhariwal 2021, eq. 17)."""
-    f = torch.cos((_line(0, 1, timesteps + 1) + s) / (1 + s) * math.pi / 2) ** 2
+    f = torch.cos((_linspace(0, 1, timesteps + 1) + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=max_beta)
 
 
@@ -69,5 +69,5 @@ def _zero_terminal_snr(betas: Tensor) -> Tensor:
     return 1 - alphas_cumprod / torch.cat([torch.ones_like(betas[:1]), alphas_cumprod[:-1]])
 
 
-def _line(start: float, end: float, count: int) -> Tensor:
+def _linspace(start: float, end: float, count: int) -> Tensor:
     return torch.linspace(start, end, count, dtype=torch.float64)

@@ -75,7 +75,7 @@ def should_compile(choice: bool | None, device: torch.device, images: int) -> bo
 
 
 def _missing_for_compile(device: torch.device) -> str | None:
-    """What torch.compile lacks for `device`, a CUDA one; None if nothing."""
+    """Return what torch.compile needs and does not find for a CUDA device, or None."""
     from torch.utils._triton import has_triton_package
 
     if torch.cuda.get_device_capability(device)[0] < 7:

@@ -21,12 +21,15 @@ from importlib.resources import files
 from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from ddpm_cli.config import Distributed
 from ddpm_cli.errors import Failure, Stopped, UserError, check
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
 
 T = TypeVar("T")
 HEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
@@ -102,10 +105,9 @@ def is_one_of_several(endpoint: str | None = None) -> bool:
 
 def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup) -> T:
     import torch
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     # A new store for each rendezvous: in a shared one, restarted workers would wait for the addresses of dead ones.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -114,20 +116,9 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], team: WorkerG
     )  # about what killed processes leave behind
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # errors are reported below
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
-    own = team.distributed
     with tempfile.TemporaryDirectory(prefix="ddpm-cli_") as name, _forward_signals(asked := Path(name, "asked")):
-        ended = Path(name, "ended")
-        config = LaunchConfig(
-            min_nodes=own.nnodes,
-            max_nodes=own.nnodes,
-            nproc_per_node=team.count,
-            run_id="ddpm-cli",
-            rdzv_backend="c10d",
-            rdzv_endpoint=own.rdzv_endpoint or "localhost:0",
-            max_restarts=own.max_restarts,
-            local_addr="localhost" if own.nnodes == 1 else None,
-            logs_specs=DefaultLogsSpecs(log_dir=name),
-        )
+        ended, lost = Path(name, "ended"), ""
+        config = _launch_config(team, name)
         threads = max(1, torch.get_num_threads() // team.count)
         try:
             # Not in the main thread, where the launcher would handle signals and kill workers that still save.
@@ -140,17 +131,35 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], team: WorkerG
             values = {}
         except RendezvousError as error:
             raise Failure(
-                f"distributed.rdzv_endpoint={own.rdzv_endpoint}: {own.nnodes} machines did not meet there; start the "
-                "same command on each, and see that this port of that machine can be reached"
+                f"distributed.rdzv_endpoint={team.distributed.rdzv_endpoint}: {team.distributed.nnodes} machines did "
+                "not meet there; start the same command on each, and check that this port can be reached"
             ) from error
         if ended.exists():
-            raise _read(ended)
+            raise _read_error(ended)
         if not values and asked.exists():
             number = int(asked.read_text())
             raise Stopped(number, f"{signal.Signals(number).name}: stopped")
         if not values:
             raise WorkerFailed(lost)  # without the original error, which keeps references to the launcher's state
     return values[min(values)]
+
+
+def _launch_config(team: WorkerGroup, log_dir: str) -> "LaunchConfig":
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    own = team.distributed
+    return LaunchConfig(
+        min_nodes=own.nnodes,
+        max_nodes=own.nnodes,
+        nproc_per_node=team.count,
+        run_id="ddpm-cli",
+        rdzv_backend="c10d",
+        rdzv_endpoint=own.rdzv_endpoint or "localhost:0",
+        max_restarts=own.max_restarts,
+        local_addr="localhost" if own.nnodes == 1 else None,
+        logs_specs=DefaultLogsSpecs(log_dir=log_dir),
+    )
 
 
 def _worker_main(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup, name: str, threads: int) -> T | None:
@@ -171,9 +180,9 @@ def _worker_main(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGrou
         with _process_group(team.device):
             value = work(*args)
     except (UserError, Failure, Stopped) as error:
-        _write(error, ended)
+        _write_error(error, ended)
     except KeyboardInterrupt:
-        _write(Stopped(signal.SIGINT, "interrupted"), ended)
+        _write_error(Stopped(signal.SIGINT, "interrupted"), ended)
     if os.getppid() != launcher:  # the launcher has died; torch would wait for it
         os._exit(1)
     return value
@@ -247,7 +256,7 @@ def _first_host(nodes: str) -> str:
     return f"{found[1]}{found[2] or ''}" if found else nodes
 
 
-def _write(error: UserError | Failure | Stopped, path: Path) -> None:
+def _write_error(error: UserError | Failure | Stopped, path: Path) -> None:
     status = error.status if isinstance(error, Stopped) else None
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     kind = "UserError" if isinstance(error, UserError) else "Failure"
@@ -255,7 +264,7 @@ def _write(error: UserError | Failure | Stopped, path: Path) -> None:
     partial.replace(path)
 
 
-def _read(path: Path) -> UserError | Failure | Stopped:
+def _read_error(path: Path) -> UserError | Failure | Stopped:
     error = json.loads(path.read_text())
     if error["status"] is not None:
         return Stopped(error["status"] - 128, error["message"])

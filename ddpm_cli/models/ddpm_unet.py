@@ -3,7 +3,7 @@
 With `heads` and `scale_shift` it is the U-Net of Nichol & Dhariwal 2021 (arXiv:2102.09672, appendix A).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ddpm_cli.config import DdpmUNetOptions, implements
 from ddpm_cli.models.layers import Embedding, GroupNorm, attend
+
+Levels = Sequence[tuple[int, str]]
+"""Channels and kind of attention of each level."""
 
 
 def _norm(groups: int, dim: int) -> GroupNorm:
@@ -85,6 +88,10 @@ class Layer(nn.Module):
         return self.attention(self.block(x, emb))
 
 
+def _layer(block: Callable[[int, int], nn.Module], dim_in: int, dim: int, kind: str, groups: int, heads: int) -> Layer:
+    return Layer(block(dim_in, dim), AttentionBlock(dim, groups, heads) if kind == "full" else nn.Identity())
+
+
 class Downsample(nn.Module):
     """A 3x3 convolution of stride 2, padded on the right and at the bottom like TensorFlow's SAME."""
 
@@ -105,6 +112,42 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _down_path(
+    levels: Levels, width: int, blocks: int, layer: Callable[[int, int, str], Layer]
+) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
+    """Return the layers of each level, the downsamplings between them, and the channels of the skip connections."""
+    downs, downsamples = nn.ModuleList(), nn.ModuleList()
+    skips, dim_in = [width], width
+    for i, (dim, kind) in enumerate(levels):
+        level = nn.ModuleList()
+        for _ in range(blocks):
+            level.append(layer(dim_in, dim, kind))
+            skips.append(dim)
+            dim_in = dim
+        downs.append(level)
+        if i < len(levels) - 1:
+            downsamples.append(Downsample(dim))
+            skips.append(dim)
+    return downs, downsamples, skips
+
+
+def _up_path(
+    levels: Levels, skips: list[int], blocks: int, layer: Callable[[int, int, str], Layer]
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Return the layers of each level, which take the skip connections, and the upsamplings between them."""
+    ups, upsamples = nn.ModuleList(), nn.ModuleList()
+    dim_in = levels[-1][0]
+    for i, (dim, kind) in reversed(list(enumerate(levels))):
+        level = nn.ModuleList()
+        for _ in range(blocks + 1):
+            level.append(layer(dim_in + skips.pop(), dim, kind))
+            dim_in = dim
+        ups.append(level)
+        if i > 0:
+            upsamples.append(Upsample(dim))
+    return ups, upsamples
 
 
 @implements(DdpmUNetOptions)
@@ -139,44 +182,16 @@ class DdpmUNet(nn.Module):
         super().__init__()
         emb_dim = 4 * width
         block = partial(PreNormBlock, emb_dim=emb_dim, groups=groups, dropout=dropout, scale_shift=scale_shift)
-
-        def layer(dim_in: int, dim: int, kind: str) -> Layer:
-            return Layer(block(dim_in, dim), AttentionBlock(dim, groups, heads) if kind == "full" else nn.Identity())
-
-        levels = list(enumerate(zip([width * multiplier for multiplier in multipliers], attention, strict=True)))
-        deepest, _ = levels[-1][1]
+        layer = partial(_layer, block, groups=groups, heads=heads)
+        levels = list(zip([width * multiplier for multiplier in multipliers], attention, strict=True))
+        deepest, _ = levels[-1]
         self.embedding = Embedding(width, emb_dim, time_scale, classes)
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
-
-        self.downs = nn.ModuleList()
-        self.downsamples = nn.ModuleList()
-        skip_dims, dim_in = [width], width
-        for i, (dim, kind) in levels:
-            level = nn.ModuleList()
-            for _ in range(blocks):
-                level.append(layer(dim_in, dim, kind))
-                skip_dims.append(dim)
-                dim_in = dim
-            self.downs.append(level)
-            if i < len(levels) - 1:
-                self.downsamples.append(Downsample(dim))
-                skip_dims.append(dim)
-
+        self.downs, self.downsamples, skips = _down_path(levels, width, blocks, layer)
         self.middle = nn.ModuleList([layer(deepest, deepest, "full"), layer(deepest, deepest, "none")])
-
-        self.ups = nn.ModuleList()
-        self.upsamples = nn.ModuleList()
-        for i, (dim, kind) in reversed(levels):
-            level = nn.ModuleList()
-            for _ in range(blocks + 1):
-                level.append(layer(dim_in + skip_dims.pop(), dim, kind))
-                dim_in = dim
-            self.ups.append(level)
-            if i > 0:
-                self.upsamples.append(Upsample(dim))
-
-        self.norm = _norm(groups, dim_in)
-        self.head = nn.Conv2d(dim_in, out_channels, 3, padding=1)
+        self.ups, self.upsamples = _up_path(levels, skips, blocks, layer)
+        self.norm = _norm(groups, levels[0][0])
+        self.head = nn.Conv2d(levels[0][0], out_channels, 3, padding=1)
         self._initialise()
 
     def _initialise(self) -> None:

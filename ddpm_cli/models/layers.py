@@ -84,7 +84,7 @@ class WeightStandardizedConv2d(nn.Conv2d):
     """A convolution whose filters have zero mean and unit variance (Qiao et al. 2019, arXiv:1903.10520)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        filters = self.weight.permute(0, 2, 3, 1)  # as they lie in memory
+        filters = self.weight.permute(0, 2, 3, 1)  # their layout in memory
         filters = F.layer_norm(filters, filters.shape[1:], eps=1e-5)
         return self._conv_forward(x, filters.permute(0, 3, 1, 2), self.bias)
 

@@ -29,7 +29,7 @@ def write_report(folders: Sequence[str], out: Path) -> None:
     plotly = _plotly()
     try:
         _check_overwrites(out, table)
-        _create(out.parent, out)
+        _create_folder(out.parent, out)
         page = page_of(runs, _title(folders), plotly).encode()
         write(out, page)
         write(table, csv_of(runs).encode(errors="backslashreplace"))
@@ -45,7 +45,7 @@ def _title(folders: Sequence[str]) -> str:
     return f"Runs in {', '.join(named)}" + (f" and {others} more" if others > 0 else "")
 
 
-def _create(folder: Path, out: Path) -> None:
+def _create_folder(folder: Path, out: Path) -> None:
     """Create `folder`. Raise `UserError` if it is a file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def draw(config: SampleConfig, folder: Path) -> None:
     recorded |= {*evenly(task.steps, MAX_CLOUDS)} if points else {task.steps}
     batches = _draw_batches(task, config.batch_size, recorded)
     if collectives.is_rank_zero():
-        _write(batches, task, points, config, folder)
+        _write_all(batches, task, points, config, folder)
     else:
         deque(batches, maxlen=0)
 
@@ -66,7 +66,7 @@ def _draw_batches(task: Task, batch_size: int, recorded: set[int]) -> Batches:
         yield from batches_with_oom_retry(n, batch_size, frames_of)
 
 
-def _write(batches: Batches, task: Task, points: bool, config: SampleConfig, folder: Path) -> None:
+def _write_all(batches: Batches, task: Task, points: bool, config: SampleConfig, folder: Path) -> None:
     """Write the samples batch by batch, then the pictures and arrays."""
     kept: list[Tensor] = []
     films: list[dict[int, Tensor]] = []

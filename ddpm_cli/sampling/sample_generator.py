@@ -137,7 +137,7 @@ def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], T]) 
             continue
         if batch_size < asked:
             log.warning(
-                "out of memory with batches of %d; going on with %d, the results are the same", asked, batch_size
+                "out of memory with batches of %d; continuing with %d, the results are the same", asked, batch_size
             )
             asked = batch_size
         for images, its in collectives.all_gather_object((own, made)):

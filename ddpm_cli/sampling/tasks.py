@@ -48,7 +48,7 @@ def plan(config: SampleConfig, generator: SampleGenerator, trained: Trained) -> 
         wanted = wanted_classes(config.classes, classes, everything=range(len(classes)))
         return _generate(config, generator, wanted, classes)
     if not isinstance(dataset, ImageDataset):
-        raise UserError(f"task={config.task}: is for images, and this network learned points; use task=generate")
+        raise UserError(f"task={config.task}: is for images, and this network was trained on points; use task=generate")
     wanted = _wanted_for_editing(config, trained)
     if config.classes is None:
         generator = replace(generator, guidance_scale=1.0)  # without a class there is no guidance
@@ -62,11 +62,13 @@ def _wanted_for_editing(config: SampleConfig, trained: Trained) -> list[int]:
     wanted = wanted_classes(config.classes, classes, everything=[len(classes)])
     if config.classes is None:
         if isinstance(conditioning, ClassLabels) and conditioning.dropout == 0:
-            raise UserError(f"class=null: task={config.task} needs a class, for this network never went without one")
+            raise UserError(
+                f"class=null: task={config.task} needs a class, because this network was never trained without one"
+            )
         if config.guidance_scale not in (None, 0, 1):
             raise UserError(f"guidance_scale={config.guidance_scale}: task={config.task} needs a class to be guided to")
     if config.task == "interpolate":
-        check(len(wanted) < 2, "class", config.classes, "one class for the whole way with task=interpolate")
+        check(len(wanted) < 2, "class", config.classes, "a single class with task=interpolate")
     return wanted
 
 

@@ -85,7 +85,7 @@ def log_evaluation(record: Mapping[str, Any], run: Path) -> None:
             try:
                 _add_evaluation(name, record, run)
             except Exception as error:
-                log.warning("%s: did not receive this evaluation (%s)", run / name, _line(error))
+                log.warning("%s: did not receive this evaluation (%s)", run / name, _error_text(error))
 
 
 def _opened(name: str, config: TrainConfig, folder: Path, step: int) -> Logger:
@@ -110,8 +110,8 @@ def _add_evaluation(name: str, record: Mapping[str, Any], run: Path) -> None:
 
 
 def _say_lost(name: str, error: Exception) -> None:
-    log.warning("logger=%s: failed, and the run goes on without it (%s)", name, _line(error))
+    log.warning("logger=%s: failed; the run continues without it (%s)", name, _error_text(error))
 
 
-def _line(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -52,7 +52,7 @@ class Wandb:
 def add_evaluation(record: Mapping[str, Any], run: Path) -> None:
     """The metrics of a line of evaluations.jsonl, as a run of wandb's in the group of the run that they judge.
 
-    Of its own, because wandb lets one process at a time write to a run, and that one may still be training.
+    It is a separate run, because wandb lets one process at a time write to a run, which may still be training.
     """
     about = {key: value for key, value in record.items() if key != "metrics"}
     metrics = {f"evaluation/{name}": value for name, value in record["metrics"].items()}

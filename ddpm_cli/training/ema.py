@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ddpm_cli.distributed.sharding import local_part
 
 
 def ema_decay(step: int, decay: float, warmup: bool, start: int) -> float:
@@ -24,7 +26,19 @@ class Ema:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, network: nn.Module, decay: float) -> None:
-        torch._foreach_lerp_((*self.network.parameters(),), (*network.parameters(),), 1 - decay)
-        for ours, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            ours.copy_(theirs)
+    def update(self, network: nn.Module, decay: float, finite: Tensor) -> None:
+        """Move the average towards `network`, unless the step was skipped.
+
+        The device decides, so that the host need not wait for it: with `finite` false, the average does not change.
+        """
+        share = torch.where(finite, 1 - decay, 0.0)
+        ours = [local_part(parameter) for parameter in self.network.parameters()]
+        theirs = [local_part(parameter) for parameter in network.parameters()]
+        if finite.device.type == "cuda":  # where a few kernels for all parameters are faster than one for each
+            differences = torch._foreach_sub(theirs, ours)
+            torch._foreach_mul_(differences, share)
+            torch._foreach_add_(ours, differences)
+        else:
+            torch._foreach_lerp_(ours, theirs, [share] * len(ours))
+        for ours_buffer, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            ours_buffer.copy_(buffer)

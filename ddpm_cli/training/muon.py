@@ -25,6 +25,7 @@ class Muon(torch.optim.AdamW):
     With sharded parameters every process orthogonalises all matrices.
 
     Args:
+        weight_decay: of the matrices; other parameters are not decayed.
         lr: a number, or a tensor if the step is to be captured as a CUDA graph (`capturable`).
         dtype: of the orthogonalisation; float32 replaces float16, in which small momenta would be 0.
     """
@@ -39,8 +40,9 @@ class Muon(torch.optim.AdamW):
         capturable: bool = False,
     ) -> None:
         parameters = network.parameters()
-        super().__init__(parameters, lr, betas, weight_decay=weight_decay, fused=True, capturable=capturable)
+        super().__init__(parameters, lr, betas, weight_decay=0.0, fused=True, capturable=capturable)
         self.matrices = matrices_of(network)
+        self.matrix_decay = weight_decay
         self.dtype = torch.float32 if dtype == torch.float16 else dtype
         self._skip: Tensor | None = None
 
@@ -55,11 +57,11 @@ class Muon(torch.optim.AdamW):
             length = group["lr"] * (0.2 * math.sqrt(max(direction.shape[1:])))
             update = shard_rows(direction.to(weights[0].dtype) * length, weights[0])
             old = torch.stack([rows(weight) for weight in weights])
-            new = old * (1 - group["lr"] * group["weight_decay"]) - update
+            new = old * (1 - group["lr"] * self.matrix_decay) - update
             self._store(weights, self._unless_skipped(old, new))
         torch._foreach_add_([self.state[weight]["step"] for weight in self.matrices], 1)
         for weight in self.matrices:
-            weight.grad = None  # so that AdamW leaves it alone
+            weight.grad = None  # so that AdamW skips it
         super().step()
 
     def _direction(self, weights: list[Tensor]) -> Tensor:

@@ -20,17 +20,27 @@ def learning_rate(step: int, train: Train, steps: int) -> float:
 
 
 def build_optimizer(train: Train, network: nn.Module, dtype: torch.dtype) -> torch.optim.Optimizer:
-    """Return Adam, AdamW or Muon over all parameters of a network that computes in `dtype`."""
+    """Return Adam, AdamW or Muon over all parameters of a network that computes in `dtype`.
+
+    Weight decay acts on the weights of convolutions and linear layers only, not on norms, biases and embeddings.
+    """
     beta1, beta2 = train.betas
     device = next(network.parameters()).device
-    capturable = device.type == "cuda"  # as a CUDA graph, which reads the learning rate from a tensor
+    capturable = device.type == "cuda"  # the learning rate is a tensor that a CUDA graph reads
     lr = torch.tensor(train.lr, device=device) if capturable else train.lr
     if train.optimizer == "muon":
         return Muon(network, lr, (beta1, beta2), train.weight_decay, dtype, capturable)
     cls = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return cls(
-        network.parameters(), lr, (beta1, beta2), weight_decay=train.weight_decay, fused=True, capturable=capturable
-    )
+    matrices = matrices_of(network)
+    of_matrices = {id(weight) for weight in matrices}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in of_matrices]
+    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return cls([group for group in groups if group["params"]], lr, (beta1, beta2), fused=True, capturable=capturable)
+
+
+def in_groups(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the parameters in the order in which `optimizer.state_dict()` numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

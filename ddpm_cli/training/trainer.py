@@ -1,4 +1,7 @@
-"""The state of a run and its steps. The randomness of a step depends on (seed, step) alone, so runs resume exactly."""
+"""The state of a run and its steps.
+
+The randomness of a step depends only on (seed, step), so a resumed run has the same bits as one that never stopped.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -24,7 +27,7 @@ from ddpm_cli.sampling.build import (
 )
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.ema import Ema, ema_decay
-from ddpm_cli.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from ddpm_cli.training.optimizer import build_optimizer, in_groups, learning_rate, set_learning_rate
 
 SCALER_MOVES = ("scale", "_growth_tracker")
 """Keys of the state of a gradient scaler that change while training."""
@@ -98,7 +101,8 @@ class Trainer:
         else:
             loss, grad_norm, finite, losses = self._graph(show_estimate, batch)
         self._update_timestep_sampler(batch.t, losses, finite)
-        self.ema.update(self.network, ema_decay(self.step + 1, train.ema_decay, train.ema_warmup, train.ema_start))
+        decay = ema_decay(self.step + 1, train.ema_decay, train.ema_warmup, train.ema_start)
+        self.ema.update(self.network, decay, finite)
         self.step += 1
         return loss, grad_norm
 
@@ -158,13 +162,13 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, the same for any number of processes. All ranks must call it."""
-        moments = self.optimizer.state_dict()["state"]
+        moments = {i: self.optimizer.state[parameter] for i, parameter in enumerate(self.network.parameters())}
         return {
             "step": self.step,
             "config": to_stored(self.config),
             "model": {name: unshard(x) for name, x in self.network.state_dict().items()},
             "ema": {name: unshard(x) for name, x in self.ema.network.state_dict().items()},
-            "optimizer": {i: {name: unshard(x) for name, x in own.items()} for i, own in moments.items()},
+            "optimizer": {i: {name: unshard(x) for name, x in own.items()} for i, own in moments.items() if own},
             "scaler": {key: value for key, value in self.scaler.state_dict().items() if key in SCALER_MOVES},
             "timestep_sampler": self.timestep_sampler.state(),
             "classes": self.classes,
@@ -177,8 +181,10 @@ class Trainer:
             now = network.state_dict()
             network.load_state_dict({name: shard_like(x, now[name]) for name, x in weights.items()})
         parameters = list(self.network.parameters())
+        number = {id(parameter): i for i, parameter in enumerate(in_groups(self.optimizer))}
         moments = {
-            i: {name: shard_like(x, parameters[i]) for name, x in own.items()} for i, own in state["optimizer"].items()
+            number[id(parameters[i])]: {name: shard_like(x, parameters[i]) for name, x in own.items()}
+            for i, own in state["optimizer"].items()
         }
         groups = self.optimizer.state_dict()["param_groups"]  # of the config, which may have changed on resume
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -168,7 +168,7 @@ def test_a_pickle_without_end_is_refused(sound: Path) -> None:
     def long(entry: zipfile.ZipInfo, content: bytes) -> tuple[zipfile.ZipInfo, bytes]:
         return entry, content + bytes(MAX_PICKLE * entry.filename.endswith(".pkl"))
 
-    assert "too much beside the tensors" in refused(rewritten(sound, long))
+    assert "too much besides the tensors" in refused(rewritten(sound, long))
 
 
 def test_tensors_do_not_reach_out_of_the_file(sound: Path) -> None:

@@ -75,7 +75,7 @@ def refusal(path: Path, kind: str = "ema") -> str:
 
 
 def test_other_weights_than_it_holds(sound: Path) -> None:
-    assert refusal(sound, "model") == f"weights=model: {sound} holds the ema weights alone; use weights=ema"
+    assert refusal(sound, "model") == f"weights=model: {sound} contains only the ema weights; use weights=ema"
 
 
 def test_cut_files(sound: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def deep() -> str:
         (lambda about: json.dumps(about | {"step": True}), "not a file of ddpm-export: invalid step"),
         (lambda about: json.dumps(about | {"weights": "best"}), "not a file of ddpm-export: invalid weights"),
         (lambda about: json.dumps(about | {"classes": [1]}), "not a file of ddpm-export: invalid classes"),
-        (lambda about: json.dumps(about | {"classes": ["cat"]}), "its classes do not fit the conditioning"),
+        (lambda about: json.dumps(about | {"classes": ["cat"]}), "its classes do not match its conditioning"),
         (lambda about: json.dumps(about | {"config": {}}), "cannot be used: config: "),
         (
             lambda about: json.dumps(about | {"config": about["config"] | {"prediction": "noise"}}),

@@ -83,9 +83,9 @@ TRAIN = {
     "conditioning=class experiment=swiss_roll": "conditioning=class: dataset=swiss_roll has no labels",
     "guidance_scale=2": "guidance_scale=2.0: this network is unconditional; train one with conditioning=class",
     "guidance_scale=-1 conditioning=class": "guidance_scale=-1.0: must be in [0, 1000]",
-    "guidance_scale=2 conditioning=class conditioning.dropout=0": "guidance_scale=2.0: this network never went without",
-    "prediction=eps schedule.zero_terminal_snr=true": "schedule.zero_terminal_snr=true: not with prediction=eps, for "
-    "at the last timestep x_t is all noise and eps says nothing of x0; use prediction=v",
+    "guidance_scale=2 conditioning=class conditioning.dropout=0": "guidance_scale=2.0: this network was never trained",
+    "prediction=eps schedule.zero_terminal_snr=true": "schedule.zero_terminal_snr=true: not with prediction=eps, "
+    "because at the last timestep x_t is pure noise, and eps does not determine x0; use prediction=v",
     "schedule.zero_terminal_snr=maybe": "schedule.zero_terminal_snr=maybe: must be true or false",
     "schedule.zero_terminal_snr=true prediction=v schedule.timesteps=1": "schedule.timesteps=1: must be at least 2",
     "sampler=euler": "sampler=euler: must be ddim, ddpm, dpmpp_2m or heun",
@@ -251,12 +251,12 @@ SAMPLE = {
     f"classes {INTERPOLATE} guidance_scale=3": "guidance_scale=3.0: task=interpolate needs a class",
     "plain resamplings=7": "resamplings=7: only with task=inpaint",
     "plain root=/data": "root=/data: task=generate reads no data",
-    f"always {INTERPOLATE}": "class=null: task=interpolate needs a class, for this network never went without one",
-    "classes task=interpolate a=1 b=2 class=[1,2]": "class=[1, 2]: must be one class for the whole way",
+    f"always {INTERPOLATE}": "class=null: task=interpolate needs a class, because this network was never trained",
+    "classes task=interpolate a=1 b=2 class=[1,2]": "class=[1, 2]: must be a single class",
     "points sampler=ddim sampler.steps=3": "sampler.thresholding=clip: must be none for dataset=swiss_roll",
     "plain guidance_scale=2": "guidance_scale=2.0: this network is unconditional; train one with conditioning=class",
     "points guidance_scale=0": "guidance_scale=0.0: this network is unconditional",
-    "always guidance_scale=0": "guidance_scale=0.0: this network never went without a class; train one with "
+    "always guidance_scale=0": "guidance_scale=0.0: this network was never trained without a class; train one with "
     "conditioning.dropout=0.1",
     "classes guidance_scale=-1": "guidance_scale=-1.0: must be in [0, 1000]",
     "plain variance=learned_range": "variance=learned_range: this network was trained with variance=fixed_small",
@@ -271,13 +271,13 @@ SAMPLE = {
     f"plain {INTERPOLATE} a=text.png": "a=text.png: cannot be read as an image",
     f"plain {INTERPOLATE} b=297": "b=297: must be in 0..296, the test images, or a file",
     f"plain {INTERPOLATE} a=-1": "a=-1: must be in 0..296, the test images, or a file",
-    f"points {INTERPOLATE}": "task=interpolate: is for images, and this network learned points; use task=generate",
+    f"points {INTERPOLATE}": "task=interpolate: is for images, and this network was trained on points",
     f"plain {INPAINT} mask=nowhere.png": "mask=nowhere.png: cannot be read as an image",
     f"plain {INPAINT} mask=large.png": "mask=large.png: must be as large as the image, 8x8, but is 9x8",
     f"plain {INPAINT} image=large.png": "mask=white.png: must be as large as the image, 9x8, but is 8x8",
     f"plain {INPAINT} mask=black.png": "mask=black.png: must be white where the image is to be filled, but is all",
     f"plain {INPAINT} image=text.png": "image=text.png: cannot be read as an image",
-    f"points {INPAINT}": "task=inpaint: is for images, and this network learned points; use task=generate",
+    f"points {INPAINT}": "task=inpaint: is for images, and this network was trained on points",
 }
 
 
@@ -296,7 +296,7 @@ def test_sampling_from_a_run_that_cannot_do_it(run: Run, runs: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        ([], "ckpt=: must be a run folder or a checkpoint, or samples=… given instead: one of the two"),
+        ([], "ckpt=: must be a run folder or a checkpoint, or samples=… instead, but not both"),
         (["ckpt=nowhere"], "ckpt=nowhere: no such file or folder"),
         (["ckpt=text.pt"], "ckpt=text.pt: not a checkpoint"),
         (["ckpt=x", "metrics=[fad]"], "metrics=['fad']: must be a list of fid, kid, is, prc or nll, as in [fid,kid]"),
@@ -308,15 +308,15 @@ def test_sampling_from_a_run_that_cannot_do_it(run: Run, runs: Path, tmp_path: P
         (["ckpt=x", "n=9"], "n=9: must be at least 10 for these metrics, or null"),
         (["ckpt=x", "n=some"], "n=some: must be a whole number"),
         (["ckpt=x", "features=clip"], "features=clip: must be auto, inception or classifier"),
-        (["ckpt=x", "samples=y"], "ckpt=x: must be a run folder or a checkpoint, or samples=… given instead"),
-        (["ckpt=x", "dataset=digits"], "dataset=digits: a checkpoint knows its own; leave it out, or use root=…"),
-        (["samples=."], "dataset=null: must be given with samples=…, as in dataset=fashion_mnist"),
-        (["samples=.", "dataset=swiss_roll"], "dataset=swiss_roll: must be one of images"),
+        (["ckpt=x", "samples=y"], "ckpt=x: must be a run folder or a checkpoint, or samples=… instead"),
+        (["ckpt=x", "dataset=digits"], "dataset=digits: a checkpoint has its own; leave it out, or use root=…"),
+        (["samples=."], "dataset=null: must be set with samples=…, as in dataset=fashion_mnist"),
+        (["samples=.", "dataset=swiss_roll"], "dataset=swiss_roll: must be a dataset of images"),
         (
             ["samples=.", "dataset=digits", "metrics=[nll]"],
-            "metrics=[nll]: takes a network, which samples have none of",
+            "metrics=[nll]: needs a network",
         ),
-        (["samples=.", "dataset=digits", "sampler=ddim"], "sampler: says how samples are drawn, and these are given"),
+        (["samples=.", "dataset=digits", "sampler=ddim"], "sampler: is for drawing samples, and these are given"),
         (["samples=.", "dataset=digits"], "samples=.: no images"),
         (["samples=text.pt", "dataset=digits"], "samples=text.pt: must be a folder of images, or an npz file with"),
         (["ckpt=x", "sampler=dim"], "sampler=dim: must be ddim, ddpm, dpmpp_2m or heun"),

@@ -64,7 +64,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(error: Exception, caplo
     assert [i for _, part in made for i in part] == [*range(20)]
     assert [len(images) for images in device.asked] == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     (message,) = caplog.messages
-    assert "out of memory with batches of 16; going on with 2" in message
+    assert "out of memory with batches of 16; continuing with 2" in message
 
 
 def test_what_does_not_fit_at_all_is_a_line() -> None:

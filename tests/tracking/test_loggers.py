@@ -215,7 +215,7 @@ def test_one_that_fails_is_said_once_and_the_others_go_on(tmp_path: Path, caplog
             both.row({"step": step, "loss": 0.5})
         both.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "logger=tensorboard: failed, and the run goes on without it (OSError: [Errno 28] No space left on device)"
+        "logger=tensorboard: failed; the run continues without it (OSError: [Errno 28] No space left on device)"
     ]
     assert points(tmp_path / "tensorboard", "train/loss") == [(1, 0.5), (2, 0.5)]
 

@@ -25,7 +25,7 @@ def test_parameters_are_averaged_and_buffers_are_copied() -> None:
         for value in (1.0, 2.0):
             network.weight.fill_(value)
             network.running_mean.fill_(value)
-            ema.update(network, decay=0.9)
+            ema.update(network, 0.9, torch.tensor(True))
     assert ema.network.weight.item() == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 1) + 0.1 * 2)
     assert ema.network.running_mean.item() == 2
     assert not ema.network.training
@@ -46,4 +46,33 @@ def test_the_optimizer_is_the_one_named(name: str, cls: type) -> None:
     optimizer = build_optimizer(train, nn.Linear(1, 1), torch.float32)
     assert type(optimizer) is cls
     assert optimizer.defaults["betas"] == (0.8, 0.9)
-    assert optimizer.defaults["weight_decay"] == 0.3
+
+
+def test_a_skipped_step_leaves_the_average_unchanged() -> None:
+    network = nn.Linear(3, 2)
+    ema = Ema(network)
+    before = [parameter.clone() for parameter in ema.network.parameters()]
+    with torch.no_grad():
+        network.weight.add_(1)
+    ema.update(network, 0.5, torch.tensor(False))
+    assert all(torch.equal(old, new) for old, new in zip(before, ema.network.parameters(), strict=True))
+    ema.update(network, 0.5, torch.tensor(True))
+    assert torch.allclose(ema.network.weight, before[0] + 0.5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_only_matrices_and_filters_decay(name: str) -> None:
+    """With zero gradients, decay is all that moves the parameters of AdamW and Muon."""
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(1, 4), nn.Linear(4, 4), nn.Embedding(3, 4))
+    train = composed(f"train.optimizer={name}", "train.weight_decay=0.5", "train.lr=0.1").train
+    optimizer = build_optimizer(train, network, torch.float32)
+    before = {key: parameter.detach().clone() for key, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        nn.init.ones_(parameter) if parameter.ndim == 1 else None
+        parameter.grad = torch.zeros_like(parameter)
+    ones = {key for key, parameter in network.named_parameters() if parameter.ndim == 1}
+    optimizer.step()
+    decayed = {"0.weight", "2.weight"}
+    for key, parameter in network.named_parameters():
+        expected = torch.ones_like(parameter) if key in ones else before[key]
+        assert torch.equal(parameter, expected) == (key not in decayed), key

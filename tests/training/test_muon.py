@@ -47,7 +47,7 @@ def test_matrices_move_as_those_of_torch_and_all_else_as_by_adamw() -> None:
     matrices = {id(weight) for weight in matrices_of(theirs)}
     flat = [nn.Parameter(weight.detach().flatten(1)) for weight in matrices_of(theirs)]
     muon = torch.optim.Muon(flat, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW([p for p in theirs.parameters() if id(p) not in matrices], 0.01, BETAS, weight_decay=0.1)
+    adamw = torch.optim.AdamW([p for p in theirs.parameters() if id(p) not in matrices], 0.01, BETAS, weight_decay=0.0)
     for step in range(4):
         _with_gradients(ours, step)
         _with_gradients(theirs, step)

@@ -64,5 +64,5 @@ def test_launches_of_optimizer_and_average(optimizer: str, most: int) -> None:
         parameter.grad = torch.zeros_like(parameter)
     with Launches() as seen:
         trainer.optimizer.step()
-        trainer.ema.update(trainer.network, 0.9)
+        trainer.ema.update(trainer.network, 0.9, torch.tensor(True))
     assert 0 < seen.names.total() <= most, seen.names

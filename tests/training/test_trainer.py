@@ -11,6 +11,7 @@ from ddpm_cli.config import ImageDataset, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table, to_float
 from ddpm_cli.training.loop import Loop
+from ddpm_cli.training.muon import Muon
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer
 from tests.conftest import TINY, composed
@@ -123,7 +124,8 @@ def test_what_changed_since_the_stop_is_used(tmp_path: Path) -> None:
     other = trainer_of(composed(*TINY, "train.weight_decay=0.5", "train.betas=[0.5,0.6]"))
     state = trainer.state()
     other.restore(state)
-    assert other.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert isinstance(other.optimizer, Muon)
+    assert other.optimizer.matrix_decay == 0.5
     assert other.optimizer.param_groups[0]["betas"] == (0.5, 0.6)
 
 

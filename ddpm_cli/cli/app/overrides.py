@@ -59,8 +59,8 @@ def to_typed(cfg: DictConfig) -> Any:
 def explain_composition_error(command: str, schema: type, overrides: list[str], error: HydraException) -> Exception:
     """Return a `UserError` for overrides that passed `check_overrides` but do not fit together, else `error`.
 
-    Either a typed key belongs to an option that was not chosen, or an experiment sets a key that an option chosen
-    beside it lacks.
+    Either a typed key belongs to an option that was not chosen, or an experiment sets a key that an option chosen with
+    it does not have.
     """
     groups = groups_of(command)
     parsed = OverridesParser.create().parse_overrides(overrides)
