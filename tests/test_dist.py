@@ -28,14 +28,14 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_twine_is_content(dist: Path) -> None:
+def test_twine_check(dist: Path) -> None:
     check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.iterdir())]
     checked = subprocess.run(check, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.count("PASSED") == 2
 
 
-def test_all_modules_and_configs_are_in_both(dist: Path) -> None:
+def test_wheel_and_sdist_contain_all_files(dist: Path) -> None:
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     kinds = ("*.py", "page.*")
     modules = {str(path.relative_to(REPOSITORY)) for kind in kinds for path in (REPOSITORY / "ddpm_cli").rglob(kind)}

@@ -69,7 +69,7 @@ def trained(trainer: Trainer, folder: Path) -> float:
     return Loop(trainer, folder, "a fingerprint", Signals()).run()
 
 
-def test_there_is_one_for_every_text() -> None:
+def test_every_text_has_an_experiment() -> None:
     assert {"annotated", "conv_fashion_mnist", "cifar10_conditional", "swiss_roll", "improved"} <= {*EXPERIMENTS}
     assert SMALL.keys() == {*EXPERIMENTS}
 
@@ -152,7 +152,7 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize(("name", "knob"), COMBINATIONS)
-def test_every_knob_in_every_experiment(name: str, knob: str) -> None:
+def test_every_option_in_every_experiment(name: str, knob: str) -> None:
     """A step and a sample of the small variant."""
     few = ["train.batch_size=4", "train.precision=fp32", "schedule.timesteps=40", "sampler.steps=3"]
     config = composed(f"experiment={name}", *SMALL[name], *few, *knob.split())
@@ -205,7 +205,7 @@ def test_swiss_roll_has_the_texts_betas(schedule: str) -> None:
     assert betas_of(composed("experiment=swiss_roll", "schedule=constant").schedule).unique().item() == 0.035
 
 
-def test_points_come_back_from_two_heaps(tmp_path: Path) -> None:
+def test_points_of_two_clusters_are_reproduced(tmp_path: Path) -> None:
     """Swiss roll's network and settings learn two heaps of points well enough to draw both."""
     config = composed(
         "experiment=swiss_roll",

@@ -7,7 +7,7 @@ import pytest
 from ddpm_cli.files import NoRoom, amount, atomic, remove_partials, write
 
 
-def test_the_file_appears_whole(tmp_path: Path) -> None:
+def test_file_is_written_atomically(tmp_path: Path) -> None:
     with atomic(tmp_path / "a.txt", 4) as partial:
         partial.write_text("new")
         assert not (tmp_path / "a.txt").exists()
@@ -26,7 +26,7 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(tmp_path: Path, number: int, wrapped: bool) -> None:
+def test_full_disk_is_one_line(tmp_path: Path, number: int, wrapped: bool) -> None:
     (tmp_path / "a.txt").write_text("old")
 
     def write() -> None:
@@ -52,7 +52,7 @@ def test_amounts(size: int, text: str) -> None:
     assert amount(size) == text
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_partial_files_are_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for name in (".a.png.12.tmp", "checkpoints/.b.pt.7.tmp", "kept.tmp", ".kept"):
         (tmp_path / name).write_text("")

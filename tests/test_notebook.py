@@ -83,7 +83,7 @@ def test_other_tensors_are_shown_as_numbers(shape: tuple[int, ...]) -> None:
     assert torch.zeros(shape).as_subclass(Samples)._repr_png_() is None
 
 
-def test_what_a_model_tells_of_itself(runs: Path) -> None:
+def test_attributes_of_a_model(runs: Path) -> None:
     model = load(runs / "classes", device="cpu")
     assert model.config.schedule.timesteps == 50
     assert model.classes == list("0123456789")
@@ -110,12 +110,12 @@ def test_stock_samplers_are_those_of_the_yaml(name: str) -> None:
         ({"n": 1, "guidance_scale": -1.0}, "guidance_scale=-1.0: must be in"),
     ],
 )
-def test_what_cannot_be_drawn(runs: Path, asked: dict[str, Any], message: str) -> None:
+def test_bad_sampling_arguments(runs: Path, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(runs / "classes", device="cpu").sample(**asked)
 
 
-def test_what_cannot_be_loaded(runs: Path) -> None:
+def test_bad_checkpoints(runs: Path) -> None:
     with pytest.raises(UserError, match="ckpt=nowhere: no such file or folder"):
         load("nowhere")
     with pytest.raises(UserError, match="weights=best: must be ema or model"):
@@ -124,7 +124,7 @@ def test_what_cannot_be_loaded(runs: Path) -> None:
         load(runs / "classes", precision="half")
 
 
-def test_the_package_itself_is_light() -> None:
+def test_importing_the_package_is_cheap() -> None:
     """The commands import it, and must be quick."""
     code = "import sys, ddpm_cli; ddpm_cli.load; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

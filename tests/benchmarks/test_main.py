@@ -29,7 +29,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]
     return call
 
 
-def test_all_are_run_and_kept(told: Callable[..., None]) -> None:
+def test_all_benchmarks_run(told: Callable[..., None]) -> None:
     told("--rounds", "3")
     (file,) = Path("outputs/bench").glob("*.json")
     found = json.loads(file.read_text())
@@ -39,13 +39,13 @@ def test_all_are_run_and_kept(told: Callable[..., None]) -> None:
     assert file.with_suffix(".md").read_text().count("## ") == 6
 
 
-def test_one_is_run_alone(told: Callable[..., None]) -> None:
+def test_single_benchmark(told: Callable[..., None]) -> None:
     told("input", "--out", "here")
     (file,) = Path("here").glob("*.json")
     assert json.loads(file.read_text()).keys() == {"machine", "data", "input"}
 
 
-def test_what_is_missing_is_one_line(told: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_one_line(told: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks, "EXTRAS", ("no_such_package",))
     with pytest.raises(SystemExit, match=r"no_such_package missing; pip install -e '\.\[bench\]'"):
         told("memory")

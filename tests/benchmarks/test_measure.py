@@ -8,7 +8,7 @@ def test_the_median_and_the_quartiles() -> None:
     assert spread([7]) == Spread(7, 7, 7)
 
 
-def test_works_take_turns_and_the_first_rounds_do_not_count() -> None:
+def test_systems_alternate_after_warm_up() -> None:
     order: list[str] = []
 
     def work(name: str) -> float:

@@ -35,7 +35,7 @@ def test_minutes_are_compared_with_those_of_the_plain_reference() -> None:
     assert lines["6", "quickstart"] == ["2", "180", "not reached", ""]
 
 
-def test_a_run_has_milestones_where_the_marks_are() -> None:
+def test_milestones_are_at_the_marks() -> None:
     train_config = composed(*RECIPES["annotated"]).train
     at = [step for step in range(1, AFTER_6 + 1) if train_config.is_milestone(step, 60_000)]
     assert {AFTER_1, 938, AFTER_6} <= set(at)
@@ -51,9 +51,7 @@ def test_checkpoints_by_step_but_for_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("step", "resumed"), [(10, True), (2813, False)])
-def test_a_run_is_gone_on_with_and_a_finished_one_left(
-    step: int, resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unfinished_run_is_resumed(step: int, resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr("tests.benchmarks.quality.load_checkpoint", lambda *_: {"step": step})
     monkeypatch.setattr("tests.benchmarks.quality.subprocess.run", lambda words, check: called.append(words))
@@ -63,7 +61,7 @@ def test_a_run_is_gone_on_with_and_a_finished_one_left(
     assert [words[-1] for words in called] == ([f"resume={tmp_path}"] if resumed else [])
 
 
-def test_it_is_drawn(tmp_path: Path) -> None:
+def test_quality_plot(tmp_path: Path) -> None:
     points = [(row.minutes, row.distance, row.low, row.high) for row in ROWS]
     save_quality_plot({"one": points}, {1: 6.0}, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ SECTION = Section("Title", ["a", "longer"], [["x", "1"], ["wider", "2"]], ["A no
     ("value", "shown"),
     [(0.0333333, "0.0333"), (4.567, "4.57"), (81.23, "81.2"), (82_768.9, "82,800"), (0.0, "0")],
 )
-def test_digits_that_count(value: float, shown: str) -> None:
+def test_significant_digits(value: float, shown: str) -> None:
     assert plain(value) == shown
 
 

@@ -71,7 +71,7 @@ def test_the_reference_process_is_that_of_the_text() -> None:
     torch.testing.assert_close(diffusion.p_sample(knows, noised, 0), x0)  # a perfect network ends at the image
 
 
-def test_walks_visit_as_many_steps() -> None:
+def test_samplers_have_the_number_of_steps() -> None:
     assert len(list(walk(300, 1, TIMED))) == TIMED
     for sampler in ("dpmpp_2m", "ddim", "ddpm"):
         first = next(our_walk(sampler, 300, "fp32"))
@@ -104,7 +104,7 @@ def twice(built: list[int], factor: int) -> int:
     return factor * len(built)
 
 
-def test_a_worker_works_elsewhere_and_is_timed() -> None:
+def test_worker_is_timed() -> None:
     with Worker(list, threads=1) as worker:
         assert worker.call(twice, 2) == 0
         worker.call(list.append, 1)

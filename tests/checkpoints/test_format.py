@@ -54,7 +54,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-def test_what_is_written_is_read_and_anybody_can_open_it(sound: Path) -> None:
+def test_checkpoint_round_trip(sound: Path) -> None:
     state = load_checkpoint("ckpt", sound)
     assert state["step"] == 12
     assert state["config"].schedule == composed().schedule
@@ -63,7 +63,7 @@ def test_what_is_written_is_read_and_anybody_can_open_it(sound: Path) -> None:
     assert zipfile.ZipFile(sound).testzip() is None  # still an archive, with a comment
 
 
-def test_a_flipped_bit_anywhere_is_found(sound: Path) -> None:
+def test_flipped_bits_are_detected(sound: Path) -> None:
     content, random_ = sound.read_bytes(), random.Random(0)
     places = [0, len(content) - 1, *(random_.randrange(len(content)) for _ in range(100))]
     for place in places:
@@ -74,7 +74,7 @@ def test_a_flipped_bit_anywhere_is_found(sound: Path) -> None:
             load_checkpoint("ckpt", sound)
 
 
-def test_a_truncated_one_is_found(sound: Path) -> None:
+def test_truncated_checkpoints_are_detected(sound: Path) -> None:
     content, random_ = sound.read_bytes(), random.Random(0)
     for length in [0, 1, len(content) - 1, *(random_.randrange(len(content)) for _ in range(100))]:
         sound.write_bytes(content[:length])
@@ -82,7 +82,7 @@ def test_a_truncated_one_is_found(sound: Path) -> None:
             load_checkpoint("ckpt", sound)
 
 
-def test_a_crash_while_writing_keeps_the_old_one(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_while_writing_keeps_the_old_checkpoint(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(state: Any, stream: Any) -> None:
         stream.write(b"half")
         raise KeyboardInterrupt
@@ -124,13 +124,13 @@ FOREIGN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_no_run_wrote_is_refused(tmp_path: Path, name: str) -> None:
+def test_invalid_contents_are_rejected(tmp_path: Path, name: str) -> None:
     content, message = FOREIGN[name]
     assert message in refused(sealed(tmp_path / "foreign.pt", content))
     assert not Path("/tmp/ddpm-cli-was-here").exists()
 
 
-def test_lists_in_lists_do_not_take_all_memory(tmp_path: Path) -> None:
+def test_nested_lists_do_not_exhaust_memory(tmp_path: Path) -> None:
     laughs: list[Any] = []
     for _ in range(9):
         laughs = [laughs] * 1000  # a pickle holds each once
@@ -156,7 +156,7 @@ def test_compressed_entries_are_refused_before_they_are_unpacked(sound: Path) ->
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "sound/data/../../x", "sound\\data.pkl", "a/b/c"])
-def test_entries_of_other_names_are_refused(sound: Path, name: str) -> None:
+def test_unknown_archive_entries_are_rejected(sound: Path, name: str) -> None:
     def renamed(entry: zipfile.ZipInfo, content: bytes) -> tuple[zipfile.ZipInfo, bytes]:
         entry.filename = name if entry.filename.endswith("data/0") else entry.filename
         return entry, content
@@ -164,14 +164,14 @@ def test_entries_of_other_names_are_refused(sound: Path, name: str) -> None:
     assert "other names" in refused(rewritten(sound, renamed))
 
 
-def test_a_pickle_without_end_is_refused(sound: Path) -> None:
+def test_oversized_pickle_is_rejected(sound: Path) -> None:
     def long(entry: zipfile.ZipInfo, content: bytes) -> tuple[zipfile.ZipInfo, bytes]:
         return entry, content + bytes(MAX_PICKLE * entry.filename.endswith(".pkl"))
 
     assert "too much besides the tensors" in refused(rewritten(sound, long))
 
 
-def test_tensors_do_not_reach_out_of_the_file(sound: Path) -> None:
+def test_tensors_outside_the_file_are_rejected(sound: Path) -> None:
     """torch believes what a pickle says of its tensors' sizes: 4 bytes here, a gigabyte by its word."""
 
     def claims(entry: zipfile.ZipInfo, content: bytes) -> tuple[zipfile.ZipInfo, bytes]:
@@ -185,7 +185,7 @@ def test_tensors_do_not_reach_out_of_the_file(sound: Path) -> None:
     assert state["model"]["w"].numel() <= 3
 
 
-def test_paths_in_a_checkpoint_are_not_believed(tmp_path: Path) -> None:
+def test_paths_in_a_checkpoint_are_ignored(tmp_path: Path) -> None:
     config = {
         **STATE["config"],
         "out": "/etc",
@@ -213,7 +213,7 @@ LIKE = {"model": {"w": torch.empty(3, device="meta")}}
         ({}, "model has other keys"),
     ],
 )
-def test_weights_of_another_build_are_refused(sound: Path, weights: Any, message: str) -> None:
+def test_weights_of_another_architecture_are_rejected(sound: Path, weights: Any, message: str) -> None:
     check_matches("ckpt", sound, {"model": {"w": torch.zeros(3)}}, LIKE)
     with pytest.raises(UserError) as caught:
         check_matches("ckpt", sound, {"model": weights}, LIKE)

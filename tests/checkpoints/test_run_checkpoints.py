@@ -30,7 +30,7 @@ def last_step(folder: Path) -> int:
     return int(load_checkpoint("ckpt", find_checkpoint("ckpt", str(folder)))["step"])
 
 
-def test_saved_and_found_by_folder_or_file(tmp_path: Path) -> None:
+def test_checkpoints_are_found_by_folder_or_file(tmp_path: Path) -> None:
     (path,) = save(tmp_path, 12)
     assert path == tmp_path / "checkpoints" / "step_00000012.pt"
     assert find_checkpoint("ckpt", str(path)) == path
@@ -38,7 +38,7 @@ def test_saved_and_found_by_folder_or_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["last.pt", "step_00000012.pt"]
 
 
-def test_last_moves_on_and_earlier_ones_stay(tmp_path: Path) -> None:
+def test_last_is_the_newest_and_earlier_ones_are_kept(tmp_path: Path) -> None:
     first, _ = save(tmp_path, 12, 13)
     assert load_checkpoint("ckpt", first)["step"] == 12
     assert last_step(tmp_path) == 13
@@ -53,7 +53,7 @@ def test_without_hard_links_last_is_a_copy(tmp_path: Path, monkeypatch: pytest.M
     assert last_step(tmp_path) == 12
 
 
-def test_a_missing_one_is_named(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ckpt=/nowhere"):
         find_checkpoint("ckpt", "/nowhere")
     with pytest.raises(UserError, match="no checkpoint in this folder"):
@@ -72,7 +72,7 @@ def test_a_missing_one_is_named(tmp_path: Path) -> None:
         (10, math.inf, [0, 10, 15, 20, 25, 30, 40]),
     ],
 )
-def test_which_stay(tmp_path: Path, keep_last: Any, window: float, kept: list[int]) -> None:
+def test_pruning(tmp_path: Path, keep_last: Any, window: float, kept: list[int]) -> None:
     for step in (0, 10, 15, 20, 25, 30, 40):
         save(tmp_path, step)
         prune(tmp_path, keep_last, window)
@@ -87,7 +87,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content[:-1])
 
 
-def test_the_newest_sound_one_is_used_and_the_others_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_newest_valid_checkpoint_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second, third = save(tmp_path, 1, 2, 3)
     assert newest_valid_checkpoint("resume", tmp_path)[0] == third
     damage(third)
@@ -99,7 +99,7 @@ def test_the_newest_sound_one_is_used_and_the_others_named(tmp_path: Path, caplo
     assert str(second) in caplog.messages[1]
 
 
-def test_last_alone_will_do_and_none_is_an_error(tmp_path: Path) -> None:
+def test_last_is_sufficient_and_none_is_an_error(tmp_path: Path) -> None:
     (only,) = save(tmp_path, 3)
     only.unlink()
     path, state = newest_valid_checkpoint("resume", tmp_path)
@@ -109,7 +109,7 @@ def test_last_alone_will_do_and_none_is_an_error(tmp_path: Path) -> None:
         newest_valid_checkpoint("resume", tmp_path)
 
 
-def test_a_run_that_goes_back_keeps_what_came_after(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_later_checkpoints_are_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, 1, 2, 3)
     move_later_checkpoints(tmp_path, 3)
     assert not caplog.messages

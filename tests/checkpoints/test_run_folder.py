@@ -24,7 +24,7 @@ def test_a_new_folder_is_empty(tmp_path: Path) -> None:
         new_folder(tmp_path / "file" / "b")
 
 
-def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+def test_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     with claimed(tmp_path):
         with refused("process .* is running there"), reopened("resume", tmp_path):
             pass
@@ -45,7 +45,7 @@ def test_a_crash_leaves_no_lock_behind(tmp_path: Path) -> None:
         pass
 
 
-def test_what_was_barely_begun_is_claimed_anew(tmp_path: Path) -> None:
+def test_folder_without_a_checkpoint_can_be_claimed_again(tmp_path: Path) -> None:
     with claimed(tmp_path):
         (tmp_path / "checkpoints").mkdir()
         (tmp_path / "checkpoints" / ".step_00000000.pt.123.tmp").write_text("half")
@@ -57,7 +57,7 @@ def test_what_was_barely_begun_is_claimed_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "metrics.csv", f"{NOTES}/config.yaml", "checkpoints/best.pt"])
-def test_folders_of_others_are_not_touched(tmp_path: Path, name: str) -> None:
+def test_folders_with_other_files_are_not_touched(tmp_path: Path, name: str) -> None:
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)
     file.write_text("precious")
@@ -76,7 +76,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_read_only_folder(tmp_path: Path) -> None:
     with refused("cannot be written to"), locked("resume", tmp_path / "missing"):
         pass
 

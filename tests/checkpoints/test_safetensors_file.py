@@ -60,7 +60,7 @@ def test_safetensors_itself_reads_the_weights_and_the_config(sound: Path, weight
     assert about["config"] == json.loads(json.dumps(to_stored(CONFIG)))
 
 
-def test_no_path_of_this_machine_is_in_it(weights: Weights, tmp_path: Path) -> None:
+def test_safetensors_file_contains_no_paths(weights: Weights, tmp_path: Path) -> None:
     config = replace(CONFIG, out="/home/somebody/run", dataset=replace(CONFIG.dataset, root="/home/somebody/data"))
     write_weights(tmp_path / "x.safetensors", replace(weights, config=config))
     assert b"/home/somebody" not in (tmp_path / "x.safetensors").read_bytes()
@@ -74,11 +74,11 @@ def refusal(path: Path, kind: str = "ema") -> str:
     return message
 
 
-def test_other_weights_than_it_holds(sound: Path) -> None:
+def test_requesting_the_other_weights_is_an_error(sound: Path) -> None:
     assert refusal(sound, "model") == f"weights=model: {sound} contains only the ema weights; use weights=ema"
 
 
-def test_cut_files(sound: Path, tmp_path: Path) -> None:
+def test_truncated_files_are_rejected(sound: Path, tmp_path: Path) -> None:
     content = sound.read_bytes()
     for size in (0, 1, 7, 8, 9, 500, len(content) // 2, len(content) - 1):
         cut = tmp_path / "cut.safetensors"
@@ -106,7 +106,7 @@ def test_flipped_bits_are_noticed_or_do_nothing(sound: Path, weights: Weights, t
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, MAX_HEADER + 1])
-def test_a_header_too_long_is_not_read(length: int, tmp_path: Path) -> None:
+def test_oversized_header_is_rejected(length: int, tmp_path: Path) -> None:
     path = tmp_path / "long.safetensors"
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", length))
@@ -114,12 +114,12 @@ def test_a_header_too_long_is_not_read(length: int, tmp_path: Path) -> None:
     assert "damaged, or no .safetensors file" in refusal(path)
 
 
-def test_a_pickle_by_that_name(tmp_path: Path) -> None:
+def test_pickle_named_safetensors_is_rejected(tmp_path: Path) -> None:
     torch.save({"format": 3}, tmp_path / "x.safetensors")
     assert "damaged, or no .safetensors file" in refusal(tmp_path / "x.safetensors")
 
 
-def test_the_file_of_another_program(tmp_path: Path) -> None:
+def test_file_of_another_program_is_rejected(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(3)}, tmp_path / "x.safetensors")
     assert "not a file of ddpm-export" in refusal(tmp_path / "x.safetensors")
 
@@ -151,7 +151,7 @@ def deep() -> str:
         ),
     ],
 )
-def test_a_strangers_metadata(
+def test_hostile_metadata_is_rejected(
     change: Callable[[dict[str, Any]], str],
     named: str,
     sound: Path,
@@ -169,7 +169,7 @@ def test_a_strangers_metadata(
     assert named in refusal(tmp_path / "x.safetensors")
 
 
-def test_weights_that_are_not_of_the_network_in_its_config(weights: Weights, tmp_path: Path) -> None:
+def test_weights_must_match_the_config(weights: Weights, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     name = next(iter(weights.tensors))
     for changed in (
@@ -182,7 +182,7 @@ def test_weights_that_are_not_of_the_network_in_its_config(weights: Weights, tmp
         assert "does not fit the network in its config" in refusal(path)
 
 
-def test_a_folder_by_that_name(tmp_path: Path) -> None:
+def test_folder_named_safetensors_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").mkdir()
     with pytest.raises(UserError, match="cannot be read"):
         read_weights("ckpt", tmp_path / "x.safetensors")

@@ -12,7 +12,7 @@ from ddpm_cli.errors import UserError
 from tests.conftest import composed
 
 
-def test_what_is_stored_is_read_again() -> None:
+def test_stored_config_round_trip() -> None:
     config = composed("experiment=quickstart", "loss=huber", "dataset.image_size=[32,64]")
     assert train_config(asdict(config)) == config
     assert from_stored(to_stored(config)) == replace(config, out="")
@@ -49,19 +49,19 @@ STORED = to_stored(composed())
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_it_is_read_strictly(changes: dict[str, Any]) -> None:
+def test_stored_config_is_read_strictly(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         from_stored(STORED | changes)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [None, 3, [], {}, {key: value for key, value in STORED.items() if key != "loss"}])
-def test_what_is_no_config_is_refused(data: Any) -> None:
+def test_invalid_config_is_rejected(data: Any) -> None:
     with pytest.raises(UserError):
         from_stored(data)
 
 
-def test_where_the_data_lay_is_in_the_runs_own_notes(tmp_path: Path) -> None:
+def test_data_folder_is_read_from_the_run_folder(tmp_path: Path) -> None:
     config: TrainConfig = composed()
     checkpoint = tmp_path / "checkpoints" / "last.pt"
     assert with_noted_root(config, checkpoint) == config

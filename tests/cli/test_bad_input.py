@@ -334,7 +334,7 @@ def test_evaluating(run: Run, tmp_path: Path, overrides: list[str], named: str) 
     assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
 
 
-def test_evaluating_on_classes_that_the_network_is_not_told(run: Run, tmp_path: Path) -> None:
+def test_evaluation_on_other_classes_is_rejected(run: Run, tmp_path: Path) -> None:
     for place in ("train/cats", "train/dogs", "test/dogs", "test/eels"):
         save_image(tmp_path / "pictures" / place / "0.png")
     data = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=8", *TINY[1:]]
@@ -369,7 +369,7 @@ def test_image_folders(run: Run, tmp_path: Path) -> None:
     assert "skipped 1 of 2 images" in result.err
 
 
-def test_tracebacks_come_back_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_full_error_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from ddpm_cli.errors import UserError
 
     monkeypatch.setattr("tests.conftest.pytest.MonkeyPatch.delenv", lambda *_, **__: None)

@@ -29,7 +29,7 @@ COMPLETED = {
 
 
 @pytest.mark.parametrize("line", COMPLETED)
-def test_what_is_offered(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completions(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
     result = run(line.split()[0].removeprefix("ddpm-"), "-sc", "query=bash")
@@ -40,14 +40,14 @@ def test_what_is_offered(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("command", SCHEMAS)
 @pytest.mark.parametrize("shell", ["bash", "fish"])
-def test_each_command_installs_its_own(run: Run, command: str, shell: str) -> None:
+def test_completion_scripts(run: Run, command: str, shell: str) -> None:
     result = run(command, "-sc", f"install={shell}")
     assert (result.code, result.err) == (0, "")
     assert f"ddpm-{command}" in result.out
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_bash_offers_it(tmp_path: Path) -> None:
+def test_completion_in_bash(tmp_path: Path) -> None:
     """The line that the README gives, and what bash does at a tab."""
     script = """
 eval "$(ddpm-train -sc install=bash)"

@@ -45,7 +45,7 @@ def terms(folder: str) -> list[float]:
 
 
 @pytest.mark.figures
-def test_the_bound_and_its_parts(evaluate: Evaluate, trained: Path) -> None:
+def test_nll_and_its_terms(evaluate: Evaluate, trained: Path) -> None:
     found = evaluate("new", trained, "n=6")
     assert sorted(path.name for path in Path("new").iterdir()) == ["evaluation.json", "nll.csv", "nll.png"]
     assert {key: found[key] for key in ("n", "split", "ckpt", "step", "weights", "seed")} == {
@@ -67,7 +67,7 @@ def test_the_bound_and_its_parts(evaluate: Evaluate, trained: Path) -> None:
         assert plot.size == (1000, 400)
 
 
-def test_the_result_is_in_the_log_too(run: Run, trained: Path) -> None:
+def test_result_is_logged(run: Run, trained: Path) -> None:
     result = run("evaluate", f"ckpt={trained}", "metrics=[nll]", "n=2", "out=new")
     nll = json.loads(Path("new/evaluation.json").read_text())["metrics"]["nll"]
     assert f"at most {nll:.4f} bits/dim" in result.err
@@ -83,7 +83,7 @@ def test_the_batch_size_does_not_matter(evaluate: Evaluate, trained: Path, batch
     assert terms("parts") == pytest.approx(terms("whole"), abs=1e-4)
 
 
-def test_each_example_counts_alike(evaluate: Evaluate, trained: Path) -> None:
+def test_nll_is_the_mean_over_examples(evaluate: Evaluate, trained: Path) -> None:
     """The standard error of two is half of how far apart they are."""
     one, two = evaluate("one", trained, "n=1"), evaluate("two", trained, "n=2")
     assert one["standard_error"] is None
@@ -97,7 +97,7 @@ def test_splits_weights_and_seeds(evaluate: Evaluate, trained: Path) -> None:
     assert evaluate("again", trained, "n=2")["nll"] == found[0]
 
 
-def test_more_than_there_are_is_all(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_n_larger_than_the_split_uses_all_examples(evaluate: Evaluate, tmp_path: Path) -> None:
     points = train_into(tmp_path / "run", *TINY_POINTS, "schedule=cosine", "schedule.timesteps=8", "train.steps=2")
     assert evaluate("some", points)["n"] == 64
     assert evaluate("all", points, "n=1000")["n"] == 100
@@ -206,7 +206,7 @@ def test_distances_of_samples(run: Run, trained: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_classifier")
-def test_given_samples_are_judged_as_those_that_are_drawn(run: Run, trained: Path) -> None:
+def test_given_samples_have_the_metrics_of_drawn_ones(run: Run, trained: Path) -> None:
     drawn = ["sample", f"ckpt={trained}", "n=12", "npz=true", "out=drawn", "device=cpu"]
     assert run(*drawn).code == 0
     found = []
@@ -218,7 +218,7 @@ def test_given_samples_are_judged_as_those_that_are_drawn(run: Run, trained: Pat
     assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
 
 
-def test_inception_where_it_cannot_be_had(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_inception_weights(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
@@ -229,7 +229,7 @@ def test_inception_where_it_cannot_be_had(run: Run, trained: Path, monkeypatch: 
     assert not Path("new").exists()
 
 
-def test_points_have_no_distances(run: Run, tmp_path: Path) -> None:
+def test_sample_metrics_of_points_are_rejected(run: Run, tmp_path: Path) -> None:
     points = train_into(tmp_path / "run", *TINY_POINTS, "train.steps=2")
     result = run("evaluate", f"ckpt={points}", "out=new")
     assert result.code == 2
@@ -243,7 +243,7 @@ def test_without_torch_fidelity(run: Run, trained: Path, monkeypatch: pytest.Mon
     assert "metrics=['fid']: need torch-fidelity; pip install 'ddpm-cli[eval]'" in result.err
 
 
-def test_a_link_in_place_of_the_record_is_left_alone(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_evaluations_are_not_written_through_a_link(run: Run, trained: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(trained, copied)
     (copied / "evaluations.jsonl").unlink(missing_ok=True)
@@ -255,7 +255,7 @@ def test_a_link_in_place_of_the_record_is_left_alone(run: Run, trained: Path, tm
 
 
 @pytest.mark.usefixtures("quick_classifier")
-def test_a_sweep_over_samplers_as_it_is_typed(run: Run, trained: Path) -> None:
+def test_sweep_over_samplers(run: Run, trained: Path) -> None:
     """With -m between the overrides, where argparse does not look for it."""
     ask = [
         f"ckpt={trained}",

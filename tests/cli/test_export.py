@@ -51,7 +51,7 @@ def images(run: Run, ckpt: Path, *more: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["plain", "classes", "points"])
 @pytest.mark.parametrize("weights", ["ema", "model"])
-def test_safetensors_is_all_that_sampling_needs(run: Run, runs: Path, tmp_path: Path, kind: str, weights: str) -> None:
+def test_sampling_from_safetensors(run: Run, runs: Path, tmp_path: Path, kind: str, weights: str) -> None:
     result = run("export", f"ckpt={runs / kind}", f"weights={weights}", "out=away")
     assert result.code == 0, result.err
     assert files_in(tmp_path / "away") == ["README.md", "model.safetensors", "samples.png"]
@@ -65,7 +65,7 @@ def test_safetensors_is_all_that_sampling_needs(run: Run, runs: Path, tmp_path: 
     assert f"weights={other}: {alone} holds the {weights} weights alone; use weights={weights}" in result.err
 
 
-def test_an_exported_network_is_measured_alike(run: Run, runs: Path, tmp_path: Path) -> None:
+def test_exported_network_has_the_same_metrics(run: Run, runs: Path, tmp_path: Path) -> None:
     assert run("export", f"ckpt={runs / 'plain'}", "out=away").code == 0
     for ckpt, out in {runs / "plain": "one", tmp_path / "away": "other"}.items():
         result = run("evaluate", f"ckpt={ckpt}", "metrics=[nll]", "n=2", "device=cpu", f"out={out}")
@@ -73,14 +73,14 @@ def test_an_exported_network_is_measured_alike(run: Run, runs: Path, tmp_path: P
     assert (tmp_path / "one/nll.csv").read_bytes() == (tmp_path / "other/nll.csv").read_bytes()
 
 
-def test_the_picture_is_that_of_the_exported_step(run: Run, runs: Path, tmp_path: Path) -> None:
+def test_model_card_shows_the_grid_of_the_exported_step(run: Run, runs: Path, tmp_path: Path) -> None:
     assert run("export", f"ckpt={runs / 'plain'}", "out=away").code == 0
     picture = runs / "plain/samples/step_00000003.png"
     assert (tmp_path / "away/samples.png").read_bytes() == picture.read_bytes()
     assert "for 3 steps" in (tmp_path / "away/README.md").read_text()
 
 
-def test_diffusers_there_and_back(run: Run, runs: Path, tmp_path: Path) -> None:
+def test_diffusers_round_trip(run: Run, runs: Path, tmp_path: Path) -> None:
     result = run("export", f"ckpt={runs / 'ddpm'}", "format=diffusers", "out=pipeline")
     assert result.code == 0, result.err
     assert files_in(tmp_path / "pipeline") == [
@@ -130,7 +130,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_what_is_refused(run: Run, runs: Path, tmp_path: Path, line: str) -> None:
+def test_bad_input_of_export_and_import(run: Run, runs: Path, tmp_path: Path, line: str) -> None:
     (tmp_path / "x.safetensors").write_text("hello")
     command, *overrides = line.format(plain=runs / "plain").split()
     result = run(command, *overrides)

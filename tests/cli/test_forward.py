@@ -16,7 +16,7 @@ def cat(tmp_path: Path) -> Path:
     return tmp_path / "cat.jpg"
 
 
-def test_a_picture_is_noised_by_every_schedule(run: Run, cat: Path) -> None:
+def test_image_is_noised_by_each_schedule(run: Run, cat: Path) -> None:
     result = run("forward", "image=cat.jpg", "t=[0,50,100,150,199]", "out=new")
     assert result.code == 0, result.err
     assert sorted(path.name for path in Path("new").iterdir()) == ["forward.png", "schedules.png"]
@@ -55,7 +55,7 @@ def rows_drawn(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> di
 
 
 @pytest.mark.figures
-def test_a_chain_is_a_row_of_its_own_below_each_schedule(run: Run, cat: Path) -> None:
+def test_chain_adds_a_row_for_each_schedule(run: Run, cat: Path) -> None:
     more = ["image=cat.jpg", "t=[0,10]", "show=[linear,cosine]"]
     assert run("forward", *more, "out=jumps").code == 0
     assert run("forward", *more, "chain=true", "out=steps").code == 0
@@ -64,7 +64,7 @@ def test_a_chain_is_a_row_of_its_own_below_each_schedule(run: Run, cat: Path) ->
     assert steps.height == pytest.approx(2 * jumps.height, rel=0.1)
 
 
-def test_a_chain_ends_as_noisy_as_a_jump(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chain_has_the_noise_of_q_sample(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many points: the same mean and spread at each moment, by other noise; and no noise is drawn twice."""
     ask = ["dataset=swiss_roll", "chain=true", "show=[linear,constant]", "timesteps=100", "t=[40,0,99]"]
     rows = rows_drawn(run, monkeypatch, *ask)

@@ -66,7 +66,7 @@ def test_the_other_commands_from_the_wheel(scripts: Path, tmp_path: Path) -> Non
     assert (tmp_path / "noised/forward.png").is_file()
 
 
-def test_a_refusal_from_the_shell(scripts: Path, tmp_path: Path) -> None:
+def test_error_from_the_shell(scripts: Path, tmp_path: Path) -> None:
     result = call(scripts / "ddpm-train", "trian.steps=3", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "ddpm-train: trian.steps: no such key; did you mean train.steps?\n"

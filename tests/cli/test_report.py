@@ -43,7 +43,7 @@ def test_a_title_for_many_folders(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", [["out=new/page.html"], ["--out", "new/page.html"], ["--out=new/page.html"]])
-def test_elsewhere(run: Run, tmp_path: Path, out: list[str]) -> None:
+def test_report_with_out(run: Run, tmp_path: Path, out: list[str]) -> None:
     a_run(tmp_path / "it")
     assert run("report", *out, "it").code == 0
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["page.csv", "page.html"]
@@ -62,7 +62,7 @@ def test_a_real_run(run: Run, tmp_path: Path) -> None:
     assert run("train", "resume=here", "train.steps=6").code == 0  # the report is not in its way
 
 
-def test_a_report_of_before_is_replaced_and_nothing_else_is(run: Run, tmp_path: Path) -> None:
+def test_only_earlier_reports_are_overwritten(run: Run, tmp_path: Path) -> None:
     a_run(tmp_path / "runs/0")
     assert run("report", "runs").code == 0
     a_run(tmp_path / "runs/1")
@@ -82,7 +82,7 @@ def test_a_report_of_before_is_replaced_and_nothing_else_is(run: Run, tmp_path: 
     refused(run("report", "runs", "out=folder.html"), "out=folder.html: folder.html is a folder; name another file")
 
 
-def test_refusals(run: Run, tmp_path: Path) -> None:
+def test_bad_input_of_report(run: Run, tmp_path: Path) -> None:
     a_run(tmp_path / "it")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")

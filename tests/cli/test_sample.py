@@ -22,7 +22,7 @@ def pixels(folder: Path | str) -> list[np.ndarray]:
     return [np.asarray(Image.open(file)).astype(int) for file in sorted(Path(folder, "images").iterdir())]
 
 
-def test_a_checkpoint_is_all_it_needs(run: Run, trained: Path) -> None:
+def test_sampling_needs_only_the_checkpoint(run: Run, trained: Path) -> None:
     result = run("sample", f"ckpt={trained}", "n=5", "out=new", "device=cpu")
     assert result.code == 0, result.err
     assert sorted(path.name for path in Path("new").iterdir()) == ["grid.png", "images"]
@@ -30,7 +30,7 @@ def test_a_checkpoint_is_all_it_needs(run: Run, trained: Path) -> None:
     assert Image.open("new/images/00000.png").size == (8, 8)
 
 
-def test_from_a_file_with_a_sampler_of_its_own_a_film_and_arrays(run: Run, trained: Path) -> None:
+def test_sampling_from_a_file_with_film_and_arrays(run: Run, trained: Path) -> None:
     file = trained / "checkpoints/step_00000003.pt"
     more = ["sampler=ddim", "sampler.steps=5", "gif=true", "npz=true", "seed=7", "device=cpu", "batch_size=3"]
     result = run("sample", f"ckpt={file}", "n=4", "out=new", *more)
@@ -49,7 +49,7 @@ def test_from_a_file_with_a_sampler_of_its_own_a_film_and_arrays(run: Run, train
         assert np.abs(last - np.asarray(grid.convert("L"))).max() <= 1
 
 
-def test_image_i_of_a_seed_is_the_same_whatever_n_and_batch_size(run: Run, trained: Path) -> None:
+def test_image_of_a_seed_does_not_depend_on_n_and_batch_size(run: Run, trained: Path) -> None:
     assert run("sample", f"ckpt={trained}", "n=7", "batch_size=7", "seed=7", "out=a").code == 0
     assert run("sample", f"ckpt={trained}", "n=4", "batch_size=3", "seed=7", "out=b").code == 0
     assert run("sample", f"ckpt={trained}", "n=4", "seed=8", "out=c").code == 0
@@ -58,14 +58,14 @@ def test_image_i_of_a_seed_is_the_same_whatever_n_and_batch_size(run: Run, train
     assert any(np.abs(ours - theirs).max() > 1 for ours, theirs in zip(pixels("c"), pixels("a"), strict=False))
 
 
-def test_averaged_weights_unless_told_otherwise(run: Run, trained: Path) -> None:
+def test_averaged_weights_are_the_default(run: Run, trained: Path) -> None:
     for name, more in [("default", []), ("ema", ["weights=ema"]), ("model", ["weights=model"])]:
         assert run("sample", f"ckpt={trained}", "n=2", f"out={name}", *more).code == 0
     assert all((a == b).all() for a, b in zip(pixels("default"), pixels("ema"), strict=True))
     assert not all((a == b).all() for a, b in zip(pixels("ema"), pixels("model"), strict=True))
 
 
-def test_the_milestones_grid_is_what_sampling_gives(run: Run, trained: Path) -> None:
+def test_sampling_reproduces_the_milestone_grid(run: Run, trained: Path) -> None:
     assert run("sample", f"ckpt={trained}", "n=4", "out=new").code == 0
     assert np.array_equal(Image.open("new/grid.png"), Image.open(trained / "samples/step_00000006.png"))
 
@@ -128,7 +128,7 @@ def test_a_film_has_a_frame_for_each_step(run: Run, trained: Path, overrides: st
         assert film.n_frames == steps
 
 
-def test_samplers_spacings_thresholdings_and_variances_each_make_their_own(run: Run, trained: Path) -> None:
+def test_sampling_options_have_an_effect(run: Run, trained: Path) -> None:
     plain = ["sampler=ddim", "sampler.steps=10"]
     made = {}
     for name, overrides in {
@@ -148,7 +148,7 @@ def test_samplers_spacings_thresholdings_and_variances_each_make_their_own(run: 
     assert len(set(made.values())) == len(made)
 
 
-def test_few_steps_with_the_large_variance_are_warned_of(run: Run, trained: Path) -> None:
+def test_warning_for_few_steps_with_fixed_large(run: Run, trained: Path) -> None:
     more = [f"ckpt={trained}", "n=1", "sampler=ddpm"]
     warned = run("sample", *more, "variance=fixed_large", "sampler.sections=[4,8]")
     assert "variance=fixed_large with 12 of 50 steps leaves much noise in the samples" in warned.err

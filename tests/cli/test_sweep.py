@@ -33,7 +33,7 @@ def weights(folder: Path | str) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in state["model"].values()])
 
 
-def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_job_does_not_stop_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three jobs the first meets a fault of ours, and the second diverges."""
     real = in_process._run_loop
 
@@ -58,7 +58,7 @@ def test_a_failing_job_leaves_the_others_alone(run: Run, monkeypatch: pytest.Mon
     assert Path("sw/2/checkpoints/last.pt").exists()
 
 
-def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_stops_a_sweep(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole: the job that was at work has saved, and the others are not begun."""
     real = in_process._run_loop
 
@@ -80,7 +80,7 @@ def test_a_sweep_that_is_asked_to_stop_does(run: Run, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_sweep_resume_runs_what_is_missing_or_unfinished(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_resume_runs_missing_and_unfinished_jobs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = ["train", "-m", *SHORT[:-1], "train.seed=0,1,2", "train.milestone_every=1", "train.report=val_loss"]
     assert run(*ask, "hydra.sweep.dir=whole").code == 0
     real = in_process._run_loop
@@ -127,7 +127,7 @@ def test_sweep_resume_of_another_sweep(run: Run) -> None:
     assert "type the command of the sweep" in result.err
 
 
-def test_a_sweep_whose_values_stand_in_a_file(run: Run) -> None:
+def test_sweep_from_a_file(run: Run) -> None:
     result = run("train", "-m", "sweep=schedules_losses", *SHORT)
     assert result.code == 0, result.err
     found = [yaml.safe_load(Path(f"sw/{job}/.hydra/config.yaml").read_text()) for job in range(4)]
@@ -163,7 +163,7 @@ def test_other_launchers(launcher: str, tmp_path: Path) -> None:
     assert record["metrics"]["val_loss"] == jobs[0].value
 
 
-def test_optuna_looks_for_the_least_validation_loss(run: Run) -> None:
+def test_optuna_minimises_the_validation_loss(run: Run) -> None:
     """Its trials choose other rates, and the best is the one with the least of what they returned."""
     result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
     assert result.code == 0, result.err
@@ -177,7 +177,7 @@ def test_optuna_looks_for_the_least_validation_loss(run: Run) -> None:
     assert best["best_params"]["train.lr"] == rates[values.index(best["best_value"])]
 
 
-def test_optuna_goes_on_after_a_failing_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optuna_continues_after_a_failed_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = in_process._run_loop, []
 
     def faulty(trainer: Any, *rest: Any) -> float:
@@ -262,12 +262,12 @@ def test_cores_are_divided_and_devices_taken_in_turn(
     assert set(used) == {threads}
 
 
-def test_a_job_that_runs_alone_has_the_whole_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_job_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("divided"))
     take_share(3, 1)
 
 
-def test_the_last_row_of_a_job_counts_and_half_a_row_does_not(tmp_path: Path) -> None:
+def test_last_complete_row_of_a_job_counts(tmp_path: Path) -> None:
     for status, value in (("failed", None), ("done", 0.25)):
         append_job(tmp_path, SweepJob(4, status, value, 1.0, "a=1 'b=[1,2]'", "" if value else "why,\nindeed"))
     with (tmp_path / "jobs.csv").open("a") as stream:

@@ -38,7 +38,7 @@ def weights(folder: Path | str, group: str = "model") -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in state[group].values()])
 
 
-def test_a_run_leaves_all_it_promises_and_nothing_elsewhere(run: Run, tmp_path: Path) -> None:
+def test_run_writes_its_files_and_nothing_else(run: Run, tmp_path: Path) -> None:
     result = run("train", *TINY, "train.steps=4", "train.milestone_every=2", "train.log_every=1")
     assert result.code == 0, result.err
     (folder,) = (tmp_path / "outputs/train/digits").iterdir()
@@ -80,7 +80,7 @@ def test_two_runs_started_at_once_get_two_folders(run: Run, tmp_path: Path) -> N
     ],
     ids=["plain", "class", "vlb"],
 )
-def test_resume_equals_no_stop(run: Run, knobs: list[str]) -> None:
+def test_resumed_run_equals_an_uninterrupted_run(run: Run, knobs: list[str]) -> None:
     more = [*TINY, "train.log_every=1", "train.milestone_every=2", "model.dropout=0.1", *knobs]
     assert run("train", *more, "train.steps=4", "out=whole").code == 0
     assert run("train", *more, "train.steps=2", "out=part").code == 0
@@ -95,7 +95,7 @@ def test_resume_equals_no_stop(run: Run, knobs: list[str]) -> None:
     assert losses("whole") == losses("part")
 
 
-def test_resume_takes_the_runs_own_config(run: Run, tmp_path: Path) -> None:
+def test_resume_uses_the_config_of_the_run(run: Run, tmp_path: Path) -> None:
     assert run("train", *TINY, "train.steps=2", "train.milestone_every=1", "out=here").code == 0
     result = run("train", "resume=here/checkpoints/step_00000001.pt")
     assert result.code == 0, result.err
@@ -118,7 +118,7 @@ def test_a_finished_run_resumed_changes_nothing(run: Run) -> None:
     assert (Path("here/metrics.csv").read_bytes(), Path("here/checkpoints/last.pt").read_bytes()) == before
 
 
-def test_a_folder_that_holds_a_run_is_refused_untouched(run: Run) -> None:
+def test_folder_with_a_run_is_rejected_untouched(run: Run) -> None:
     assert run("train", *TINY, "train.steps=1", "out=here").code == 0
     before = {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()}
     result = run("train", *TINY, "train.steps=1", "out=here", "train.seed=5")
@@ -127,7 +127,7 @@ def test_a_folder_that_holds_a_run_is_refused_untouched(run: Run) -> None:
     assert {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_of_something_else_is_refused_untouched(run: Run) -> None:
+def test_folder_with_other_files_is_rejected_untouched(run: Run) -> None:
     Path("mine").mkdir()
     Path("mine/metrics.csv").write_text("precious")
     result = run("train", *TINY, "train.steps=1", "out=mine")
@@ -136,7 +136,7 @@ def test_a_folder_of_something_else_is_refused_untouched(run: Run) -> None:
     assert [(path.name, path.read_text()) for path in Path("mine").iterdir()] == [("metrics.csv", "precious")]
 
 
-def test_hydras_own_folder_key_works(run: Run) -> None:
+def test_hydra_run_dir(run: Run) -> None:
     assert run("train", *TINY, "train.steps=1", "hydra.run.dir=there").code == 0
     assert Path("there/checkpoints/last.pt").is_file()
 
@@ -166,7 +166,7 @@ def test_cifar10_and_cosine(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "20 examples of 3x32x32" in result.err
 
 
-def test_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
+def test_training_on_an_image_folder(run: Run, tmp_path: Path) -> None:
     for i in range(9):
         save_image(tmp_path / "pictures" / f"{i}.JPG", (i, 2 * i, 255 - i), (40, 30))
     result = run(
@@ -189,7 +189,7 @@ def test_the_annotated_experiment(run: Run, tmp_path: Path) -> None:
     assert "steps 0 to 1" in result.err
 
 
-def test_an_error_in_the_middle_keeps_the_last_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_keeps_the_last_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from ddpm_cli.training.trainer import Trainer
 
     step = Trainer.train_step
@@ -208,7 +208,7 @@ def test_an_error_in_the_middle_keeps_the_last_checkpoint(run: Run, monkeypatch:
     assert torch.load("here/checkpoints/last.pt", weights_only=True)["step"] == 5
 
 
-def test_the_start_says_how_long_it_takes_and_names_quickstart(run: Run) -> None:
+def test_start_estimates_the_duration_and_suggests_quickstart(run: Run) -> None:
     from ddpm_cli.tracking import progress
 
     result = run("train", *TINY, "train.steps=8")
@@ -245,7 +245,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model.time_scale=0.25",
     ],
 )
-def test_every_knob_changes_what_is_learned(run: Run, plain: Path, knobs: str) -> None:
+def test_every_option_changes_the_weights(run: Run, plain: Path, knobs: str) -> None:
     result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *knobs.split())
     assert result.code == 0, result.err
     ours, theirs = weights("here"), weights(plain)
@@ -258,7 +258,7 @@ def test_every_knob_changes_what_is_learned(run: Run, plain: Path, knobs: str) -
 @pytest.mark.parametrize(
     "knobs", ["variance=fixed_large sampler=ddpm sampler.steps=20", "sampler=heun sampler.steps=3"]
 )
-def test_knobs_of_sampling_change_the_milestones_alone(run: Run, plain: Path, knobs: str) -> None:
+def test_sampling_options_change_only_the_milestones(run: Run, plain: Path, knobs: str) -> None:
     result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *knobs.split())
     assert result.code == 0, result.err
     assert torch.equal(weights("here"), weights(plain))
@@ -266,13 +266,13 @@ def test_knobs_of_sampling_change_the_milestones_alone(run: Run, plain: Path, kn
     assert pictures[0].read_bytes() != pictures[1].read_bytes()
 
 
-def test_the_start_says_how_many_classes_the_network_is_told(run: Run) -> None:
+def test_start_table_shows_the_number_of_classes(run: Run) -> None:
     result = run("train", *TINY, "train.steps=1", "conditioning=class", "train.samples=12")
     assert "conditioned on 10 classes" in result.err
     assert "classes" not in run("train", *TINY, "train.steps=1").err
 
 
-def test_milestones_show_the_classes_in_turn(run: Run, plain: Path) -> None:
+def test_milestones_cycle_through_the_classes(run: Run, plain: Path) -> None:
     """Four samples are a row for each of the first four classes, where four of no class are two rows of two."""
     assert run("train", *TINY, "train.steps=2", "conditioning=class", "out=here").code == 0
     named, unnamed = (Image.open(folder / "samples/step_00000002.png") for folder in (Path("here"), plain))
@@ -313,7 +313,7 @@ def test_the_average_starts_late(run: Run) -> None:
     assert torch.equal(weights("from4", "model"), weights("from0", "model"))
 
 
-def test_few_steps_with_the_large_variance_are_warned_of(run: Run) -> None:
+def test_warning_for_few_steps_with_fixed_large(run: Run) -> None:
     warning = "variance=fixed_large with 3 of 50 steps leaves much noise in the samples"
     more = [*TINY, "train.steps=1", "variance=fixed_large"]
     assert warning in run("train", *more, "sampler=ddpm").err
@@ -330,7 +330,7 @@ def test_points(run: Run) -> None:
         assert first.size == last.size == film.size == (400, 400)
 
 
-def test_a_run_that_knows_classes_resumes_with_the_same_ones_alone(run: Run, tmp_path: Path) -> None:
+def test_resume_requires_the_same_classes(run: Run, tmp_path: Path) -> None:
     for folder, names in {"ours": ("cat", "dog"), "theirs": ("dog", "zebra")}.items():
         for name in names:
             save_image(tmp_path / folder / name / "one.png")

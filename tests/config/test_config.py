@@ -55,7 +55,7 @@ def test_each_option_composes_builds_and_survives_a_checkpoint(option: str) -> N
 
 @pytest.mark.parametrize("model", ["tiny", "small", "base", "large"])
 @pytest.mark.parametrize("size", ["28", "32", "[32,48]"])
-def test_our_sizes_take_28_and_32_and_non_square(model: str, size: str) -> None:
+def test_unet_sizes_accept_28_32_and_non_square_images(model: str, size: str) -> None:
     config = composed(f"model={model}", f"dataset.image_size={size}")
     assert config.model.width % 32 == 0
     with torch.device("meta"):
@@ -125,12 +125,12 @@ def test_out_of_range_is_one_line_that_names_the_key(override: str) -> None:
     assert key in message or (override.startswith("model.multipliers") and "model." in message)
 
 
-def test_a_parted_network_is_not_trained_in_fp16() -> None:
+def test_fsdp_with_fp16_is_rejected() -> None:
     with pytest.raises(UserError, match=r"^train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32"):
         composed("train.precision=fp16", "distributed.strategy=fsdp")
 
 
-def test_sizes_that_would_do_are_named() -> None:
+def test_error_names_usable_image_sizes() -> None:
     with pytest.raises(UserError, match=r"image_size=30: must divide by 4 for this model: 28 or 32 would do"):
         composed("dataset.image_size=30")
     with pytest.raises(UserError, match="24 or 32 would do"):

@@ -60,12 +60,12 @@ def test_scale_1_is_the_conditional_model() -> None:
     assert float(drawn(1, 0, Counted(COSINE)).mean()) == pytest.approx(-0.6, abs=0.02)
 
 
-def test_a_larger_scale_keeps_away_from_the_other_class() -> None:
+def test_larger_scale_moves_away_from_the_other_class() -> None:
     assert drawn(3, 1, Counted(COSINE)).min() > drawn(1, 1, Counted(COSINE)).min()
 
 
 @pytest.mark.parametrize(("scale", "size"), [(0, 3), (1, 3), (2, 6), (0.5, 6)])
-def test_a_step_calls_the_network_once_on_both_halves_only_where_both_are_needed(scale: float, size: int) -> None:
+def test_guidance_doubles_the_batch_only_if_both_outputs_are_needed(scale: float, size: int) -> None:
     network = Counted(COSINE)
     x = torch.zeros(3, 1)
     guided_output(Denoiser(network, COSINE, "x0"), x, torch.full((3,), 5), torch.tensor([0, 1, 0]), NULL, scale, None)
@@ -73,7 +73,7 @@ def test_a_step_calls_the_network_once_on_both_halves_only_where_both_are_needed
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_it_is_linear_in_the_output_and_the_variance_is_the_conditional_one(prediction: str) -> None:
+def test_guidance_is_linear_and_keeps_the_conditional_variance(prediction: str) -> None:
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         assert y is not None
         value = y[:, None].float()
@@ -87,7 +87,7 @@ def test_it_is_linear_in_the_output_and_the_variance_is_the_conditional_one(pred
     assert output.fraction[:, 0].tolist() == pytest.approx([0.5, 0.55])
 
 
-def test_self_conditioning_goes_to_both_halves() -> None:
+def test_self_conditioning_is_used_in_both_halves() -> None:
     seen: list[Tensor] = []
 
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.1, 0.3), (-0.98, 0.02), (0.4, 0.003), (3.0, 0.5)])
-def test_the_mass_on_the_256_levels_is_one_and_is_scipys(mean: float, std: float) -> None:
+def test_discretised_probabilities_sum_to_one_and_match_scipy(mean: float, std: float) -> None:
     nll = discretised_nll(LEVELS, torch.tensor(mean).double(), torch.tensor(2 * math.log(std)).double())
     assert nll.neg().exp().sum().item() == pytest.approx(1, abs=1e-9)
     edges = torch.cat([torch.tensor([-math.inf]), (LEVELS[1:] + LEVELS[:-1]) / 2, torch.tensor([math.inf])]).numpy()
@@ -98,7 +98,7 @@ def test_the_bound_of_the_optimal_denoiser_is_the_closed_form(process: Process) 
     assert first.mean().item() == pytest.approx(expected, rel=0.02)
 
 
-def test_with_the_true_reverse_variances_the_bound_is_the_entropy() -> None:
+def test_bound_equals_the_entropy_for_the_true_reverse_process() -> None:
     """The optimal mean and the true variance of q(x_{t-1} | x_t) make p the true reverse chain: all terms sum to
     the entropy of the data, 0.5 log2(2 pi e VARIANCE), and L_T's mismatch.
     """
@@ -122,7 +122,7 @@ def test_with_the_true_reverse_variances_the_bound_is_the_entropy() -> None:
     assert total.item() == pytest.approx((entropy + mismatch) / math.log(2), abs=0.01)
 
 
-def test_the_kl_terms_vanish_where_p_is_the_true_posterior() -> None:
+def test_kl_terms_are_zero_for_the_true_posterior() -> None:
     """A network that knows x0, and a learned variance at its lower end, which is the posterior's."""
     torch.manual_seed(0)
     x0 = torch.randn(19, 5)
@@ -144,7 +144,7 @@ def test_the_kl_terms_vanish_where_p_is_the_true_posterior() -> None:
     assert torch.allclose(terms, expected, atol=1e-5)
 
 
-def test_the_prior_term_is_near_zero_where_the_schedule_reaches_noise_and_not_where_it_does_not() -> None:
+def test_prior_term_is_zero_only_if_the_schedule_ends_in_noise() -> None:
     x0 = torch.full((1, 4), 0.5)
     assert prior_term(LINEAR, x0).item() < 1e-4
     assert prior_term(COSINE, x0).item() < 1e-4

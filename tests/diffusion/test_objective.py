@@ -34,7 +34,7 @@ def test_distances_by_hand() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
-def test_a_network_that_knows_the_answer_has_no_loss(prediction: str) -> None:
+def test_perfect_network_has_zero_loss(prediction: str) -> None:
     torch.manual_seed(0)
     process = Process(BETAS)
     x0, eps, t = torch.randn(20, 1, 4, 4), torch.randn(20, 1, 4, 4), torch.arange(20)

@@ -37,7 +37,7 @@ def test_x0_from_inverts_target(prediction: str) -> None:
     assert torch.allclose(process.x0_from(prediction, output, x_t, t), x0, atol=1e-5)
 
 
-def test_v_turns_x_t_by_a_quarter() -> None:
+def test_v_is_orthogonal_to_x_t() -> None:
     """(x_t, v) is (x0, eps) rotated by the angle whose cosine is sqrt(alphas_cumprod)."""
     torch.manual_seed(0)
     process = Process(BETAS)

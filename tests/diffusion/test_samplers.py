@@ -136,7 +136,7 @@ WALKS = [
 
 @pytest.mark.parametrize("walk", WALKS, ids=str)
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
-def test_gaussian_data_come_back_with_their_mean_and_covariance(process: Process, walk: Walk) -> None:
+def test_samplers_reproduce_gaussian_data(process: Process, walk: Walk) -> None:
     x = walk(gaussian_denoiser(process), process)
     assert torch.allclose(x.mean(0), MEAN, atol=0.02)
     assert torch.allclose(x.T.cov(), COVARIANCE, atol=0.02)
@@ -145,7 +145,7 @@ def test_gaussian_data_come_back_with_their_mean_and_covariance(process: Process
 @pytest.mark.parametrize(
     "walk", [Walk("fixed_small", 250), Walk("eta=0", 250), Walk("dpmpp_2m", 25), Walk("heun", 50)], ids=str
 )
-def test_a_mixture_comes_back_with_its_shares_mean_and_covariance(walk: Walk) -> None:
+def test_samplers_reproduce_a_mixture(walk: Walk) -> None:
     x = walk(mixture_denoiser(COSINE), COSINE)
     mean, covariance = mixture_moments()
     assert torch.allclose(x.mean(0), mean, atol=0.03)
@@ -165,7 +165,7 @@ FINE = 100_000
 
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("spacing", ["time", "logsnr"])
-def test_the_error_falls_at_the_solvers_order(name: str, spacing: str) -> None:
+def test_solver_has_its_order_of_convergence(name: str, spacing: str) -> None:
     """Against the exact flow of Gaussian data, x_t - mean scaled by the ratio of standard deviations (both ends
     short of the data, where the last step is of first order).
     """
@@ -202,7 +202,7 @@ def test_the_error_falls_at_the_solvers_order(name: str, spacing: str) -> None:
     assert orders == pytest.approx([order, order], abs=0.25)
 
 
-def test_heun_calls_the_network_twice_a_step_but_for_the_last() -> None:
+def test_number_of_network_calls_per_step() -> None:
     calls: list[int] = []
 
     def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
@@ -236,7 +236,7 @@ def test_variances_of_a_stride(t: int, t_prev: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
-def test_from_a_last_timestep_without_signal(kind: type[Sampler]) -> None:
+def test_samplers_with_zero_terminal_snr(kind: type[Sampler]) -> None:
     """zero_terminal_snr: no coefficient is infinite, and Gaussian data still come back."""
     ramp = Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=True)
     process = Process(betas_of(ramp))
@@ -289,7 +289,7 @@ def test_self_conditioning_is_used_while_inpainting_and_bounded() -> None:
 
 
 @pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
-def test_clipping_reaches_x(kind: type[Sampler]) -> None:
+def test_thresholding_bounds_the_samples(kind: type[Sampler]) -> None:
     """A network far out of range: the image still ends in [-1, 1], for eps is derived from the clipped x0."""
     denoiser = Denoiser(lambda x, t, y: torch.full_like(x, 50.0), LINEAR, "x0")
     noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))

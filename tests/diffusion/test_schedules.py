@@ -49,7 +49,7 @@ def test_cosine_gives_the_alphas_cumprod_of_its_definition(timesteps: int) -> No
 
 @pytest.mark.parametrize("kind", [Linear, Quadratic, Sigmoid])
 @pytest.mark.parametrize("timesteps", [100, 1000, 4000])
-def test_rescaling_keeps_the_noise_at_the_end(kind: type, timesteps: int) -> None:
+def test_rescaled_betas_end_at_the_same_noise(kind: type, timesteps: int) -> None:
     full = betas_of(kind(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
     scaled = betas_of(kind(timesteps=timesteps, beta_start=1e-4, beta_end=0.02, rescale=True, zero_terminal_snr=False))
     assert scaled[0] == pytest.approx(full[0].item() * 1000 / timesteps, rel=1e-9)
@@ -57,7 +57,7 @@ def test_rescaling_keeps_the_noise_at_the_end(kind: type, timesteps: int) -> Non
     assert at_end == pytest.approx(expected.item(), rel=0.12)  # betas differ in the second order
 
 
-def test_all_are_float64_and_between_0_and_1() -> None:
+def test_betas_are_float64_in_0_1() -> None:
     for schedule in [
         Linear(timesteps=1000, zero_terminal_snr=False, **RAMP),
         Quadratic(timesteps=1000, zero_terminal_snr=False, **RAMP),
@@ -70,7 +70,7 @@ def test_all_are_float64_and_between_0_and_1() -> None:
         assert ((betas > 0) & (betas < 1)).all()
 
 
-def test_a_schedule_that_leaves_no_signal_is_refused() -> None:
+def test_schedule_without_signal_is_rejected() -> None:
     with pytest.raises(UserError, match=r"schedule=constant.*ends at"):
         betas_of(Constant(timesteps=3000, beta=0.5, zero_terminal_snr=False))
 
@@ -81,7 +81,7 @@ def test_one_timestep() -> None:
     ).tolist() == [0.1]
 
 
-def test_the_text_of_annotated_does_not_reach_noise() -> None:
+def test_unscaled_betas_of_annotated_do_not_end_in_noise() -> None:
     """What its YAML says: x_T keeps over a fifth of the image's amplitude."""
     betas = betas_of(Linear(timesteps=300, zero_terminal_snr=False, **RAMP))
     assert torch.cumprod(1 - betas, 0)[-1].item() == pytest.approx(0.048, abs=0.001)

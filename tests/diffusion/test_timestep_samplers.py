@@ -36,7 +36,7 @@ def test_uniform_until_every_timestep_has_its_history() -> None:
     assert torch.allclose(sampler.probabilities(), expected)
 
 
-def test_it_is_the_root_mean_square_of_the_last_losses() -> None:
+def test_probabilities_are_the_rms_of_the_recent_losses() -> None:
     sampler = SecondMoment(2, "cpu", 2, 0.01)
     for losses in ([9.0, 1.0], [3.0, 1.0], [4.0, 1.0]):  # the first is forgotten
         sampler.update(torch.tensor([0, 1]), torch.tensor(losses))
@@ -44,7 +44,7 @@ def test_it_is_the_root_mean_square_of_the_last_losses() -> None:
     assert sampler.probabilities()[0].item() == pytest.approx(0.99 * rms / (rms + 1) + 0.01 / 2)
 
 
-def test_a_batch_with_the_same_timestep_many_times() -> None:
+def test_repeated_timesteps_in_a_batch() -> None:
     """As if they had come one after the other: of five losses the last three stay."""
     at_once, one_by_one = SecondMoment(2, "cpu", 3, 0.01), SecondMoment(2, "cpu", 3, 0.01)
     t, losses = torch.tensor([0, 1, 0, 0, 0, 1, 0]), torch.arange(1.0, 8.0)
@@ -56,7 +56,7 @@ def test_a_batch_with_the_same_timestep_many_times() -> None:
     assert torch.equal(at_once.seen, one_by_one.seen)
 
 
-def test_a_loss_that_is_not_finite_makes_it_uniform_until_it_is_forgotten() -> None:
+def test_non_finite_loss_makes_the_distribution_uniform_until_overwritten() -> None:
     for bad in (float("inf"), float("nan"), 3e19):
         sampler = filled()
         sampler.update(torch.tensor([4]), torch.tensor([bad]))
@@ -71,7 +71,7 @@ def estimates(sampler: Uniform, losses: Tensor, count: int = 200_000) -> Tensor:
     return weights * losses[t]
 
 
-def test_the_weighted_estimate_is_unbiased_and_varies_less() -> None:
+def test_importance_sampling_is_unbiased_with_less_variance() -> None:
     importance, uniform = estimates(filled(), LOSSES), estimates(Uniform(T, "cpu"), LOSSES)
     assert importance.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.01)
     assert uniform.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.02)
@@ -80,7 +80,7 @@ def test_the_weighted_estimate_is_unbiased_and_varies_less() -> None:
     assert estimates(filled(uniform_mix=0.5), other).mean().item() == pytest.approx(other.mean().item(), rel=0.02)
 
 
-def test_on_the_bound_itself() -> None:
+def test_importance_sampling_of_the_bound() -> None:
     """L_vlb of a simple model of 1-D data, whose terms differ by orders of magnitude over t."""
     process = Process(torch.linspace(1e-3, 0.2, T, dtype=torch.float64))
     denoiser = Denoiser(lambda x, t, y: 0.9 * x, process, "eps")
@@ -104,7 +104,7 @@ def test_on_the_bound_itself() -> None:
     assert variances[0] < variances[1] / 1.5
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_state_can_be_restored() -> None:
     sampler, again = filled(), SecondMoment(T, "cpu", 3, 0.001)
     again.restore({key: value.clone() for key, value in sampler.state().items()})
     assert torch.equal(again.probabilities(), sampler.probabilities())
@@ -119,7 +119,7 @@ def half_each() -> dict[str, torch.Tensor]:
     return sampler.state()
 
 
-def test_two_processes_learn_from_both_and_agree(tmp_path: Path) -> None:
+def test_two_processes_have_the_same_distribution(tmp_path: Path) -> None:
     first, second = in_two(half_each, tmp_path)
     alone = filled()
     alone.update(torch.tensor([7, 7]), torch.tensor([100.0, 101.0]))

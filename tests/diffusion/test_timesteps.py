@@ -14,7 +14,7 @@ from tests.conftest import a_sampler
 from tests.diffusion.toys import COSINE, LINEAR, pairs_of
 
 
-def test_even_steps_reach_both_ends() -> None:
+def test_even_spacing_includes_both_ends() -> None:
     assert even(4, 4) == [0, 1, 2, 3]
     assert even(10, 4) == [0, 3, 6, 9]
     assert even(10, 1) == [9]
@@ -32,7 +32,7 @@ def test_pairs_are_explicit_and_end_at_the_data() -> None:
     assert len(pairs_of(a_sampler(), LINEAR)) == 1000
 
 
-def test_pairs_from_the_middle_begin_there() -> None:
+def test_pairs_from_a_start_timestep() -> None:
     sampler = a_sampler(sections=[4])
     process = Process(
         betas_of(Linear(timesteps=10, beta_start=0.1, beta_end=0.2, rescale=False, zero_terminal_snr=False))
@@ -43,7 +43,7 @@ def test_pairs_from_the_middle_begin_there() -> None:
     assert pairs_of(sampler, process, start=0) == [(0, -1)]
 
 
-def test_sections_as_in_the_example_of_the_text() -> None:
+def test_sections_match_the_example_of_the_paper() -> None:
     """300 timesteps in sections of 10, 15 and 20: strides of 11, 99 / 14 and 99 / 19."""
     visited = in_sections(300, [10, 15, 20])
     assert visited[:10] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
@@ -52,7 +52,7 @@ def test_sections_as_in_the_example_of_the_text() -> None:
 
 
 @pytest.mark.parametrize(("timesteps", "counts"), [(4000, [10, 15, 20]), (1000, [50]), (10, [3, 1, 3]), (7, [1, 1])])
-def test_sections_by_the_procedure_of_the_text(timesteps: int, counts: list[int]) -> None:
+def test_sections_match_the_procedure_of_the_paper(timesteps: int, counts: list[int]) -> None:
     size, extra = divmod(timesteps, len(counts))
     expected, start = [], 0
     for i, count in enumerate(counts):
@@ -63,7 +63,7 @@ def test_sections_by_the_procedure_of_the_text(timesteps: int, counts: list[int]
     assert in_sections(timesteps, counts) == expected
 
 
-def test_a_stride_is_the_smallest_whole_one_that_gives_the_count() -> None:
+def test_stride_is_the_smallest_integer_with_the_number_of_steps() -> None:
     assert stride(1000, 50) == list(range(0, 1000, 20))
     for timesteps, steps in [(1000, 50), (1000, 8), (4000, 100), (10, 10), (10, 1), (300, 43)]:
         search = next(s for s in range(1, timesteps + 1) if len(range(0, timesteps, s)) == steps)
@@ -91,7 +91,7 @@ def test_even_in_logsnr_down_to_noise(process: Process) -> None:
     assert (np.abs(logsnr[above] - wanted) <= apart).all()
 
 
-def test_a_last_timestep_without_signal_comes_first() -> None:
+def test_logsnr_spacing_with_zero_terminal_snr() -> None:
     signal = [*LINEAR.alphas_cumprod[:-1], 0.0]
     visited = even_in_logsnr(signal, 20)
     assert len(set(visited)) == 20

@@ -25,11 +25,11 @@ def test_p2_by_hand() -> None:
     assert p2("eps", SNR, k=2.0, gamma=0.5).tolist() == pytest.approx(expected)
 
 
-def test_none_is_one() -> None:
+def test_unweighted_is_one() -> None:
     assert unweighted("v", SNR).tolist() == [1, 1, 1, 1]
 
 
-def test_no_signal_weighs_nothing_rather_than_nan() -> None:
+def test_weight_at_zero_snr_is_zero() -> None:
     nothing = torch.zeros(1)
     for prediction in ("x0", "v"):
         assert min_snr(prediction, nothing, gamma=5.0).item() == 0
@@ -39,7 +39,7 @@ def test_no_signal_weighs_nothing_rather_than_nan() -> None:
 @pytest.mark.parametrize(
     "weighting", [partial(min_snr, gamma=5.0), partial(p2, k=1.0, gamma=1.0)], ids=["min_snr", "p2"]
 )
-def test_the_same_error_costs_the_same_whatever_is_predicted(weighting: Weights) -> None:
+def test_weighted_loss_does_not_depend_on_the_prediction(weighting: Weights) -> None:
     """Three networks with one and the same wrong x0 behind their eps, x0 and v."""
     torch.manual_seed(0)
     t = torch.tensor([5, 300, 700])

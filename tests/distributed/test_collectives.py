@@ -11,7 +11,7 @@ from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
 from tests.processes import in_two
 
 
-def test_alone() -> None:
+def test_collectives_of_one_process() -> None:
     assert (collectives.rank(), collectives.world_size(), collectives.is_rank_zero()) == (0, 1, True)
     assert collectives.shard_slice(7) == slice(0, 7)
     assert collectives.all_reduce_max(3) == 3
@@ -76,7 +76,7 @@ def _all_of_it(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_two(tmp_path: Path) -> None:
+def test_collectives_of_two_processes(tmp_path: Path) -> None:
     first, second = in_two(_all_of_it, tmp_path, tmp_path)
     shares = zip(first.pop("shares"), second.pop("shares"), strict=True)
     assert [one + other for one, other in shares] == [[0, 1, 2, 3, 4], [0, 1, 2, 3]]

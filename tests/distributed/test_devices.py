@@ -93,14 +93,14 @@ def test_the_history_of_losses_stays_as_if_on_cuda(as_if_on_cuda: None) -> None:
     assert p.device.type == "cuda"
 
 
-def test_the_fake_device_does_catch_a_stray_tensor(as_if_on_cuda: None) -> None:
+def test_fake_device_detects_a_tensor_on_the_cpu(as_if_on_cuda: None) -> None:
     with pytest.raises(RuntimeError):
         torch.empty(2) + torch.empty(2, device="cpu")
     with pytest.raises(Exception, match="_local_scalar_dense"):
         torch.empty(()).item()
 
 
-def test_auto_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_best_available_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert resolve_device("auto").type == "cuda"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -123,7 +123,7 @@ def test_cuda_without_cuda(name: str) -> None:
         resolve_device(name)
 
 
-def test_a_cuda_number_too_high(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_index_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)

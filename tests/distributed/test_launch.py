@@ -21,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_into(folder, *TINY, "train.steps=2", "conditioning=class", f"out={folder}")
 
 
-def test_samples_are_the_same_from_any_number(trained: Path, run: Run) -> None:
+def test_samples_do_not_depend_on_the_number_of_processes(trained: Path, run: Run) -> None:
     """Five of them, two at once: the second process has one fewer, and none of the last."""
     for devices in (1, 2):
         ask = [f"ckpt={trained}", "n=5", "batch_size=2", "npz=true", "gif=true", "device=cpu"]
@@ -35,7 +35,7 @@ def test_samples_are_the_same_from_any_number(trained: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_the_same_from_any_number(trained: Path, run: Run) -> None:
+def test_evaluation_does_not_depend_on_the_number_of_processes(trained: Path, run: Run) -> None:
     for devices in (1, 2):
         ask = [f"ckpt={trained}", "metrics=[nll]", "n=5", "batch_size=2", "device=cpu"]
         result = run("evaluate", *ask, f"devices={devices}", f"out=of{devices}")
@@ -62,7 +62,7 @@ def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
     assert _first_host(nodes) == first
 
 
-def test_who_started_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detection_of_torchrun_and_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     """A SLURM allocation without srun, and a step of one task, are no reason to wait for others."""
     assert not is_one_of_several()
     monkeypatch.setenv("SLURM_NTASKS", "4")
@@ -72,7 +72,7 @@ def test_who_started_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_one_of_several()
 
 
-def test_a_sweep_under_torchrun_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_under_torchrun_is_rejected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in words.items():
         monkeypatch.setenv(name, value)
@@ -81,7 +81,7 @@ def test_a_sweep_under_torchrun_is_refused(run: Run, monkeypatch: pytest.MonkeyP
     assert "-m: not under torchrun" in result.err
 
 
-def test_a_job_begun_again_goes_on_from_its_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_restarted_job_resumes_from_its_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
     """Not from the beginning, nor from the older one that it was told to go back to."""
     config = composed(*TINY)
     started = TrainingJob(config, trained, ["train.seed=0"], changes=("train.seed=0",))

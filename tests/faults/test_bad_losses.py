@@ -39,7 +39,7 @@ def test_a_bad_step_is_skipped_and_counted(
 ) -> None:
     survived = tally("losses not finite, skipped and counted")
     monkeypatch.setenv("DDPM_SICK", "2,5-8,20")
-    trained(*small, *knobs, "train.max_bad_steps=5", "train.log_every=1", "out=run", module="tests.faults.sick")
+    trained(*small, *knobs, "train.max_bad_steps=5", "train.log_every=1", "out=run", module="tests.faults.bad_losses")
     assert_finite(Path("run/checkpoints/last.pt"))
     skipped = {int(row["step"]): int(row["skipped"]) for row in rows(Path("run"))}
     assert [skipped[step] for step in (2, 3, 5, 6, 9, 20, 21, 40)] == [0, 1, 1, 2, 5, 5, 6, 6]
@@ -47,23 +47,23 @@ def test_a_bad_step_is_skipped_and_counted(
     survived()
 
 
-def test_batch_norms_forget_a_bad_step(small: list[str], monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+def test_batch_norms_ignore_a_bad_step(small: list[str], monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
     survived = tally("losses not finite, skipped and counted")
     monkeypatch.setenv("DDPM_SICK", "2-5")
     plain = [word for word in small if not word.startswith("model")]
     knobs = ["model=conv", "model.width=4", "model.time_dim=4", "train.steps=8", "out=run"]
-    trained(*plain, *knobs, module="tests.faults.sick")
+    trained(*plain, *knobs, module="tests.faults.bad_losses")
     assert_finite(Path("run/checkpoints/last.pt"))
     survived()
 
 
 @pytest.mark.slow
-def test_too_many_in_a_row_end_the_run(
+def test_too_many_bad_steps_end_the_run(
     small: list[str], undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
     survived = tally("losses not finite for good, and stopped with a finite checkpoint")
     monkeypatch.setenv("DDPM_SICK", "9,14-39")
-    with running(*small, "train.max_bad_steps=10", "out=run", module="tests.faults.sick") as process:
+    with running(*small, "train.max_bad_steps=10", "out=run", module="tests.faults.bad_losses") as process:
         code, lines = process.end()
     assert code == 1
     healthy = rows(undisturbed())
@@ -84,7 +84,7 @@ def test_too_many_in_a_row_end_the_run(
 
 
 @pytest.mark.slow
-def test_a_learning_rate_beyond_all_measure(small: list[str], tally: Tally) -> None:
+def test_diverging_learning_rate(small: list[str], tally: Tally) -> None:
     """Nothing is made up here: the network itself leaves the range of half precision."""
     survived = tally("losses not finite for good, and stopped with a finite checkpoint")
     wild = ["train.lr=10", "train.warmup_steps=0", "train.grad_clip=null", "train.precision=fp16", "train.steps=2000"]
@@ -97,7 +97,7 @@ def test_a_learning_rate_beyond_all_measure(small: list[str], tally: Tally) -> N
 
 
 @pytest.mark.full
-def test_a_resumed_run_counts_on(
+def test_resumed_run_continues_counting_bad_steps(
     small: list[str], undisturbed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
     """Ten in a row are ten in a row, be there a stop between them; and the scaler of fp16 goes on where it was."""
@@ -109,9 +109,9 @@ def test_a_resumed_run_counts_on(
     state = load_checkpoint("ckpt", Path("run/checkpoints/last.pt"))
     assert state["scaler"]["_growth_tracker"] > 0
     monkeypatch.setenv("DDPM_SICK", "40-99")
-    with running("resume=run", "train.steps=44", "train.max_bad_steps=8", module="tests.faults.sick") as process:
+    with running("resume=run", "train.steps=44", "train.max_bad_steps=8", module="tests.faults.bad_losses") as process:
         assert process.end()[0] == 0
-    with running("resume=run", "train.steps=60", "train.max_bad_steps=8", module="tests.faults.sick") as process:
+    with running("resume=run", "train.steps=60", "train.max_bad_steps=8", module="tests.faults.bad_losses") as process:
         code, lines = process.end()
     assert code == 1
     assert "step 48: the loss" in lines[-1]

@@ -24,7 +24,7 @@ def flipped(content: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, flipped])
-def test_a_damaged_one_is_an_error(
+def test_damaged_checkpoint_is_an_error(
     damage: Callable[[bytes, random.Random], bytes],
     run: Run,
     undisturbed: Callable[..., Path],
@@ -46,7 +46,7 @@ def test_a_damaged_one_is_an_error(
         recognised()
 
 
-def test_a_run_goes_on_from_the_newest_sound_one(
+def test_run_resumes_from_the_newest_valid_checkpoint(
     small: list[str], undisturbed: Callable[..., Path], tally: Tally
 ) -> None:
     survived = tally("runs with damaged checkpoints gone on bit for bit")

@@ -19,7 +19,7 @@ def no_room(file: str) -> str:
     return rf"^ddpm-train: run/{file}: no room on the disk for this file, which needs [\d.]+ (KiB|bytes); make some; "
 
 
-def test_a_checkpoint_that_does_not_fit(
+def test_disk_full_at_a_checkpoint(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:
     """The one of step 0, without the optimizer's moments, is smaller and fits."""
@@ -37,7 +37,7 @@ def test_a_checkpoint_that_does_not_fit(
 
 
 @pytest.mark.slow
-def test_not_even_the_first_checkpoint_fits(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
+def test_disk_full_at_the_first_checkpoint(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("disk full, and stopped with the last checkpoint whole")
     with running(*small, "out=run", file_limit=100_000) as process:
         code, lines = process.end()
@@ -49,11 +49,11 @@ def test_not_even_the_first_checkpoint_fits(small: list[str], tally: Callable[[s
 
 
 @pytest.mark.slow
-def test_a_picture_that_does_not_fit(
+def test_disk_full_at_a_grid(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:
     survived = tally("disk full, and stopped with the last checkpoint whole")
-    with running(*small, "out=run", module="tests.faults.cramped") as process:
+    with running(*small, "out=run", module="tests.faults.full_disk") as process:
         code, lines = process.end()
     assert code == 1
     assert re.search(no_room("samples/step_00000004.png"), lines[-1])
@@ -66,12 +66,12 @@ def test_a_picture_that_does_not_fit(
 
 
 @pytest.mark.full
-def test_rows_that_do_not_fit_are_not_half_written(
+def test_disk_full_at_a_metrics_row(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:
     survived = tally("disk full, and stopped with the last checkpoint whole")
     knob, metrics = "train.log_every=1", Path("run/metrics.csv")
-    with running(*small, knob, "out=run", module="tests.faults.slowly") as process:
+    with running(*small, knob, "out=run", module="tests.faults.slow_writes") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 5)
         size = metrics.stat().st_size + 100
         resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (size, size))
@@ -85,7 +85,7 @@ def test_rows_that_do_not_fit_are_not_half_written(
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_it_is_told_to(
+def test_training_continues_on_a_full_disk(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:
     survived = tally("disk full, and gone on until there was room")
@@ -105,9 +105,7 @@ def test_training_goes_on_where_it_is_told_to(
 
 
 @pytest.mark.full
-def test_a_run_that_could_save_nothing_at_its_end_has_failed(
-    small: list[str], tally: Callable[[str], Callable[[], None]]
-) -> None:
+def test_run_fails_if_its_end_cannot_be_saved(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("disk full to the end, and said so")
     with running(*small, "train.on_disk_full=continue", "out=run", file_limit=250_000) as process:
         code, lines = process.end()

@@ -17,7 +17,7 @@ Tally = Callable[[str], Callable[[], None]]
 
 def test_a_run_folder_has_one_process(small: list[str], undisturbed: Callable[..., Path], tally: Tally) -> None:
     survived = tally("a second process refused")
-    with running(*small, "out=run", module="tests.faults.slowly") as process:
+    with running(*small, "out=run", module="tests.faults.slow_writes") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 3)
         os.kill(process.popen.pid, signal.SIGSTOP)  # at work, as far as others can know
         for words in (["resume=run"], [*small, "out=run"]):
@@ -34,7 +34,7 @@ def test_a_run_folder_has_one_process(small: list[str], undisturbed: Callable[..
 
 
 @pytest.mark.slow
-def test_runs_started_in_the_same_second_have_folders_of_their_own(digits: Path, full: bool, tally: Tally) -> None:
+def test_runs_started_in_the_same_second_have_different_folders(digits: Path, full: bool, tally: Tally) -> None:
     survived = tally("runs started in the same second")
     processes = [Process(*SMALL, f"dataset.root={digits}", "train.steps=1") for _ in range(8 if full else 3)]
     assert all(process.end()[0] == 0 for process in processes)
@@ -46,7 +46,7 @@ def test_runs_started_in_the_same_second_have_folders_of_their_own(digits: Path,
 
 
 @pytest.mark.slow
-def test_a_run_that_was_moved_goes_on(small: list[str], undisturbed: Callable[..., Path], tally: Tally) -> None:
+def test_moved_run_can_be_resumed(small: list[str], undisturbed: Callable[..., Path], tally: Tally) -> None:
     survived = tally("run folders moved")
     trained(*small, "train.steps=12", "out=run")
     Path("elsewhere").mkdir()
@@ -58,7 +58,7 @@ def test_a_run_that_was_moved_goes_on(small: list[str], undisturbed: Callable[..
 
 
 @pytest.mark.slow
-def test_data_that_changed_are_refused_unless_that_is_meant(small: list[str], tally: Tally) -> None:
+def test_changed_data_are_rejected_on_resume(small: list[str], tally: Tally) -> None:
     survived = tally("changed data refused")
     ours, theirs = write_digits(Path("ours").absolute()), write_digits(Path("theirs").absolute(), first=40)
     trained(*small, f"dataset.root={ours}", "train.steps=4", "out=run")
@@ -80,11 +80,11 @@ def test_data_that_changed_are_refused_unless_that_is_meant(small: list[str], ta
 
 
 @pytest.mark.slow
-def test_there_always_is_a_checkpoint_while_others_go(small: list[str], tally: Tally) -> None:
+def test_pruning_always_leaves_a_checkpoint(small: list[str], tally: Tally) -> None:
     survived = tally("looks at a folder that is pruned")
     checkpoints = Path("run/checkpoints")
     keep = ["train.milestone_every=1", "checkpoint.keep_last=2", "checkpoint.keep_every=10", "out=run"]
-    with running(*small, *keep, "train.steps=25", module="tests.faults.slowly") as process:
+    with running(*small, *keep, "train.steps=25", module="tests.faults.slow_writes") as process:
         process.wait_for((checkpoints / "last.pt").exists)
         seen = set()
         while process.popen.poll() is None:
@@ -99,7 +99,7 @@ def test_there_always_is_a_checkpoint_while_others_go(small: list[str], tally: T
 
 
 @pytest.mark.parametrize("words", [["out=mine"], ["resume=mine"]])
-def test_what_is_not_ours_is_left_alone(words: list[str], small: list[str], tally: Tally) -> None:
+def test_files_of_others_are_kept(words: list[str], small: list[str], tally: Tally) -> None:
     survived = tally("folders of others left alone")
     for name in ("metrics.csv", ".hydra/config.yaml", "train.log", "checkpoints/best.ckpt"):
         Path("mine", name).parent.mkdir(parents=True, exist_ok=True)

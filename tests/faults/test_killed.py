@@ -24,7 +24,7 @@ KILLS = 5
 
 @pytest.mark.parametrize("trial", range(2))
 @pytest.mark.parametrize("knobs", KNOBS, ids=lambda knobs: knobs[0])
-def test_a_run_killed_again_and_again(
+def test_killed_run_resumes_bit_for_bit(
     knobs: list[str],
     trial: int,
     small: list[str],
@@ -39,7 +39,7 @@ def test_a_run_killed_again_and_again(
     folder = Path("run").absolute()
     words = [*{word.split("=")[0]: word for word in [*small, *knobs]}.values(), "out=run"]
     for kill in range(KILLS if full else 2):
-        with running(*words, module="tests.faults.slowly") as process:
+        with running(*words, module="tests.faults.slow_writes") as process:
             if not _killed(process, folder, moment, in_a_write=kill % 2 == 1):
                 break  # it had come to its end
         _assert_there_is_a_checkpoint(folder)

@@ -46,7 +46,7 @@ def close(ours: Path, theirs: Path) -> float:
     return max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
 
 
-def test_asked_to_stop_and_gone_on_bit_for_bit(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
+def test_stopped_processes_resume_bit_for_bit(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("several processes asked to stop, and gone on bit for bit")
     with running(*small, *ENDLESS, TWO, "out=run") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 4)
@@ -84,9 +84,7 @@ def test_workers_do_not_outlive_their_launcher(small: list[str], tally: Callable
 
 
 @pytest.mark.slow
-def test_two_launchers_one_of_whose_workers_is_killed(
-    small: list[str], tally: Callable[[str], Callable[[], None]]
-) -> None:
+def test_lost_worker_restarts_both_launchers(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("workers killed, and begun again by themselves")
     common = [*small, "train.steps=120", "train.milestone_every=20", "train.log_every=2", "train.warmup_steps=0"]
     machines = ["distributed.nnodes=2", f"distributed.rdzv_endpoint=127.0.0.1:{free_port()}"]
@@ -103,7 +101,7 @@ def test_two_launchers_one_of_whose_workers_is_killed(
     survived()
 
 
-def test_a_worker_lost_without_restarts_is_told_in_a_line(small: list[str]) -> None:
+def test_lost_worker_is_one_line(small: list[str]) -> None:
     with running(*small, *ENDLESS, TWO, "out=run") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 2)
         time.sleep(0.1)

@@ -15,7 +15,7 @@ ASKED = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 
 @pytest.mark.parametrize("trial", range(5))
 @pytest.mark.parametrize(("number", "status"), ASKED, ids=lambda value: str(value))
-def test_asked_to_stop(
+def test_stopped_run_resumes_bit_for_bit(
     number: signal.Signals,
     status: int,
     trial: int,
@@ -27,7 +27,7 @@ def test_asked_to_stop(
     if not full and (trial > 0 or number != signal.SIGTERM):
         pytest.skip("with --full")
     survived = tally("asked to stop, and gone on bit for bit")
-    with running(*small, "out=run", module="tests.faults.slowly") as process:
+    with running(*small, "out=run", module="tests.faults.slow_writes") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 1 + 3 * trial)
         time.sleep(random.Random(f"{number}{trial}").uniform(0, 0.3))
         process.popen.send_signal(number)
@@ -45,12 +45,12 @@ def test_asked_to_stop(
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_stops_at_once_and_harms_nothing(
+def test_second_interrupt_stops_at_once(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:
     survived = tally("asked to stop twice")
     checkpoints = Path("run/checkpoints")
-    with running(*small, "out=run", module="tests.faults.slowly") as process:
+    with running(*small, "out=run", module="tests.faults.slow_writes") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 4)
         process.popen.send_signal(signal.SIGINT)
         process.wait_for(lambda: partials(checkpoints))  # it is saving now
@@ -65,7 +65,7 @@ def test_a_second_interrupt_stops_at_once_and_harms_nothing(
 
 
 @pytest.mark.slow
-def test_asked_to_save(
+def test_signal_saves_a_checkpoint(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:
     survived = tally("asked to save, and gone on")

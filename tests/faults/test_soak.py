@@ -16,7 +16,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.slow
-def test_nothing_grows(digits: Path, full: bool, tally: Callable[[str], Callable[[], None]]) -> None:
+def test_memory_and_files_do_not_grow(digits: Path, full: bool, tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("milestones of a long run that grew nothing")
     steps = 20_000 if full else 1_600
     every = steps // 40

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.test_sources import write_idx
-from tests.fuzz.mutating import images, mutated
-from tests.fuzz.reading import Reader
+from tests.fuzz.mutations import images, mutated
+from tests.fuzz.reader import Reader
 
 IMAGES = images()
 FILES = [f"train-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
@@ -66,7 +66,7 @@ def test_images(kind: str, full: bool, tmp_path: Path, reader: Reader, tally: Ca
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_sound_images_are_decoded(kind: str, tmp_path: Path, reader: Reader) -> None:
+def test_valid_images_are_decoded(kind: str, tmp_path: Path, reader: Reader) -> None:
     """Else the test above would mutate what is refused anyway; pixels of unknown range are."""
     for name, content in IMAGES[kind].items():
         path = tmp_path / f"{name}.{kind}"

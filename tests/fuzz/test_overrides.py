@@ -15,7 +15,7 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 from tests.conftest import SCHEMAS
-from tests.fuzz.asking import Answer, ask, quick
+from tests.fuzz.in_process import Answer, ask, quick
 
 CONFIGS = files("ddpm_cli.configs")
 SHARDS = 20

@@ -85,7 +85,7 @@ def test_group_norm_of_bfloat16_is_rounded_once(layout: torch.memory_format) -> 
     assert torch.allclose(result.double(), expected, rtol=2**-8, atol=1e-4)
 
 
-def test_linear_attention_is_its_definition() -> None:
+def test_linear_attention_matches_its_definition() -> None:
     torch.manual_seed(0)
     layer = LinearAttention(8, heads=2, head_dim=3)
     x = torch.randn(1, 8, 2, 4)
@@ -100,7 +100,7 @@ def test_linear_attention_is_its_definition() -> None:
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
-def test_linear_attention_has_the_gradients_of_its_definition() -> None:
+def test_gradients_of_linear_attention_match_its_definition() -> None:
     torch.manual_seed(0)
     layer = LinearAttention(8, heads=2, head_dim=3).double()
     x = torch.randn(3, 8, 2, 4, dtype=torch.double)
@@ -113,7 +113,7 @@ def test_linear_attention_has_the_gradients_of_its_definition() -> None:
         assert torch.allclose(ours, theirs, atol=1e-10)
 
 
-def test_full_attention_is_its_definition() -> None:
+def test_full_attention_matches_its_definition() -> None:
     torch.manual_seed(0)
     layer = Attention(8, heads=2, head_dim=3)
     x = torch.randn(1, 8, 2, 4)

@@ -84,13 +84,13 @@ def test_the_annotated_network_has_2_0_million_parameters() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 12), (12, 4)])
-def test_output_has_the_size_of_the_input(name: str, height: int, width: int) -> None:
+def test_output_shape_equals_input_shape(name: str, height: int, width: int) -> None:
     network = build_network(config_of(name).model, 3)
     assert network(torch.randn(2, 3, height, width), torch.tensor([0, 9])).shape == (2, 3, height, width)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_image_comes_out_the_same_from_any_batch_and_memory_layout(name: str) -> None:
+def test_output_does_not_depend_on_batch_or_memory_format(name: str) -> None:
     torch.manual_seed(0)
     network = stirred(build_network(config_of(name).model, 3)).eval()
     x, t = torch.randn(5, 3, 8, 8), torch.tensor([3, 40, 0, 9, 20])
@@ -113,7 +113,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_parameter_learns_and_time_matters(name: str) -> None:
+def test_all_parameters_get_gradients_and_t_has_an_effect(name: str) -> None:
     torch.manual_seed(0)
     network = stirred(build_network(config_of(name).model, 1, classes=3))
     x, t, y = torch.randn(4, 1, 8, 8), torch.tensor([3, 40, 3, 40]), torch.tensor([0, 1, 2, 3])
@@ -125,7 +125,7 @@ def test_every_parameter_learns_and_time_matters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_class_matters_and_one_more_label_stands_for_none(name: str) -> None:
+def test_class_has_an_effect_and_there_is_a_null_label(name: str) -> None:
     torch.manual_seed(0)
     network = stirred(build_network(config_of(name).model, 1, classes=3)).eval()
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([3])
@@ -136,7 +136,7 @@ def test_the_class_matters_and_one_more_label_stands_for_none(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_twice_the_outputs_for_a_learned_variance(name: str) -> None:
+def test_learned_variance_doubles_the_output_channels(name: str) -> None:
     network = build_network(config_of(name).model, 3, outputs=2)
     assert network(torch.randn(2, 3, 8, 8), torch.tensor([0, 9])).shape == (2, 6, 8, 8)
 
@@ -153,7 +153,7 @@ def test_the_scale_of_t(name: str) -> None:
     assert not torch.equal(halving(x, torch.tensor([40])), plain(x, torch.tensor([40])))
 
 
-def test_the_mlp_takes_points() -> None:
+def test_mlp_accepts_points() -> None:
     torch.manual_seed(0)
     config = composed("experiment=swiss_roll", "model.width=8", "model.blocks=2", "model.self_condition=true")
     network = build_network(config.model, 2, classes=3, outputs=2)

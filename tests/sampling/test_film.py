@@ -16,13 +16,13 @@ def test_moments_are_even_and_end_at_the_last_step() -> None:
     ("shape", "samples", "moments"),
     [((1, 8, 8), 16, 32), ((1, 28, 28), 16, 32), ((3, 32, 32), 16, 32), ((3, 64, 64), 4, 32), ((3, 512, 512), 1, 8)],
 )
-def test_fewer_large_images_and_fewer_moments_of_them(shape: tuple[int, ...], samples: int, moments: int) -> None:
+def test_films_of_large_images_have_fewer_frames(shape: tuple[int, ...], samples: int, moments: int) -> None:
     assert (shown(shape, 64), frames(shape)) == (samples, moments)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [8, 20, 28, 32, 48, 64, 100, 128, 256, 512])
-def test_a_film_stays_small(channels: int, side: int) -> None:
+def test_film_size_is_limited(channels: int, side: int) -> None:
     """Unless a few frames of one image are more."""
     factor = max(1, 56 // side)
     cell = channels * (side * factor) ** 2

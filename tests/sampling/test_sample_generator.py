@@ -9,7 +9,7 @@ from tests.conftest import TINY, composed
 CPU = torch.device("cpu")
 
 
-def test_image_i_gets_the_same_noise_whatever_is_beside_it() -> None:
+def test_noise_of_an_image_does_not_depend_on_the_batch() -> None:
     together = ImageNoise(7, range(4), (1, 2, 2), CPU)
     alone = ImageNoise(7, range(2, 3), (1, 2, 2), CPU)
     for _ in range(3):
@@ -58,7 +58,7 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps", "cpu"])
-def test_out_of_memory_halves_the_batch_and_says_so_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_halves_the_batch(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     device = Device(3, error)
     made = [*batches_with_oom_retry(20, 16, device.work)]
     assert [i for _, part in made for i in part] == [*range(20)]
@@ -67,11 +67,11 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(error: Exception, caplo
     assert "out of memory with batches of 16; continuing with 2" in message
 
 
-def test_what_does_not_fit_at_all_is_a_line() -> None:
+def test_out_of_memory_with_one_image_is_one_line() -> None:
     with pytest.raises(Failure, match="batch_size=1: takes more memory than the device has"):
         [*batches_with_oom_retry(3, 2, Device(0, OUT_OF_MEMORY[0]).work)]
 
 
-def test_other_errors_are_not_taken_for_it() -> None:
+def test_other_errors_are_not_treated_as_out_of_memory() -> None:
     with pytest.raises(RuntimeError, match="shape"):
         [*batches_with_oom_retry(3, 2, Device(0, RuntimeError("shape")).work)]

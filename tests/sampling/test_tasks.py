@@ -51,7 +51,7 @@ def sample(run: Run) -> Callable[..., dict[str, np.ndarray]]:
 Sample = Callable[..., dict[str, np.ndarray]]
 
 
-def test_classes_in_turn(sample: Sample, classes: Path) -> None:
+def test_default_classes_cycle(sample: Sample, classes: Path) -> None:
     made = sample("new", classes, "n=12")
     assert made["labels"].tolist() == [*range(10), 0, 1]
     assert made["labels"].dtype == np.int64
@@ -71,11 +71,11 @@ def test_classes_in_turn(sample: Sample, classes: Path) -> None:
         ("class=null", [0, 1, 2]),
     ],
 )
-def test_a_class_by_number_by_name_and_in_lists(sample: Sample, classes: Path, typed: str, labels: list[int]) -> None:
+def test_classes_by_number_name_and_list(sample: Sample, classes: Path, typed: str, labels: list[int]) -> None:
     assert sample("new", classes, "n=3", typed)["labels"].tolist() == labels
 
 
-def test_an_unknown_name_is_answered_with_all_of_them(run: Run, classes: Path) -> None:
+def test_unknown_class_lists_the_classes(run: Run, classes: Path) -> None:
     result = run("sample", f"ckpt={classes}", "class=boots")
     assert result.code == 2
     assert f"class=boots: must be a number in 0..9 or one of {', '.join(NAMES[:-1])} or Ankle boot\n" in result.err
@@ -95,7 +95,7 @@ def test_image_i_of_a_class_is_the_same_whatever_n_and_batch_size(sample: Sample
     assert np.abs(small["images"].astype(int) - large["images"][:5]).max() <= 1
 
 
-def test_at_guidance_scale_0_the_class_is_not_heeded(sample: Sample, classes: Path) -> None:
+def test_guidance_scale_0_ignores_the_class(sample: Sample, classes: Path) -> None:
     def images(label: int, scale: int) -> np.ndarray:
         out = f"{label}at{scale}"
         return sample(out, classes, "n=2", f"class={label}", f"guidance_scale={scale}")["images"]
@@ -106,7 +106,7 @@ def test_at_guidance_scale_0_the_class_is_not_heeded(sample: Sample, classes: Pa
     assert not np.array_equal(at_1, images(3, 4))
 
 
-def test_without_a_guidance_scale_it_is_the_runs_own(sample: Sample, tmp_path: Path) -> None:
+def test_default_guidance_scale_is_that_of_the_run(sample: Sample, tmp_path: Path) -> None:
     run = train_into(tmp_path / "run", *TINY, *LEARN, "conditioning=class", "guidance_scale=3")
     own, same = sample("a", run, "n=4"), sample("b", run, "n=4", "guidance_scale=3")
     other = sample("c", run, "n=4", "guidance_scale=1")
@@ -137,7 +137,7 @@ def digit(i: int) -> np.ndarray:
     return load_examples(composed(*TINY).dataset, train=False).values[i, 0].numpy()
 
 
-def test_from_one_image_to_another(sample: Sample, plain: Path) -> None:
+def test_interpolation(sample: Sample, plain: Path) -> None:
     """From a timestep at which little is lost the ends are close to the images, and the middle to their mean."""
     a, b = digit(3).astype(float), digit(5).astype(float)
     made = sample("new", plain, "task=interpolate", "a=3", "b=5", "t=0", "n=5")
@@ -151,7 +151,7 @@ def test_from_one_image_to_another(sample: Sample, plain: Path) -> None:
     assert len(sample("default", plain, "task=interpolate", "a=3", "b=5")["images"]) == 9
 
 
-def test_the_images_may_be_files(sample: Sample, plain: Path) -> None:
+def test_interpolation_of_files(sample: Sample, plain: Path) -> None:
     for i in (3, 5):
         Image.fromarray(digit(i)).save(f"{i}.png")
     numbers = sample("a", plain, "task=interpolate", "a=3", "b=5", "n=3")
@@ -169,31 +169,31 @@ def test_all_mixes_have_the_same_noise(sample: Sample, plain: Path) -> None:
 
 
 @pytest.mark.parametrize(("typed", "label"), [([], -1), (["class=ankle_boot"], 9), (["class=2"], 2)])
-def test_the_whole_way_has_one_class_or_none(sample: Sample, classes: Path, typed: list[str], label: int) -> None:
+def test_interpolation_has_at_most_one_class(sample: Sample, classes: Path, typed: list[str], label: int) -> None:
     made = sample("new", classes, "task=interpolate", "a=3", "b=3", "n=4", "t=40", *typed)
     assert made["labels"].tolist() == [label] * 4
     assert np.ptp(made["images"].astype(int), axis=0).max() <= 1
 
 
-def test_fillings_of_several_classes_come_in_turn(sample: Sample, classes: Path) -> None:
+def test_inpainting_cycles_through_classes(sample: Sample, classes: Path) -> None:
     Image.new("L", (8, 8), 255).save("all.png")
     made = sample("new", classes, "task=inpaint", "image=4", "mask=all.png", "resamplings=1", "n=3", "class=[1,7]")
     assert made["labels"].tolist() == [1, 7, 1]
 
 
-def test_a_class_whose_name_is_a_number_goes_by_its_name(sample: Sample, classes: Path) -> None:
+def test_numeric_class_name_takes_precedence(sample: Sample, classes: Path) -> None:
     from_one = edit_checkpoint(classes, Path("from_one.pt"), classes=[str(i) for i in range(1, 11)])
     assert sample("new", from_one, "n=2", "class=1")["labels"].tolist() == [0, 0]
 
 
-def test_another_seed_takes_another_way(sample: Sample, plain: Path) -> None:
+def test_interpolation_depends_on_the_seed(sample: Sample, plain: Path) -> None:
     more = ["task=interpolate", "a=3", "b=5", "n=2"]
     one, other = sample("a", plain, *more, "seed=1"), sample("b", plain, *more, "seed=2")
     assert not np.array_equal(one["images"], other["images"])
 
 
 @pytest.mark.parametrize("ckpt", ["plain", "classes"])
-def test_a_hole_is_filled_and_the_rest_kept(sample: Sample, ckpt: str, request: pytest.FixtureRequest) -> None:
+def test_inpainting_keeps_the_rest_of_the_image(sample: Sample, ckpt: str, request: pytest.FixtureRequest) -> None:
     hole = np.zeros((8, 8), bool)
     hole[2:6, 3:5] = True
     Image.fromarray(np.where(hole, 255, 0).astype(np.uint8)).save("hole.png")
@@ -211,7 +211,7 @@ def test_a_hole_is_filled_and_the_rest_kept(sample: Sample, ckpt: str, request: 
         assert film.n_frames == 2 * 2 + 1  # of three strides the last, to the image, is taken once
 
 
-def test_resamplings_and_seeds_change_the_filling(sample: Sample, plain: Path) -> None:
+def test_inpainting_depends_on_resamplings_and_seed(sample: Sample, plain: Path) -> None:
     Image.new("L", (8, 8), 255).save("all.png")
     Image.fromarray(digit(4)).save("four.png")
     more = ["task=inpaint", "mask=all.png", "n=3"]
@@ -222,7 +222,7 @@ def test_resamplings_and_seeds_change_the_filling(sample: Sample, plain: Path) -
     assert np.abs(one.astype(int) - again).max() <= 1
 
 
-def test_a_mask_is_as_large_as_the_picture_is_when_turned_upright(sample: Sample, plain: Path) -> None:
+def test_mask_size_is_compared_after_exif_rotation(sample: Sample, plain: Path) -> None:
     picture = Image.new("L", (8, 12), 77)
     exif = picture.getexif()
     exif[0x0112] = 6  # orientation: a quarter turn
@@ -252,7 +252,7 @@ def test_points(sample: Sample, points: Path) -> None:
         assert (np.asarray(grid.convert("L")) < 200).sum() > 100  # frame, ticks and points
 
 
-def test_points_alone_and_by_default(run: Run, points: Path) -> None:
+def test_sampling_of_points(run: Run, points: Path) -> None:
     assert run("sample", f"ckpt={points}", "out=new").code == 0
     assert sorted(path.name for path in Path("new").iterdir()) == ["grid.png", "points.csv", "reverse.png"]
     assert len(Path("new/points.csv").read_text().splitlines()) == 1 + 64

@@ -109,7 +109,7 @@ def test_tensorboard_has_the_rows_the_grids_and_the_config(tmp_path: Path) -> No
     assert yaml.safe_load("\n".join(line[4:] for line in lines))["train"]["steps"] == 4
 
 
-def test_no_point_stands_twice_after_a_resume(tmp_path: Path) -> None:
+def test_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", "logger=tensorboard")
     before = points(folder / "tensorboard", "train/loss")
     trained(folder, "logger=tensorboard", from_step=2)  # as if it had been killed before the checkpoint of step 4
@@ -151,7 +151,7 @@ def test_a_resumed_run_is_the_same_one_for_wandb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stands", ["", "../../elsewhere", "a b", "x" * 200])
-def test_what_is_no_id_is_not_taken_for_one(tmp_path: Path, stands: str) -> None:
+def test_invalid_wandb_id_is_ignored(tmp_path: Path, stands: str) -> None:
     (tmp_path / "run/wandb").mkdir(parents=True)
     (tmp_path / "run/wandb/id.txt").write_text(stands)
     trained(tmp_path / "run", "logger=wandb")
@@ -159,7 +159,7 @@ def test_what_is_no_id_is_not_taken_for_one(tmp_path: Path, stands: str) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_run_is_bit_for_bit_what_it_is_without(tmp_path: Path) -> None:
+def test_loggers_do_not_change_a_run(tmp_path: Path) -> None:
     plain, told = trained(tmp_path / "plain"), trained(tmp_path / "told", "logger=[tensorboard,wandb]")
     ours, theirs = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (told, plain))
     for group in ("model", "ema"):
@@ -183,7 +183,7 @@ def test_nothing_is_drawn_from_the_global_generators(tmp_path: Path) -> None:
     assert state() == before
 
 
-def test_csv_alone_imports_and_leaves_nothing(tmp_path: Path) -> None:
+def test_csv_only_imports_no_logger(tmp_path: Path) -> None:
     trained(tmp_path / "run", "logger=[]")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints",
@@ -207,7 +207,7 @@ class Fails:
     picture = close = row
 
 
-def test_one_that_fails_is_said_once_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_logger_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sound = TensorBoard(composed(*SHORT), tmp_path, 0)
     both = Loggers([Fails(), sound])
     with caplog.at_level(logging.WARNING):
@@ -221,7 +221,7 @@ def test_one_that_fails_is_said_once_and_the_others_go_on(tmp_path: Path, caplog
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_full_disk_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_disables_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = EventFile(tmp_path)
     file.add(scalar("x", 1.0), step=1)
     file.close()
@@ -230,7 +230,7 @@ def test_a_full_disk_is_known_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         EventFile(tmp_path).add(scalar("x", 1.0), step=2)
 
 
-def test_a_run_whose_logger_cannot_begin_trains_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_run_continues_without_a_logger_that_cannot_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/tensorboard").write_text("in the way")
     with caplog.at_level(logging.WARNING):
@@ -263,7 +263,7 @@ def test_an_evaluation_reaches_wandb_in_the_group_of_its_run(tmp_path: Path) -> 
     assert row["_step"] == 4
 
 
-def test_an_evaluation_goes_nowhere_else(tmp_path: Path) -> None:
+def test_evaluation_is_sent_only_to_loggers_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "theirs").mkdir()
     append(RECORD, tmp_path / "run")
@@ -273,9 +273,7 @@ def test_an_evaluation_goes_nowhere_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["evaluations.jsonl", "tensorboard"]
 
 
-def test_an_evaluation_that_no_logger_takes_is_noted_all_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_evaluation_is_recorded_if_a_logger_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard/evaluations").write_text("in the way")
     with caplog.at_level(logging.WARNING):
@@ -285,7 +283,7 @@ def test_an_evaluation_that_no_logger_takes_is_noted_all_the_same(
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
-def test_a_missing_package_is_said_before_anything_is_read(
+def test_missing_logger_package_is_reported_early(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
@@ -295,9 +293,7 @@ def test_a_missing_package_is_said_before_anything_is_read(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_logger_of_a_run_that_goes_on_is_its_own_or_another(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logger_can_change_on_resume(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("train", *TINY, "train.steps=1", "logger=tensorboard", "out=here").code == 0
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     result = run("train", "resume=here", "train.steps=2")

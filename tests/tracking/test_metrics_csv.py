@@ -16,37 +16,37 @@ def with_rows(folder: Path, rows: list[tuple[int, float, float]]) -> Metrics:
     return metrics
 
 
-def test_an_epoch_has_the_mean_of_its_rows_by_its_last_step(tmp_path: Path) -> None:
+def test_epoch_means(tmp_path: Path) -> None:
     rows = [(2, 0.5, 4.0), (4, 1.0, 2.0), (6, 1.5, 1.0), (8, 2.0, 0.5)]
     assert with_rows(tmp_path, rows).epochs() == {4: 3.0, 8: 0.75}
 
 
-def test_a_row_counts_as_often_as_it_has_steps(tmp_path: Path) -> None:
+def test_rows_are_weighted_by_their_steps(tmp_path: Path) -> None:
     rows = [(3, 0.75, 4.0), (4, 1.0, 0.0)]
     assert with_rows(tmp_path, rows).epochs() == {4: 3.0}
 
 
-def test_an_epoch_that_goes_on_has_no_mean_yet(tmp_path: Path) -> None:
+def test_unfinished_epoch_has_no_mean(tmp_path: Path) -> None:
     assert with_rows(tmp_path, [(3, 0.75, 4.0)]).epochs() == {}
     assert with_rows(tmp_path, [(3, 0.75, 4.0), (4, 1.0, 0.0), (7, 1.75, 9.0)]).epochs() == {4: 3.0}
 
 
-def test_a_row_belongs_to_the_epoch_that_it_begins_in(tmp_path: Path) -> None:
+def test_row_belongs_to_the_epoch_in_which_it_starts(tmp_path: Path) -> None:
     """Epochs of four steps, rows of three: the second row has a step of the first epoch and two of the next."""
     rows = [(3, 0.75, 1.0), (6, 1.5, 2.0), (9, 2.25, 6.0)]
     assert with_rows(tmp_path, rows).epochs() == {6: 1.5, 9: 6.0}
 
 
-def test_epochs_shorter_than_a_row_have_no_mean_of_their_own(tmp_path: Path) -> None:
+def test_epochs_shorter_than_a_row_have_no_mean(tmp_path: Path) -> None:
     rows = [(10, 2.5, 4.0), (20, 5.0, 2.0), (30, 7.5, 1.0)]
     assert with_rows(tmp_path, rows).epochs() == {10: 4.0, 20: 2.0, 30: 1.0}
 
 
-def test_no_rows_no_epochs(tmp_path: Path) -> None:
+def test_no_epochs_without_rows(tmp_path: Path) -> None:
     assert Metrics(tmp_path).epochs() == {}
 
 
-def test_a_resumed_run_has_the_epochs_of_one_never_stopped(tmp_path: Path) -> None:
+def test_resumed_run_has_the_same_epochs(tmp_path: Path) -> None:
     rows = [(2, 0.5, 4.0), (4, 1.0, 2.0), (6, 1.5, 1.0), (8, 2.0, 0.5)]
     with_rows(tmp_path, rows)
     resumed = Metrics(tmp_path, last_step=5)  # its last checkpoint was earlier than its last row
@@ -58,7 +58,7 @@ def test_a_resumed_run_has_the_epochs_of_one_never_stopped(tmp_path: Path) -> No
         assert [row["step"] for row in csv.DictReader(stream)] == ["2", "4", "6", "8"]
 
 
-def test_a_row_that_a_crash_cut_is_dropped(tmp_path: Path) -> None:
+def test_truncated_row_is_dropped(tmp_path: Path) -> None:
     with_rows(tmp_path, [(2, 0.5, 4.0), (4, 1.0, 2.0)])
     file = tmp_path / "metrics.csv"
     file.write_text(file.read_text().rstrip()[:-4])
@@ -73,16 +73,14 @@ def test_the_plot_shows_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("end", ["7,7,7", "7,7,7,7,7,7,7,7,7", "\r\n\r\n", "\xff\xfe,,,\r\n"])
-def test_what_is_no_row_is_dropped(tmp_path: Path, end: str) -> None:
+def test_invalid_rows_are_dropped(tmp_path: Path, end: str) -> None:
     with_rows(tmp_path, [(2, 0.5, 4.0)])
     with (tmp_path / "metrics.csv").open("a", newline="", encoding="latin1") as stream:
         stream.write(end)
     assert [row["step"] for row in Metrics(tmp_path, last_step=9).rows] == ["2"]
 
 
-def test_rows_that_found_no_room_are_written_when_there_is_some(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_written_once_the_disk_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = with_rows(tmp_path, [(2, 0.5, 4.0)])
     row = dict.fromkeys(COLUMNS, 1.0) | {"step": 4}
     with monkeypatch.context() as full:

@@ -41,7 +41,7 @@ def test_warm_up_then_constant_or_cosine() -> None:
 
 
 @pytest.mark.parametrize(("name", "cls"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("muon", Muon)])
-def test_the_optimizer_is_the_one_named(name: str, cls: type) -> None:
+def test_optimizer_class(name: str, cls: type) -> None:
     train = composed(f"train.optimizer={name}", "train.weight_decay=0.3", "train.betas=[0.8,0.9]").train
     optimizer = build_optimizer(train, nn.Linear(1, 1), torch.float32)
     assert type(optimizer) is cls

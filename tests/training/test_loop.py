@@ -34,7 +34,7 @@ def before(monkeypatch: pytest.MonkeyPatch, loop: Loop, method: str, happens: Ca
 
 
 @pytest.mark.parametrize("moment", ["_raise_if_stopped", "_save", "_draw", "_is_milestone"])
-def test_whenever_the_signal_comes_what_is_said_to_be_saved_is(
+def test_stopped_step_is_saved_whenever_the_signal_arrives(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signals = Signals()
@@ -51,9 +51,7 @@ def test_whenever_the_signal_comes_what_is_said_to_be_saved_is(
     assert last_step(tmp_path) == loop.trainer.step
 
 
-def test_a_stop_while_nothing_can_be_saved_does_not_say_that_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_with_a_full_disk_does_not_claim_to_have_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(*TINY, "train.steps=9", "train.milestone_every=4", "train.on_disk_full=continue")
     signals = Signals()
     loop = loop_of(config, tmp_path, signals=signals)
@@ -72,7 +70,7 @@ def test_a_stop_while_nothing_can_be_saved_does_not_say_that_it_is(
 
 
 @pytest.mark.parametrize("more", [[], ["conditioning=class"], ["train.batch_size=3", "train.samples=20"]])
-def test_the_film_ends_with_the_first_of_the_last_samples(more: list[str], tmp_path: Path) -> None:
+def test_film_ends_with_the_final_samples(more: list[str], tmp_path: Path) -> None:
     last = {word.split("=")[0]: word for word in [*TINY, "train.steps=2", "sampler.steps=5", *more]}
     loop = loop_of(composed(*last.values()), tmp_path)
     loop.run()
@@ -86,7 +84,7 @@ def test_the_film_ends_with_the_first_of_the_last_samples(more: list[str], tmp_p
     assert np.abs(ours - theirs).max() <= 1
 
 
-def test_there_is_a_film_at_the_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_film_is_written_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, seen = loop_of(composed(*TINY, "train.steps=5", "train.milestone_every=2"), tmp_path), []
     before(monkeypatch, loop, "_draw", lambda: seen.append((tmp_path / "samples/film.gif").exists()))
     loop.run()
@@ -95,7 +93,7 @@ def test_there_is_a_film_at_the_end_alone(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("moment", ["save_gif", "save_png"])
-def test_where_the_last_grid_is_the_film_is(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_grid_always_has_a_film(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before the one or the other, both are drawn by the process that goes on."""
     config = composed(*TINY, "train.steps=2")
 
@@ -114,7 +112,7 @@ def test_where_the_last_grid_is_the_film_is(moment: str, tmp_path: Path, monkeyp
     assert film.exists()
 
 
-def test_a_picture_that_is_owed_is_drawn_first(tmp_path: Path) -> None:
+def test_missing_grid_is_drawn_on_resume(tmp_path: Path) -> None:
     config = composed(*TINY, "train.steps=4", "train.milestone_every=2")
     loop_of(config, tmp_path).run()
     pictures = [tmp_path / "samples" / f"step_0000000{step}.png" for step in (2, 4)]

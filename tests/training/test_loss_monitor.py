@@ -14,7 +14,7 @@ def fed(losses: LossMonitor, *values: float) -> LossMonitor:
     return losses
 
 
-def test_the_mean_is_of_finite_losses_since_the_last() -> None:
+def test_mean_is_over_finite_losses_since_the_last_call() -> None:
     losses = fed(LossMonitor(3), 1.0, 2.0, NAN, 6.0)
     assert losses.mean() == 3.0
     assert losses.skipped == 1
@@ -22,7 +22,7 @@ def test_the_mean_is_of_finite_losses_since_the_last() -> None:
     assert math.isnan(losses.mean())
 
 
-def test_the_limit_is_of_steps_in_a_row() -> None:
+def test_limit_counts_consecutive_bad_steps() -> None:
     losses = fed(LossMonitor(3), NAN, NAN, 0.25, NAN, math.inf, 0.5, NAN, NAN)
     losses.mean()
     assert losses.skipped == 6
@@ -30,14 +30,14 @@ def test_the_limit_is_of_steps_in_a_row() -> None:
         fed(losses, NAN).mean()
 
 
-def test_it_is_found_without_asking_for_the_mean() -> None:
+def test_divergence_is_detected_without_calling_mean() -> None:
     """At most `max_bad_steps` after it could have been, and with the step at which it was."""
     losses = fed(LossMonitor(4), 1.0, 1.0, 1.0, NAN, NAN, NAN)
     with pytest.raises(TrainingDiverged, match="step 7: "):
         fed(losses, NAN, NAN, NAN)
 
 
-def test_a_kept_state_goes_on_as_if_nothing_had_been() -> None:
+def test_restored_monitor_continues_identically() -> None:
     whole, first = fed(LossMonitor(3), 1.0, NAN, NAN), fed(LossMonitor(3), 1.0, NAN, NAN)
     second = LossMonitor(3)
     second.restore(first.state())
@@ -49,7 +49,7 @@ def test_a_kept_state_goes_on_as_if_nothing_had_been() -> None:
     assert fed(third, 3.0).mean() == 2.0
 
 
-def test_the_host_waits_once_in_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_read_once_per_max_bad_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = []
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: waits.append(len(self)) or tolist(self))

@@ -21,7 +21,7 @@ def _with_gradients(network: nn.Module, seed: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 20), (3, 20, 6), (1, 5, 5)])
-def test_singular_values_are_near_1_and_singular_vectors_stay(shape: tuple[int, ...]) -> None:
+def test_orthogonalisation_keeps_singular_vectors(shape: tuple[int, ...]) -> None:
     u = torch.linalg.qr(torch.randn(shape[0], shape[1], min(shape[1:]), generator=torch.Generator().manual_seed(0)))[0]
     v = torch.linalg.qr(torch.randn(shape[0], shape[2], min(shape[1:]), generator=torch.Generator().manual_seed(1)))[0]
     values = torch.linspace(1, 9, min(shape[1:]))
@@ -31,7 +31,7 @@ def test_singular_values_are_near_1_and_singular_vectors_stay(shape: tuple[int, 
     assert torch.allclose(made, torch.diag_embed(diagonal), atol=1e-4)
 
 
-def test_of_nothing_comes_nothing() -> None:
+def test_zero_matrices_stay_zero() -> None:
     assert not orthogonal(torch.zeros(2, 3, 4)).any()
 
 
@@ -41,7 +41,7 @@ def test_convolutions_and_linear_layers_are_matrices() -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
-def test_matrices_move_as_those_of_torch_and_all_else_as_by_adamw() -> None:
+def test_muon_matches_torch_muon_and_adamw() -> None:
     ours, theirs = _network(), _network()
     optimizer = Muon(ours, 0.01, BETAS, 0.1, torch.bfloat16)
     matrices = {id(weight) for weight in matrices_of(theirs)}
@@ -75,7 +75,7 @@ def test_the_update_is_as_large_as_that_of_adamw() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_size_of_the_gradients_does_not_matter(dtype: torch.dtype) -> None:
+def test_update_does_not_depend_on_the_scale_of_the_gradients(dtype: torch.dtype) -> None:
     """Of momenta of 1e-7 fp16 has a bit or two."""
     large, small = _network(), _network()
     for network, size in ((large, 1.0), (small, 1e-6)):
@@ -88,7 +88,7 @@ def test_the_size_of_the_gradients_does_not_matter(dtype: torch.dtype) -> None:
         assert torch.allclose(a, b, atol=2e-4)
 
 
-def test_nothing_moves_where_a_gradient_is_not_finite() -> None:
+def test_non_finite_gradient_skips_the_update() -> None:
     network = _network()
     optimizer = Muon(network, 0.01, BETAS, 0.1, torch.float32)
     _with_gradients(network, 0)

@@ -6,7 +6,7 @@ import pytest
 from ddpm_cli.training.signals import Signals
 
 
-def test_signals_are_noted_and_given_back() -> None:
+def test_signals_are_recorded_and_handlers_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with Signals() as signals:
         assert (signals.stop, signals.save) == (None, False)
@@ -17,7 +17,7 @@ def test_signals_are_noted_and_given_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
-def test_the_second_one_acts_at_once() -> None:
+def test_second_signal_has_its_default_effect() -> None:
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with Signals() as signals:
@@ -29,7 +29,7 @@ def test_the_second_one_acts_at_once() -> None:
         signal.signal(signal.SIGINT, old)
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_ignored_signals_stay_ignored() -> None:
     """As SIGHUP is under nohup, and SIGINT in a shell's background."""
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

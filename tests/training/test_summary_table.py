@@ -24,7 +24,7 @@ class Convolutions(nn.Module):
         return x if y is None else x + self.linear(self.table(y))[:, :, None, None]
 
 
-def test_operations_of_convolutions_are_those_of_the_formula() -> None:
+def test_flops_of_convolutions_match_the_formula() -> None:
     """2 C_in C_out k k H W, of the size that comes out."""
     with torch.device("meta"):
         network = Convolutions()
@@ -51,7 +51,7 @@ def test_operations_of_convolutions_are_those_of_the_formula() -> None:
     ],
     ids=["images", "points"],
 )
-def test_it_says_what_is_trained_on_what(overrides: list[str], lines: dict[str, str]) -> None:
+def test_start_table_describes_the_run(overrides: list[str], lines: dict[str, str]) -> None:
     last = {override.split("=")[0]: override for override in overrides}
     trainer = trainer_of(composed(*last.values()))
     table = start_table(trainer)
@@ -62,7 +62,7 @@ def test_it_says_what_is_trained_on_what(overrides: list[str], lines: dict[str, 
 
 
 @pytest.mark.parametrize("more", ["model.self_condition=true", "variance=learned_range", "conditioning=class"])
-def test_it_costs_no_random_number_and_knows_every_input(more: str) -> None:
+def test_counting_flops_draws_no_random_numbers(more: str) -> None:
     loss = ["loss=hybrid"] if "learned" in more else []
     trainer = trainer_of(composed(*TINY, more, *loss))
     before = torch.get_rng_state()

@@ -86,7 +86,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adam"), ("bf16", "adam"), ("bf16", "muon")])
-def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, precision: str, optimizer: str) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: str, optimizer: str) -> None:
     knobs = [f"train.precision={precision}", f"train.optimizer={optimizer}"]
     config = composed(*TINY, *EVERYTHING, "train.steps=7", *knobs)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -118,7 +118,7 @@ def test_a_run_stopped_and_resumed_equals_one_never_stopped(tmp_path: Path, prec
     assert (stopped / grid).read_bytes() == (whole / grid).read_bytes()
 
 
-def test_what_changed_since_the_stop_is_used(tmp_path: Path) -> None:
+def test_changed_options_are_used_on_resume(tmp_path: Path) -> None:
     trainer = trainer_of(composed(*TINY))
     trainer.train_step()
     other = trainer_of(composed(*TINY, "train.weight_decay=0.5", "train.betas=[0.5,0.6]"))
@@ -129,7 +129,7 @@ def test_what_changed_since_the_stop_is_used(tmp_path: Path) -> None:
     assert other.optimizer.param_groups[0]["betas"] == (0.5, 0.6)
 
 
-def test_milestones_count_global_steps_and_the_end(tmp_path: Path) -> None:
+def test_milestones_are_at_global_steps_and_the_end(tmp_path: Path) -> None:
     config = composed(*TINY, *EVERYTHING, "train.steps=null", "train.epochs=2.8")  # 2.5 steps an epoch
     loop = loop_of(config, tmp_path)
     assert loop.trainer.steps == 7
@@ -144,7 +144,7 @@ def test_milestones_count_global_steps_and_the_end(tmp_path: Path) -> None:
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
 
 
-def test_accumulation_changes_memory_not_the_step(tmp_path: Path) -> None:
+def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
     whole = trainer_of(composed(*TINY, "train.accumulate=1"))
     parts = trainer_of(composed(*TINY, "train.accumulate=4"))
     for _ in range(3):
@@ -197,7 +197,7 @@ def test_compiling_keeps_clean_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
+def test_network_memorises_eight_images(tmp_path: Path) -> None:
     """Trained on eight digits, it draws those eight: each sample is near one, and not all near the same."""
     config = composed(
         *TINY,
@@ -228,7 +228,7 @@ def test_eight_images_are_learned_by_heart(tmp_path: Path) -> None:
     assert len(near.indices.unique()) >= 5
 
 
-def test_the_class_is_hidden_from_a_share_of_the_examples() -> None:
+def test_class_is_dropped_for_a_share_of_the_examples() -> None:
     trainer = trainer_of(composed(*TINY, "conditioning=class", "conditioning.dropout=0.25", "train.batch_size=8"))
     told, known = [], []
     for trainer.step in range(200):
@@ -240,7 +240,7 @@ def test_the_class_is_hidden_from_a_share_of_the_examples() -> None:
     assert torch.equal(told[~hidden], known[~hidden])
 
 
-def test_without_conditioning_the_network_is_told_nothing() -> None:
+def test_unconditional_network_gets_no_class() -> None:
     trainer = trainer_of(composed(*TINY))
     assert trainer.classes == []
     assert trainer._batch().y is None
@@ -262,7 +262,7 @@ def test_milestones_by_epochs(tmp_path: Path) -> None:
     assert steps == [3, 5, 8]
 
 
-def test_only_the_variance_learns_from_the_bound_of_the_hybrid_loss() -> None:
+def test_hybrid_bound_trains_the_variance_only() -> None:
     """However large the weight of the bound, the mean gets the gradient that L2 gives it."""
     hybrid = composed(*TINY, "variance=learned_range", "loss=hybrid", "loss.vlb_weight=1000")
     trainer = trainer_of(hybrid)

@@ -347,7 +347,7 @@ def test_a_hostile_checkpoint_is_refused(
     survived()
 
 
-def test_names_of_classes_do_not_reach_the_terminal_raw(runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
+def test_class_names_are_escaped_in_the_terminal(runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
     names = ["a\nddpm-sample: all is well", "\x1b[2J\x1b]0;x\x07", "\x9b31m\r", *"bcdefgh"]
     edit_checkpoint(checkpoint(runs["told"]), tmp_path / "x.pt", classes=names)
     in_one_line(run("sample", "ckpt=x.pt", "class=nobody", "out=out"), "sample")
@@ -356,7 +356,7 @@ def test_names_of_classes_do_not_reach_the_terminal_raw(runs: dict[str, Path], t
     assert all(line.isprintable() for line in result.err.splitlines())
 
 
-def test_names_of_classes_from_elsewhere_end_a_resumed_run(runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
+def test_resume_with_other_class_names_is_rejected(runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
     shutil.copytree(runs["told"], tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints").iterdir():
         file.unlink()
@@ -379,7 +379,7 @@ def test_paths_in_a_checkpoint_are_never_opened(runs: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_run_folder_with_a_link_is_not_written_through(
+def test_run_folder_with_a_link_is_rejected(
     name: str, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run: Run, tally: Any
 ) -> None:
     survived = tally("traps in run folders refused")
@@ -401,7 +401,7 @@ def test_a_run_folder_with_a_link_is_not_written_through(
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name != "checkpoints"])
-def test_a_run_folder_with_a_pipe_is_not_waited_for(name: str, runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
+def test_run_folder_with_a_pipe_is_rejected(name: str, runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
     shutil.copytree(runs["plain"], tmp_path / "run")
     place = tmp_path / "run" / name
     if place.exists():
@@ -413,7 +413,7 @@ def test_a_run_folder_with_a_pipe_is_not_waited_for(name: str, runs: dict[str, P
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "long", "deep"])
-def test_notes_that_are_none_are_not_read(kind: str, runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
+def test_invalid_config_files_of_a_run_are_ignored(kind: str, runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
     shutil.copytree(runs["plain"], tmp_path / "run")
     notes = tmp_path / "run" / ".hydra" / "config.yaml"
     notes.parent.mkdir(exist_ok=True)
@@ -438,7 +438,7 @@ FILES_OF_OURS = sorted(Path(ddpm_cli.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("file", FILES_OF_OURS, ids=lambda file: file.stem)
-def test_nothing_in_the_package_runs_what_it_reads(file: Path) -> None:
+def test_package_executes_no_data(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
@@ -453,7 +453,7 @@ def test_nothing_in_the_package_runs_what_it_reads(file: Path) -> None:
             assert called not in ("np.load", "numpy.load") or "allow_pickle" not in keywords
 
 
-def test_a_list_of_entries_is_where_it_is_said_to_be(runs: dict[str, Path]) -> None:
+def test_archive_directory_must_be_where_the_header_says(runs: dict[str, Path]) -> None:
     """As torch writes it, with the records of large archives; the tests above write the short ones."""
     end = checkpoint(runs["plain"]).read_bytes()[: -(len("ddpm-cli sha256:") + 64)][-98:]
     assert struct.unpack("<4s52x4s16x4s18x", end) == (b"PK\6\6", b"PK\6\7", b"PK\5\6")
