@@ -1,4 +1,4 @@
-"""ddpm-train whose loss is not finite at some steps: those in DDPM_SICK, as in 3,10-29 (0 is the first)."""
+"""Run ddpm-train with a non-finite loss at the steps in DDPM_BAD_STEPS, as in 3,10-29 (0 is the first)."""
 
 import os
 
@@ -10,21 +10,21 @@ from ddpm_cli.training.trainer import Trainer
 
 
 def main() -> None:
-    sick: set[int] = set()
-    for part in os.environ["DDPM_SICK"].split(","):
+    bad_steps: set[int] = set()
+    for part in os.environ["DDPM_BAD_STEPS"].split(","):
         first, _, last = part.partition("-")
-        sick.update(range(int(first), int(last or first) + 1))
+        bad_steps.update(range(int(first), int(last or first) + 1))
     train_step = Trainer.train_step
 
-    def poisoned(self: Trainer) -> tuple[Tensor, Tensor]:
-        if self.step not in sick:
+    def step_with_bad_loss(self: Trainer) -> tuple[Tensor, Tensor]:
+        if self.step not in bad_steps:
             return train_step(self)
-        healthy = self.table.values
-        self.table.values = torch.full(healthy.shape, torch.inf if self.step % 2 else torch.nan)
+        values = self.table.values
+        self.table.values = torch.full(values.shape, torch.inf if self.step % 2 else torch.nan)
         try:
             return train_step(self)
         finally:
-            self.table.values = healthy
+            self.table.values = values
 
-    Trainer.train_step = poisoned  # type: ignore[method-assign]
+    Trainer.train_step = step_with_bad_loss  # type: ignore[method-assign]
     train.main()

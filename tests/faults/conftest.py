@@ -1,11 +1,11 @@
-"""What the faults have in common: data, a cache of their own, runs that nothing happened to."""
+"""Fixtures of the fault tests: data, a shared cache and undisturbed reference runs."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import FREQUENT, SMALL, trained, write_digits
+from tests.faults.processes import FREQUENT, SMALL, train_to_end, write_digits
 
 
 @pytest.fixture(scope="session")
@@ -19,27 +19,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty folder, but decode the digits once."""
+def _empty_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test in an empty folder with a shared cache, so that the digits are decoded once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DDPM_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")
 def small(digits: Path) -> list[str]:
-    """A run of a few seconds: what to type, but for `out`."""
+    """Return the overrides of a run of a few seconds, without `out`."""
     return [*SMALL, f"dataset.root={digits}", *FREQUENT]
 
 
 @pytest.fixture(scope="session")
 def undisturbed(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a run with some knobs turned, which nothing happened to."""
+    """Return a function from additional overrides to the folder of an undisturbed run with them."""
     folders: dict[tuple[str, ...], Path] = {}
 
-    def folder(*knobs: str) -> Path:
-        if knobs not in folders:
-            folders[knobs] = tmp_path_factory.mktemp("undisturbed") / "run"
-            trained(*small, *knobs, f"out={folders[knobs]}")
-        return folders[knobs]
+    def folder(*overrides: str) -> Path:
+        if overrides not in folders:
+            folders[overrides] = tmp_path_factory.mktemp("undisturbed") / "run"
+            train_to_end(*small, *overrides, f"out={folders[overrides]}")
+        return folders[overrides]
 
     return folder

@@ -1,4 +1,6 @@
-"""Imported first by the processes under test: leaves out what takes seconds and what no test here looks at.
+"""Speed up the start of the processes under test, which import this module first.
+
+It replaces two parts that take seconds to import and that these tests do not check:
 
 - matplotlib: figures are empty files.
 - torch._dynamo, which torch imports to wrap some methods of the optimizers in case a caller is compiled.
@@ -31,4 +33,4 @@ sys.modules["ddpm_cli.images.plots"] = _Figures("ddpm_cli.images.plots")
 for method in vars(Optimizer).values():
     original = getattr(method, "__wrapped__", None)
     if original is not None:
-        original.__dynamo_disable = original  # what torch._compile.inner would otherwise make by torch._dynamo
+        original.__dynamo_disable = original  # torch._compile.inner would otherwise create it with torch._dynamo

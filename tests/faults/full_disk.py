@@ -1,4 +1,4 @@
-"""ddpm-train on a disk that is full when the first picture of samples is to be written."""
+"""Run ddpm-train on a disk that becomes full when the first sample grid is written."""
 
 import resource
 from pathlib import Path
@@ -8,15 +8,15 @@ from PIL import Image
 from ddpm_cli.cli import train
 from ddpm_cli.tracking import run_writer
 
-LEFT = 100  # bytes
+MAX_FILE_SIZE = 100  # bytes
 
 
 def main() -> None:
     save_png = run_writer.save_png
 
-    def cramped(image: Image.Image, path: Path) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LEFT, LEFT))
+    def limited(image: Image.Image, path: Path) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
         save_png(image, path)
 
-    run_writer.save_png = cramped  # type: ignore[attr-defined]
+    run_writer.save_png = limited  # type: ignore[attr-defined]
     train.main()

@@ -1,4 +1,4 @@
-"""Real `ddpm-train` processes on a few real digits, and what their runs left."""
+"""Run real `ddpm-train` processes on a few digits and inspect their run folders."""
 
 import csv
 import os
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120  # seconds: far above what anything here takes
-TIMED = ("images_per_second", "seconds")
+TIMEOUT = 120  # seconds, far more than any command here takes
+TIMING_COLUMNS = ("images_per_second", "seconds")
 
 SMALL = [
     "dataset=image_folder",
@@ -37,11 +37,11 @@ SMALL = [
     "device=cpu",
 ]
 FREQUENT = ["train.steps=40", "train.milestone_every=4", "train.log_every=3"]
-"""A run of some three seconds, a checkpoint every 0.3 of them."""
+"""A run of about three seconds, with a checkpoint every 0.3 seconds."""
 
 
 def write_digits(folder: Path, first: int = 0) -> Path:
-    """Forty of scikit-learn's digits as files, a folder for each class."""
+    """Write forty of scikit-learn's digits as files, in one folder per class."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -53,10 +53,10 @@ def write_digits(folder: Path, first: int = 0) -> Path:
 
 
 class Process:
-    """A command that runs, from start to end: `ddpm-train`, or a module of ours that calls it after some mischief."""
+    """A running command: `ddpm-train`, or a module of these tests that injects a fault and calls it."""
 
     def __init__(
-        self, *words: str, module: str = "ddpm_cli.cli.train", file_limit: int | None = None, figures: bool = False
+        self, *args: str, module: str = "ddpm_cli.cli.train", file_limit: int | None = None, figures: bool = False
     ) -> None:
         def limit() -> None:
             if file_limit is not None:
@@ -67,7 +67,7 @@ class Process:
             f"{'' if figures else 'import tests.faults.fast_start; '}import {module} as m; m.main()"
         )
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
+            [sys.executable, "-c", code, *args],
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -75,15 +75,15 @@ class Process:
             text=True,
         )
 
-    def end(self) -> tuple[int, list[str]]:
-        """The exit status (negative: killed by a signal) and the lines on stderr, when it has ended."""
-        _, err = self.popen.communicate(timeout=PATIENCE)
+    def wait(self) -> tuple[int, list[str]]:
+        """Wait for the end; return the exit status (negative: killed by a signal) and the lines on stderr."""
+        _, err = self.popen.communicate(timeout=TIMEOUT)
         assert "Traceback" not in err, err
         return self.popen.returncode, err.splitlines()
 
     def wait_for(self, condition: Callable[[], Any]) -> bool:
-        """Wait until `condition` holds; False if the process ended before."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until `condition` holds; return False if the process ends first."""
+        deadline = time.monotonic() + TIMEOUT
         while not condition():
             if self.popen.poll() is not None:
                 return bool(condition())
@@ -93,9 +93,9 @@ class Process:
 
 
 @contextmanager
-def running(*words: str, **options: Any) -> Iterator[Process]:
-    """A process that does not outlive the test."""
-    process = Process(*words, **options)
+def running(*args: str, **options: Any) -> Iterator[Process]:
+    """Start a process, and kill it at the end of the block if it still runs."""
+    process = Process(*args, **options)
     try:
         yield process
     finally:
@@ -104,35 +104,35 @@ def running(*words: str, **options: Any) -> Iterator[Process]:
             process.popen.communicate()
 
 
-def trained(*words: str, **options: Any) -> list[str]:
-    """The lines of a run that went well."""
-    with running(*words, **options) as process:
-        code, lines = process.end()
+def train_to_end(*args: str, **options: Any) -> list[str]:
+    """Run a command to its end, check that it succeeds, and return the lines on stderr."""
+    with running(*args, **options) as process:
+        code, lines = process.wait()
     assert code == 0, lines
     return lines
 
 
 def steps_done(folder: Path) -> int:
-    """The last step in metrics.csv."""
+    """Return the last step in metrics.csv, or 0."""
     try:
         lines = (folder / "metrics.csv").read_text().splitlines()
         return int(lines[-1].split(",")[0]) if len(lines) > 1 else 0
-    except (OSError, ValueError):  # not there yet, or half written
+    except (OSError, ValueError):  # the file is missing or only partly written
         return 0
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv less what was timed."""
+    """Return the rows of metrics.csv without the timing columns."""
     with (folder / "metrics.csv").open(newline="") as stream:
-        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(stream)]
+        return [{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in csv.DictReader(stream)]
 
 
-def partials(folder: Path) -> list[Path]:
+def temporary_files(folder: Path) -> list[Path]:
     return [*folder.rglob(".*.tmp")]
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Weights, average, optimizer, all other state, rows, the last picture and the film: equal to the last bit."""
+    """Check that two runs are bit-for-bit equal: weights, average, optimizer, rows, last grid and film."""
     states = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (ours, theirs)]
     assert states[0].pop("seconds") > 0
     assert states[1].pop("seconds") > 0
@@ -143,11 +143,11 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert grids[0] == grids[1]
     films = [(folder / "samples" / "film.gif").read_bytes() for folder in (ours, theirs)]
     assert films[0] == films[1]
-    assert not partials(ours)
+    assert not temporary_files(ours)
 
 
 def assert_same(ours: Any, theirs: Any, at: str = "") -> None:
-    """Equal to the last bit."""
+    """Check that two trees of tensors and values are bit-for-bit equal."""
     assert type(ours) is type(theirs), at
     if isinstance(ours, torch.Tensor):
         assert torch.equal(ours, theirs), at

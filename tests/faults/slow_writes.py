@@ -1,4 +1,4 @@
-"""ddpm-train that takes its time to write checkpoints and to draw, so that something can happen meanwhile."""
+"""Run ddpm-train with slow writes of checkpoints, so that a test can interrupt them."""
 
 import time
 from typing import Any, BinaryIO
@@ -11,7 +11,7 @@ PAUSE = 0.02
 
 
 class SlowStream:
-    """A file that is written in small pieces."""
+    """A binary file whose writes are split in two, with a pause in between."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream

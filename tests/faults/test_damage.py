@@ -1,4 +1,4 @@
-"""Checkpoints cut short or changed on the disk: recognised, named, and the newest sound one is used."""
+"""Truncated and corrupted checkpoints: they are detected and named, and the newest valid one is used."""
 
 import random
 from collections.abc import Callable
@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Result
-from tests.faults.processes import assert_same_run, running, trained
+from tests.faults.processes import assert_same_run, running, train_to_end
 
 Run = Callable[..., Result]
 Tally = Callable[[str], Callable[[], None]]
 
 
-def cut(content: bytes, chance: random.Random) -> bytes:
-    return content[: chance.randrange(len(content))]
+def truncated(content: bytes, rng: random.Random) -> bytes:
+    return content[: rng.randrange(len(content))]
 
 
-def flipped(content: bytes, chance: random.Random) -> bytes:
+def corrupted(content: bytes, rng: random.Random) -> bytes:
     changed = bytearray(content)
-    changed[chance.randrange(len(content))] ^= chance.randrange(1, 256)
+    changed[rng.randrange(len(content))] ^= rng.randrange(1, 256)
     return bytes(changed)
 
 
-@pytest.mark.parametrize("damage", [cut, flipped])
+@pytest.mark.parametrize("damage", [truncated, corrupted])
 def test_damaged_checkpoint_is_an_error(
     damage: Callable[[bytes, random.Random], bytes],
     run: Run,
@@ -32,35 +32,35 @@ def test_damaged_checkpoint_is_an_error(
     full: bool,
     tally: Tally,
 ) -> None:
-    recognised = tally(f"checkpoints {damage.__name__}, and recognised")
+    detected = tally(f"{damage.__name__} checkpoints detected")
     content = (undisturbed() / "checkpoints/last.pt").read_bytes()
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(100 if full else 20):
-        (tmp_path / "damaged.pt").write_bytes(damage(content, chance))
+        (tmp_path / "damaged.pt").write_bytes(damage(content, rng))
         result = run("sample", "ckpt=damaged.pt", "n=1")
         assert result.code == 2
         assert result.err.count("\n") == 1
         assert "ckpt=damaged.pt: " in result.err
         assert "damaged" in result.err.replace("damaged.pt", "") or "cut short" in result.err
         assert [path.name for path in tmp_path.iterdir()] == ["damaged.pt"]
-        recognised()
+        detected()
 
 
 def test_run_resumes_from_the_newest_valid_checkpoint(
     small: list[str], undisturbed: Callable[..., Path], tally: Tally
 ) -> None:
-    survived = tally("runs with damaged checkpoints gone on bit for bit")
-    trained(*small, "train.steps=23", "out=run")
-    chance = random.Random(0)
-    for name, damage in (("step_00000023.pt", cut), ("step_00000020.pt", flipped)):  # the first is last.pt too
+    survived = tally("runs with damaged checkpoints resumed bit for bit")
+    train_to_end(*small, "train.steps=23", "out=run")
+    rng = random.Random(0)
+    for name, damage in (("step_00000023.pt", truncated), ("step_00000020.pt", corrupted)):  # the first one is also last.pt
         file = Path("run/checkpoints") / name
         with file.open("rb+") as stream:
-            changed = damage(stream.read(), chance)
+            changed = damage(stream.read(), rng)
             stream.seek(0)
             stream.write(changed)
             stream.truncate()
     with running("resume=run", "train.steps=40") as process:
-        code, lines = process.end()
+        code, lines = process.wait()
     assert code == 0
     assert "resume=run/checkpoints/step_00000023.pt: " in lines[0]
     assert "resume=run/checkpoints/step_00000020.pt: " in lines[1]

@@ -1,4 +1,4 @@
-"""Runs of several processes: asked to stop, killed, and gone on with, by as many or by others."""
+"""Runs of several processes that are stopped, killed and resumed, by the same or another number of processes."""
 
 import os
 import re
@@ -13,22 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.processes import PATIENCE, assert_same_run, partials, rows, running, steps_done, trained
+from tests.faults.processes import TIMEOUT, assert_same_run, temporary_files, rows, running, steps_done, train_to_end
 
 ENDLESS = ["train.steps=100000", "train.milestone_every=100000", "train.log_every=2", "train.warmup_steps=0"]
 TWO = "devices=2"
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes that a launcher has started, less those that only look after it."""
+    """Return the process ids of the workers of a launcher, without its helper processes."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_text()
+            args = (folder / "cmdline").read_text()
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:  # gone meanwhile
+        except OSError:  # the process has ended
             continue
-        if parent == pid and "spawn_main" in words:
+        if parent == pid and "spawn_main" in args:
             found.append(int(folder.name))
     return sorted(found)
 
@@ -39,65 +39,65 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def close(ours: Path, theirs: Path) -> float:
-    """The largest difference between the weights of two runs."""
+def max_difference(ours: Path, theirs: Path) -> float:
+    """Return the largest difference between the weights of two runs."""
     states = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"] for folder in (ours, theirs)]
     assert states[0].keys() == states[1].keys()
     return max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
 
 
 def test_stopped_processes_resume_bit_for_bit(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
-    survived = tally("several processes asked to stop, and gone on bit for bit")
+    survived = tally("several processes stopped and resumed bit for bit")
     with running(*small, *ENDLESS, TWO, "out=run") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 4)
         process.popen.send_signal(signal.SIGTERM)
-        code, lines = process.end()
+        code, lines = process.wait()
     assert code == 143, lines
     assert "SIGTERM: stopped after step" in lines[-1]
-    assert not partials(Path("run"))
+    assert not temporary_files(Path("run"))
     end = int(re.findall(r"stopped after step (\d+)", lines[-1])[0]) + 4
-    trained("resume=run", f"train.steps={end}")  # as many processes as before
-    trained(*small, *ENDLESS, TWO, "out=whole", f"train.steps={end}")
-    assert_same_run(Path("run"), Path("whole"))
+    train_to_end("resume=run", f"train.steps={end}")  # with the same number of processes
+    train_to_end(*small, *ENDLESS, TWO, "out=uninterrupted", f"train.steps={end}")
+    assert_same_run(Path("run"), Path("uninterrupted"))
     survived()
 
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_resumed_by_one(small: list[str]) -> None:
-    trained(*small, *ENDLESS, TWO, "out=run", "train.steps=8")
-    trained("resume=run", "train.steps=12", "devices=1")
-    trained(*small, *ENDLESS, "out=alone", "train.steps=12")
+    train_to_end(*small, *ENDLESS, TWO, "out=run", "train.steps=8")
+    train_to_end("resume=run", "train.steps=12", "devices=1")
+    train_to_end(*small, *ENDLESS, "out=alone", "train.steps=12")
     assert rows(Path("run"))[-1]["step"] == "12"
-    assert close(Path("run"), Path("alone")) < 1e-4
+    assert max_difference(Path("run"), Path("alone")) < 1e-4
 
 
 @pytest.mark.slow
 def test_workers_do_not_outlive_their_launcher(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
-    survived = tally("launchers killed, and no worker left")
+    survived = tally("launchers killed without leaving workers")
     with running(*small, *ENDLESS, TWO, "out=run") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 2)
         process.popen.kill()
-        process.popen.communicate(timeout=PATIENCE)  # its workers hold the other end of stderr
+        process.popen.communicate(timeout=TIMEOUT)  # returns once the workers, which share stderr, have ended
     end = steps_done(Path("run")) + 6
-    trained("resume=run", f"train.steps={end}", "devices=1")
+    train_to_end("resume=run", f"train.steps={end}", "devices=1")
     survived()
 
 
 @pytest.mark.slow
 def test_lost_worker_restarts_both_launchers(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
-    survived = tally("workers killed, and begun again by themselves")
+    survived = tally("workers killed and restarted")
     common = [*small, "train.steps=120", "train.milestone_every=20", "train.log_every=2", "train.warmup_steps=0"]
     machines = ["distributed.nnodes=2", f"distributed.rdzv_endpoint=127.0.0.1:{free_port()}"]
-    words = [*common, *machines, "distributed.max_restarts=1", "out=run"]
-    with running(*words) as first, running(*words) as second:
+    args = [*common, *machines, "distributed.max_restarts=1", "out=run"]
+    with running(*args) as first, running(*args) as second:
         second.wait_for(lambda: steps_done(Path("run")) >= 30)
         (victim,) = workers_of(second.popen.pid)
         os.kill(victim, signal.SIGKILL)
-        ends = [process.end() for process in (first, second)]
+        ends = [process.wait() for process in (first, second)]
     assert [code for code, _ in ends] == [0, 0], ends
-    trained(*common, TWO, "out=whole")
-    assert rows(Path("run")) == rows(Path("whole"))
-    assert close(Path("run"), Path("whole")) == 0
+    train_to_end(*common, TWO, "out=uninterrupted")
+    assert rows(Path("run")) == rows(Path("uninterrupted"))
+    assert max_difference(Path("run"), Path("uninterrupted")) == 0
     survived()
 
 
@@ -106,17 +106,17 @@ def test_lost_worker_is_one_line(small: list[str]) -> None:
         process.wait_for(lambda: steps_done(Path("run")) >= 2)
         time.sleep(0.1)
         os.kill(workers_of(process.popen.pid)[1], signal.SIGKILL)
-        code, lines = process.end()
+        code, lines = process.wait()
     assert code == 1
     assert "process 1 was lost: Signal 9" in lines[-1]
     assert "resume=run" in lines[-1]
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+def torchrun(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
     code = "import ddpm_cli.cli.train as m; m.main()"
     return subprocess.run(
-        [*command, sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*command, sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
 
 
@@ -126,9 +126,9 @@ def test_under_torchrun(small: list[str]) -> None:
     ended = torchrun(*short, "out=run")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("steps 0 to 4") == 1
-    trained(*short, TWO, "out=ours")
+    train_to_end(*short, TWO, "out=ours")
     assert rows(Path("run")) == rows(Path("ours"))
-    assert close(Path("run"), Path("ours")) == 0
+    assert max_difference(Path("run"), Path("ours")) == 0
     refused = torchrun(*short, "out=run")
     assert refused.returncode != 0
     assert refused.stderr.count("already contains a run") == 1
@@ -136,7 +136,7 @@ def test_under_torchrun(small: list[str]) -> None:
 
 @pytest.mark.slow
 def test_under_srun(small: list[str]) -> None:
-    """As its processes see it."""
+    """Simulate srun with the environment variables that it sets."""
     short = [*small, "train.steps=4", "train.log_every=1", "train.milestone_every=4", "out=run"]
     code = "import ddpm_cli.cli.train as m; m.main()"
     step = {
@@ -154,8 +154,8 @@ def test_under_srun(small: list[str]) -> None:
         )
         for i in range(2)
     ]
-    told = [task.communicate(timeout=PATIENCE)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], told
-    assert "steps 0 to 4" in told[0]
-    assert told[1] == ""
+    errors = [task.communicate(timeout=TIMEOUT)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], errors
+    assert "steps 0 to 4" in errors[0]
+    assert errors[1] == ""
     assert steps_done(Path("run")) == 4
