@@ -62,7 +62,7 @@ def test_sampling_from_safetensors(run: Run, runs: Path, tmp_path: Path, kind: s
     other = "model" if weights == "ema" else "ema"
     result = run("sample", f"ckpt={alone}", f"weights={other}")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert f"weights={other}: {alone} holds the {weights} weights alone; use weights={weights}" in result.err
+    assert f"weights={other}: {alone} contains only the {weights} weights; use weights={weights}" in result.err
 
 
 def test_exported_network_has_the_same_metrics(run: Run, runs: Path, tmp_path: Path) -> None:
