@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks [what]: how fast ddpm-cli is beside what a user would take instead."""
+"""Compare the speed of ddpm-cli with the alternatives: python -m tests.benchmarks [what]."""
 
 import argparse
 import os
@@ -29,25 +29,25 @@ COMPARE_ALL = {"step", "memory"}
 
 
 def main() -> None:
-    """Run what is asked for; figures go to the screen, and as JSON and Markdown into a folder."""
+    """Run the requested benchmarks; print the results and write them as JSON and Markdown."""
     args = _arguments()
     names = list(SECTIONS) if args.what == "all" else [args.what]
     missing = [name for name in EXTRAS if find_spec(name) is None]
     if missing and COMPARE_ALL & set(names):
         sys.exit(f"benchmarks: {', '.join(missing)} missing; pip install -e '.[bench]'")
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of processes that are started
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # inherited by child processes
     with tempfile.TemporaryDirectory() as data:
-        what_they_are = prepare(Path(data))
+        data_name = prepare(Path(data))
         setup = Setup(Path(data), args.threads, args.rounds, args.batch_size, args.ckpt, args.samples)
         about = report.machine(args.threads)
-        print(report.headline(about, what_they_are))
+        print(report.headline(about, data_name))
         stem = args.out / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         done: dict[str, report.Section] = {}
         for name in names:
             is_quality = name == "quality"
             done[name] = quality.run(setup, args.out, args.recipes) if is_quality else SECTIONS[name](setup)
             print(report.markdown(done[name]), flush=True)
-            report.save(stem, about, what_they_are, done)
+            report.save(stem, about, data_name, done)
         print(f"{stem}.json, {stem}.md")
 
 
@@ -59,15 +59,20 @@ def _arguments() -> argparse.Namespace:
         nargs="?",
         default="all",
         choices=[*SECTIONS, "all", "quality"],
-        help="all: but for quality, which is hours",
+        help="the benchmark; all: all of them except quality, which takes hours",
     )
-    add("--rounds", type=int, default=5, help="in each of which every system works once")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of every system")
-    add("--batch-size", type=int, default=128, help="images a step")
-    add("--out", type=Path, default=None, help="outputs/bench, and outputs/bench/quality for quality")
-    add("--ckpt", default=None, help="sampling: measure samples of this checkpoint too")
-    add("--samples", type=int, default=2000, help="of which a distance is measured")
-    add("--recipes", nargs="+", default=list(quality.RECIPES), choices=list(quality.RECIPES), help="of quality")
+    add("--rounds", type=int, default=5, help="number of rounds; each system runs once in a round")
+    add("--threads", type=int, default=torch.get_num_threads(), help="number of threads of each system")
+    add("--batch-size", type=int, default=128, help="images per step")
+    add(
+        "--out",
+        type=Path,
+        default=None,
+        help="output folder; default: outputs/bench, or outputs/bench/quality for quality",
+    )
+    add("--ckpt", default=None, help="sampling: also measure samples of this checkpoint")
+    add("--samples", type=int, default=2000, help="number of samples for a distance")
+    add("--recipes", nargs="+", default=list(quality.RECIPES), choices=list(quality.RECIPES), help="recipes of quality")
     args = parser.parse_args()
     if args.rounds < 1 or args.threads < 1 or args.batch_size < 1:
         parser.error("--rounds, --threads and --batch-size are at least 1")

@@ -1,4 +1,4 @@
-"""The images that all systems train on: Fashion-MNIST, or noise of its shape; in the form that each of them reads."""
+"""The training images of all systems, Fashion-MNIST or noise of its shape, in the format that each system reads."""
 
 import struct
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ from torchvision.datasets import FashionMNIST
 from ddpm_cli.data.sources import DEBIAN_FASHION_MNIST, load_examples
 
 PICTURES = 5_000
-"""As files, for denoising-diffusion-pytorch: some 40 steps of 128, after which it begins anew."""
+"""Number of image files for denoising-diffusion-pytorch: an epoch of about 40 steps of 128 images."""
 
 
 def prepare(data: Path) -> str:
-    """Write Fashion-MNIST into `data` as torchvision lays it out, unless it is there; what the images are."""
+    """Write Fashion-MNIST into `data` in the layout of torchvision, unless it exists; return the name of the data."""
     name = "Fashion-MNIST" if DEBIAN_FASHION_MNIST.is_dir() else "noise in the shape of Fashion-MNIST"
     raw = data / "FashionMNIST" / "raw"
     if not (raw / "t10k-labels-idx1-ubyte").is_file():
         for split, count in (("train", 60_000), ("t10k", 10_000)):
-            lay_out(data, split, *_images(split == "train", count))
+            write_split(data, split, *_images(split == "train", count))
     picture_folder(data)
     return name
 
 
-def lay_out(data: Path, split: str, values: Tensor, labels: Tensor) -> None:
-    """Write a split, `train` or `t10k`, for torchvision's FashionMNIST: values (N, 28, 28) and labels (N,), uint8."""
+def write_split(data: Path, split: str, values: Tensor, labels: Tensor) -> None:
+    """Write the split `train` or `t10k` for torchvision's FashionMNIST: uint8 values (N, 28, 28) and labels (N,)."""
     raw = data / "FashionMNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     _write_idx(raw / f"{split}-images-idx3-ubyte", values)
@@ -38,12 +38,12 @@ def lay_out(data: Path, split: str, values: Tensor, labels: Tensor) -> None:
 
 
 def overrides(data: Path) -> list[str]:
-    """What ddpm-train is told to find them."""
+    """Return the overrides with which ddpm-train reads the data."""
     return ["dataset=fashion_mnist", f"dataset.root={data}"]
 
 
 def image_loader(data: Path, batch_size: int, workers: int) -> "DataLoader[Any]":
-    """torch's loader of torchvision's data set, each image flipped by chance and scaled to [-1, 1] on its own."""
+    """Return a DataLoader of torchvision's dataset, which flips and scales each image to [-1, 1] individually."""
     transform = transforms.Compose(
         [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Lambda(_scaled)]
     )
@@ -51,13 +51,13 @@ def image_loader(data: Path, batch_size: int, workers: int) -> "DataLoader[Any]"
 
 
 def endless(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """Its batches, epoch after epoch."""
+    """Yield the batches of `loader`, epoch after epoch."""
     while True:
         yield from loader
 
 
 def picture_folder(data: Path) -> Path:
-    """The first images as PNG files."""
+    """Write the first `PICTURES` images as PNG files and return their folder."""
     folder = data / "pictures"
     if not (folder / f"{PICTURES - 1:05d}.png").is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def picture_folder(data: Path) -> Path:
 
 
 def _images(train: bool, count: int) -> tuple[Tensor, Tensor]:
-    """(N, 28, 28) and (N,), uint8."""
+    """Return images (N, 28, 28) and labels (N,), uint8."""
     from tests.benchmarks.systems.ours import composed
 
     if DEBIAN_FASHION_MNIST.is_dir():
@@ -79,7 +79,7 @@ def _images(train: bool, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _write_idx(file: Path, values: Tensor) -> None:
-    """Yann LeCun's format: two zeros, the type (8: uint8), the dimensions and their sizes, the values."""
+    """Write the idx format: two zeros, the type (8: uint8), the number of dimensions, their sizes, the values."""
     header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
     file.write_bytes(header + values.contiguous().numpy().tobytes())
 

@@ -1,4 +1,4 @@
-"""The distance of a checkpoint's samples to the test split, by the classifier's features, as ddpm-evaluate has it."""
+"""Distance between samples of a checkpoint and the test split in classifier features, as in ddpm-evaluate."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ BATCH_SIZE = 125
 
 @dataclass(frozen=True)
 class Distance:
-    """fd_classifier with its 95% interval, and how often the network was called for an image."""
+    """fd_classifier with its 95% interval, and the network evaluations per image."""
 
     value: float
     low: float
@@ -25,8 +25,9 @@ class Distance:
 
 
 def distance(ckpt: str, sampler: str | None, steps: int | None, n: int) -> Distance:
-    """Of n samples of the averaged weights, by the run's own sampler, or another by so many steps or all; in bf16
-    where the CPU has it.
+    """Return the distance of n samples of the averaged weights, in bf16 if the CPU supports it.
+
+    `sampler` is None for the sampler of the run, and `steps` is None for all timesteps.
     """
     trained = load_trained(ckpt, "ema", "cpu", "auto")
     other = composed(f"sampler={sampler}", f"sampler.steps={steps or 'null'}").sampler if sampler else None
@@ -38,7 +39,7 @@ def distance(ckpt: str, sampler: str | None, steps: int | None, n: int) -> Dista
 
 @cache
 def evaluator() -> SampleEvaluator:
-    """Of Fashion-MNIST's test split."""
+    """Return the evaluator for the test split of Fashion-MNIST."""
     dataset = composed("dataset=fashion_mnist").dataset
     splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
     return SampleEvaluator(splits, "test", ["fid"], "classifier", CPU)

@@ -1,4 +1,4 @@
-"""2. Input: batches as our table delivers them, and as torchvision's data set and torch's loader do."""
+"""2. Input: batches from `Table` and from a DataLoader of torchvision's dataset."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.benchmarks.data import endless, image_loader
 from tests.benchmarks.measure import alternate, clock, rate, spread, times_faster
-from tests.benchmarks.report import Section, of
+from tests.benchmarks.report import Section, format_spread
 from tests.benchmarks.setup import Setup
 from tests.benchmarks.step import one_step
 from tests.benchmarks.systems import OURS, systems
@@ -17,13 +17,13 @@ from tests.benchmarks.worker import Worker, Workers
 
 TABLE, LOADER, LOADERS = "Table.batch(step)", "DataLoader, 0 workers", "DataLoader, 2 workers"
 COUNTS = {TABLE: 200, LOADER: 20, LOADERS: 40}
-"""Batches a round."""
+"""Batches per round."""
 PREFETCHED = 4
-"""Batches that two workers have ready when they are asked again; not counted."""
+"""Batches that two workers have prefetched when a round starts. They are not timed."""
 
 
 class Inputs:
-    """All three, in one process."""
+    """The three inputs, in one process."""
 
     def __init__(self, data: Path, batch_size: int) -> None:
         table = table_of(data)
@@ -42,9 +42,9 @@ def seconds_per_batch(inputs: Inputs, name: str) -> float:
 
 
 def run(setup: Setup) -> Section:
-    """Images a second of each, and what share of our training step the table takes."""
+    """Measure the images per second of each input, and its time as a share of a training step of ddpm-cli."""
     builds = systems(setup.data, setup.batch_size, extras=False)
-    ours = [name for name in builds if name.startswith(OURS)][-1]  # what train.precision=auto takes
+    ours = [name for name in builds if name.startswith(OURS)][-1]  # the precision of train.precision=auto
     with Workers() as workers:
         inputs = workers.enter_context(Worker(partial(Inputs, setup.data, setup.batch_size), setup.threads))
         trainer = workers.enter_context(Worker(builds[ours], setup.threads))
@@ -55,11 +55,19 @@ def run(setup: Setup) -> Section:
     for name in COUNTS:
         share = spread([100 * a / b for a, b in zip(seconds[name], seconds["step"], strict=True)])
         faster = times_faster(seconds[TABLE], seconds[name])
-        rows.append([name, of(rate(setup.batch_size, seconds[name])), of(faster), f"{of(share)} %"])
+        rows.append(
+            [
+                name,
+                format_spread(rate(setup.batch_size, seconds[name])),
+                format_spread(faster),
+                f"{format_spread(share)} %",
+            ]
+        )
     slowest = min(times_faster(seconds[TABLE], seconds[name]).median for name in (LOADER, LOADERS))
     notes = [
         f"Batches of {setup.batch_size}, flipped at random and scaled to [-1, 1]; {setup.rounds} rounds.",
-        f"Goal, 50 times the DataLoader and under 1 % of a step: {slowest:.0f} times its better one, {rows[0][-1]}.",
+        "Goal: 50 times the DataLoader and under 1 % of a step. "
+        f"Result: {slowest:.0f} times the faster one, {rows[0][-1]}.",
     ]
     columns = ["input", "images/s", "ours: times", f"as a share of a step of {ours}"]
     return Section("Input", columns, rows, notes, {"batch_size": setup.batch_size, "seconds_per_batch": seconds})

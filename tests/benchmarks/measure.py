@@ -1,4 +1,4 @@
-"""How things are timed: in turn, in the same run, so that a machine whose speed drifts treats all alike."""
+"""Timing of several systems in alternation, so that a drift of the machine's speed affects all of them equally."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some figures, and their quartiles."""
+    """The median and the quartiles of some values."""
 
     median: float
     low: float
@@ -18,7 +18,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one figure."""
+    """Return the median and the quartiles of at least one value."""
     if len(values) == 1:
         return Spread(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -26,32 +26,32 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def alternate(
-    works: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1, says: str = ""
+    functions: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1, description: str = ""
 ) -> dict[str, list[float]]:
-    """The seconds that each work returns, by round: A B C A B C …; the `warm_up` rounds before do not count."""
-    found: dict[str, list[float]] = {name: [] for name in works}
-    with tqdm(total=(warm_up + rounds) * len(works), desc=says, leave=False, disable=None) as bar:
+    """Call the functions in turn, A B C A B C …, and return their seconds by round, without the `warm_up` rounds."""
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    with tqdm(total=(warm_up + rounds) * len(functions), desc=description, leave=False, disable=None) as bar:
         for i in range(warm_up + rounds):
-            for name, work in works.items():
-                seconds = work()
+            for name, function in functions.items():
+                seconds = function()
                 bar.update()
                 if i >= warm_up:
                     found[name].append(seconds)
     return found
 
 
-def clock(work: Callable[[], object]) -> float:
-    """The seconds that it takes."""
+def clock(function: Callable[[], object]) -> float:
+    """Return the seconds that a call of `function` takes."""
     started = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - started
 
 
 def times_faster(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """By which factor our seconds are fewer: of each round, since the two of a round met the same machine."""
+    """Return by which factor `ours` is faster, computed per round, because the machine is the same within a round."""
     return spread([b / a for a, b in zip(ours, theirs, strict=True)])
 
 
 def rate(amount: float, seconds: Sequence[float]) -> Spread:
-    """The amount a second."""
+    """Return the amount per second."""
     return spread([amount / each for each in seconds])

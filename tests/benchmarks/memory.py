@@ -1,4 +1,4 @@
-"""6. Memory: of a training step at its peak, and of a checkpoint."""
+"""6. Memory: the peak of a training step and the size of a checkpoint."""
 
 import tempfile
 from pathlib import Path
@@ -14,21 +14,21 @@ STEPS = 3
 
 
 def resident_memory(_: object) -> int:
-    """The bytes that the process holds now."""
-    import psutil  # of the extra bench
+    """Return the resident memory of the process in bytes."""
+    import psutil  # from the extra `bench`
 
     return int(psutil.Process().memory_info().rss)
 
 
 def checkpoint_size(system: System) -> int:
-    """Of all files that it writes."""
+    """Return the size in bytes of all files of a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         system.save(Path(folder))
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
 def run(setup: Setup) -> Section:
-    """Each system in a fresh process, one after the other."""
+    """Measure each system in a new process, one after the other."""
     before, peak, files = {}, {}, {}
     for name, build in systems(setup.data, setup.batch_size).items():
         with Worker(build, setup.threads) as worker:
@@ -47,9 +47,9 @@ def run(setup: Setup) -> Section:
     ours = min((name for name in peak if name.startswith(OURS)), key=peak.__getitem__)
     notes = [
         f"Resident memory of a fresh process through {STEPS} steps of {setup.batch_size} images; the workers of "
-        "denoising-diffusion-pytorch's loader, processes of their own, are not in it.",
-        "A checkpoint: weights, average and both moments of Adam; the reference has no average.",
-        f"Goal, a peak of 0.6 of the reference's: {peak[ours] / peak[REFERENCE]:.2f} with {ours}.",
+        "denoising-diffusion-pytorch's loader, which are separate processes, are not included.",
+        "A checkpoint contains the weights, the average and both moments of Adam. The reference has no average.",
+        f"Goal: a peak of 0.6 of the reference. Result: {peak[ours] / peak[REFERENCE]:.2f} with {ours}.",
     ]
     columns = ["system", "before", "peak", "of the step", "peak to reference's", "step to reference's", "checkpoint"]
     return Section("Memory", columns, rows, notes, {"before": before, "peak": peak, "checkpoint": files})

@@ -1,5 +1,5 @@
-"""4. Time to quality: minutes of training until samples are as near to the test split as those of the annotated recipe
-after 1, 2 and 6 epochs.
+"""4. Time to quality: training minutes until the samples are as close to the test split as those of the annotated
+recipe after 1, 2 and 6 epochs.
 """
 
 import csv
@@ -28,21 +28,26 @@ EXAMPLES = 60_000
 SOLVER = ("dpmpp_2m", 20)
 ANNOTATED = "annotated"
 EPOCHS = (1, 2, 6)
-"""Of the annotated recipe, whose distances are the marks to be reached."""
+"""Epochs of the annotated recipe whose distances are the marks to reach."""
 
 
 RECIPES = {
     ANNOTATED: ("experiment=annotated", "train.milestone_every=1epoch"),
     "quickstart": ("experiment=quickstart", "train.milestone_every=75"),
 }
-"""What ddpm-train is told."""
+"""The overrides of ddpm-train for each recipe."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of quality.csv. minutes: of steps, by the images/s of `rates`; plain_minutes: those of the plain reference
-    for as many images, of the annotated recipe alone, whose network it trains. distance: fd_classifier, with its 95%
-    interval. calls: of the network, an image.
+    """A row of quality.csv.
+
+    Attributes:
+        minutes: training time, computed from the images/s of `rates`.
+        plain_minutes: training time of the plain reference for as many images; only for the annotated recipe, which
+            has the same network.
+        distance: fd_classifier, with its 95% interval `low` to `high`.
+        calls: network evaluations per image.
     """
 
     system: str
@@ -59,7 +64,7 @@ class Row:
 
 
 def run(setup: Setup, out: Path, names: Iterable[str]) -> Section:
-    """Train what is not trained yet, measure what is not measured yet; quality.csv and quality.png in `out`."""
+    """Train and measure what is missing, and write quality.csv and quality.png into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     speeds = rates(setup, out / "rates.json")
     rows = read(out / "quality.csv")
@@ -76,10 +81,10 @@ def run(setup: Setup, out: Path, names: Iterable[str]) -> Section:
 
 
 def rates(setup: Setup, file: Path) -> dict[str, float]:
-    """Images/s of the plain reference and of every recipe, a step of each in turn: measured once for an output folder.
+    """Return the images/s of the plain reference and of all recipes, measured in alternation, once per output folder.
 
-    So the long runs, which are trained one after the other, are told apart by their work and not by what else the
-    machine did meanwhile.
+    The long runs are trained one after the other. With these rates, other load on the machine has no effect
+    on the result.
     """
     if not file.is_file():
         builds = {REFERENCE: systems(setup.data, setup.batch_size, extras=False)[REFERENCE]}
@@ -95,7 +100,7 @@ def rates(setup: Setup, file: Path) -> dict[str, float]:
 
 
 def train(typed: Sequence[str], folder: Path) -> None:
-    """A run to its end: from its last checkpoint, where there is one."""
+    """Train a run to its end, from its last checkpoint if there is one."""
     last = folder / "checkpoints" / "last.pt"
     if not last.is_file():
         kept = ("checkpoint.keep_last=null", "train.samples=4", "train.log_every=10", "device=cpu")
@@ -105,13 +110,13 @@ def train(typed: Sequence[str], folder: Path) -> None:
 
 
 def milestones(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run after its first step, by step."""
+    """Return the checkpoints of a run after step 0, sorted by step."""
     found = {int(path.stem.removeprefix("step_")): path for path in folder.glob("checkpoints/step_*.pt")}
     return sorted((step, path) for step, path in found.items() if step > 0)
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of quality.csv; none where there is no such file."""
+    """Return the rows of quality.csv; none if the file does not exist."""
     if not file.is_file():
         return []
     with file.open(newline="") as stream:
@@ -119,7 +124,7 @@ def read(file: Path) -> list[Row]:
 
 
 def text(rows: Iterable[Row]) -> str:
-    """quality.csv: by system, step and sampler."""
+    """Return the text of quality.csv, sorted by system, step and sampler."""
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, list(Row.__dataclass_fields__))
     writer.writeheader()
@@ -129,7 +134,7 @@ def text(rows: Iterable[Row]) -> str:
 
 
 def best(rows: Iterable[Row]) -> list[Row]:
-    """Of each milestone the row of the better sampler, by system and step."""
+    """Return the row of the better sampler for each milestone, sorted by system and step."""
     found: dict[tuple[str, int], Row] = {}
     for row in rows:
         known = found.get((row.system, row.step))
@@ -139,22 +144,26 @@ def best(rows: Iterable[Row]) -> list[Row]:
 
 
 def section(rows: list[Row]) -> Section:
-    """When each system is where the annotated recipe is after 1, 2 and 6 epochs."""
+    """Return the times at which each system reaches the marks of the annotated recipe."""
     lines = []
     for epochs, mark in _marks(rows).items():
         for name in sorted({row.system for row in rows}):
-            there = next((row for row in best(rows) if row.system == name and row.distance <= mark.distance), None)
+            reached_row = next(
+                (row for row in best(rows) if row.system == name and row.distance <= mark.distance), None
+            )
             of_plain = mark.plain_minutes or mark.minutes
             reached = (
-                ["not reached", ""] if there is None else [plain(there.minutes), f"{of_plain / there.minutes:.1f}"]
+                ["not reached", ""]
+                if reached_row is None
+                else [plain(reached_row.minutes), f"{of_plain / reached_row.minutes:.1f}"]
             )
             lines.append([str(epochs), plain(mark.distance), plain(of_plain), name, *reached])
     columns = ["epochs", "their distance", "plain reference, minutes", "system", "its minutes", "times fewer"]
     notes = [
-        "fd_classifier to the test split, of the averaged weights, by the better of the run's own sampler and 20 steps "
-        "of DPM-Solver++; minutes of training alone.",
-        "Minutes are images by the images/s of the system, all of which took turns. The annotated recipe was "
-        "trained by ddpm-cli; the plain reference would take the minutes shown for as many images.",
+        "fd_classifier to the test split, with the averaged weights and the better of the run's sampler and 20 steps "
+        "of DPM-Solver++. Minutes include training only.",
+        "Minutes are images divided by the images/s of the system, measured in alternation. The annotated recipe was "
+        "trained by ddpm-cli; the plain reference would need the minutes shown for as many images.",
         "Goal: the distance after 6 epochs in a hundredth of the minutes.",
     ]
     return Section("Time to quality", columns, lines, notes, {"rows": [asdict(row) for row in rows]})
@@ -165,13 +174,13 @@ def _batch_size(name: str) -> int:
 
 
 def _samplers(name: str, step: int) -> list[str]:
-    """Its own and the solver; none where the annotated recipe, whose own takes 300 calls an image, sets no mark."""
+    """Return the samplers to measure; none for steps of the annotated recipe, with its 300 calls, that set no mark."""
     is_wanted = name != ANNOTATED or step in [_step_after(epochs, _batch_size(name)) for epochs in EPOCHS]
     return ["own", SOLVER[0]] if is_wanted else []
 
 
 def _step_after(epochs: int, batch_size: int) -> int:
-    return -(-epochs * EXAMPLES // batch_size)  # rounded up, as milestones are
+    return -(-epochs * EXAMPLES // batch_size)  # rounded up, like milestones
 
 
 def _measured(name: str, path: Path, step: int, sampler: str, samples: int, speeds: Mapping[str, float]) -> Row:
@@ -195,13 +204,13 @@ def _measured(name: str, path: Path, step: int, sampler: str, samples: int, spee
 
 
 def _marks(rows: list[Row]) -> dict[int, Row]:
-    """Where the annotated recipe is after each of `EPOCHS`, as far as it has come."""
+    """Return the rows of the annotated recipe after each of `EPOCHS`, as far as it is trained."""
     steps = {_step_after(epochs, _batch_size(ANNOTATED)): epochs for epochs in EPOCHS}
     return {steps[row.step]: row for row in best(rows) if row.system == ANNOTATED and row.step in steps}
 
 
 def _curves(rows: list[Row]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Minutes, distance and interval of each system; of the annotated recipe in the plain reference's minutes too."""
+    """Return minutes, distance and interval by system. The annotated recipe also has a curve in reference minutes."""
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in best(rows):
         curves.setdefault(f"{row.system}, ddpm-cli", []).append((row.minutes, row.distance, row.low, row.high))
@@ -218,5 +227,5 @@ def _cell(value: object) -> object:
 def _row(line: dict[str, str]) -> Row:
     plain_minutes = float(line["plain_minutes"]) if line["plain_minutes"] else None
     numbers = {key: float(line[key]) for key in ("minutes", "distance", "low", "high", "calls")}
-    whole = {key: int(line[key]) for key in ("step", "images", "samples")}
-    return Row(system=line["system"], sampler=line["sampler"], plain_minutes=plain_minutes, **numbers, **whole)
+    integers = {key: int(line[key]) for key in ("step", "images", "samples")}
+    return Row(system=line["system"], sampler=line["sampler"], plain_minutes=plain_minutes, **numbers, **integers)

@@ -1,4 +1,4 @@
-"""Distance over minutes of training."""
+"""Plot of the distance against the training minutes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,9 @@ from ddpm_cli.files import write
 def save_quality_plot(
     curves: Mapping[str, Sequence[tuple[float, float, float, float]]], marks: Mapping[int, float], path: Path
 ) -> None:
-    """A curve per system, of points (minutes, distance, and the interval around it); a line at the distance after each
-    number of epochs in `marks`.
+    """Draw a curve of points (minutes, distance, low, high) per system, and a line at each distance in `marks`.
+
+    The keys of `marks` are numbers of epochs.
     """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What was measured as Markdown and as JSON, and what machine it was measured on."""
+"""Results as Markdown and JSON, with a description of the machine."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from tests.benchmarks.systems import has_bf16
 
 PACKAGES = ("ddpm-cli", "torch", "torchvision", "denoising-diffusion-pytorch", "diffusers", "accelerate")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
-"""Of a CPU that matter here, and stand in /proc/cpuinfo."""
+"""Flags of /proc/cpuinfo that affect the speed."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A benchmark's table, what is to be said below it, and all its figures."""
+    """The table of a benchmark, the notes below it, and all its raw values."""
 
     title: str
     columns: Sequence[str]
@@ -30,20 +30,20 @@ class Section:
     raw: dict[str, Any]
 
 
-def of(found: Spread, digits: int = 3) -> str:
-    """`81.2 (79.9 to 82.4)`: the median and the quartiles."""
+def format_spread(found: Spread, digits: int = 3) -> str:
+    """Format the median and the quartiles as `81.2 (79.9 to 82.4)`."""
     median, low, high = (plain(value, digits) for value in (found.median, found.low, found.high))
     return median if low == high else f"{median} ({low} to {high})"
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """So many digits that count, and no exponent up to a billion."""
+    """Format a value with `digits` significant digits, without an exponent."""
     text = f"{value:.{digits}g}"
     return f"{float(text):,.0f}" if "e+" in text else text
 
 
 def markdown(section: Section) -> str:
-    """A heading, a table whose columns line up, the notes."""
+    """Return a heading, a table with aligned columns, and the notes."""
     lines = [list(section.columns), *map(list, section.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(section.columns))]
     cells = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -54,10 +54,10 @@ def markdown(section: Section) -> str:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What ran it."""
+    """Return a description of the machine."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         cpuinfo = ""
     model = re.search(r"model name\s*: (.*)", cpuinfo)
     listed = re.search(r"(?:flags|Features)\s*: (.*)", cpuinfo)
@@ -77,7 +77,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def headline(about: dict[str, Any], data: str) -> str:
-    """The machine in a paragraph."""
+    """Return a paragraph about the machine."""
     packages = ", ".join(f"{name} {found}" for name, found in about["packages"].items())
     return (
         f"{about['cores']} cores of {about['cpu']} ({' '.join(about['flags'])}), {about['memory_gib']} GiB, "
@@ -87,7 +87,7 @@ def headline(about: dict[str, Any], data: str) -> str:
 
 
 def save(stem: Path, about: dict[str, Any], data: str, sections: dict[str, Section]) -> None:
-    """<stem>.json and <stem>.md, anew."""
+    """Write <stem>.json and <stem>.md."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     found = {"machine": about, "data": data, **{name: asdict(section) for name, section in sections.items()}}
     write(stem.with_suffix(".json"), (json.dumps(found, indent=2) + "\n").encode())

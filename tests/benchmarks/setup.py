@@ -1,4 +1,4 @@
-"""What all benchmarks are told."""
+"""Settings of all benchmarks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Setup:
-    """data: a folder made by `data.prepare`. threads: of every system. ckpt: what n samples are measured of."""
+    """`data` is a folder written by `data.prepare`. `ckpt` is a checkpoint of which `n` samples are measured."""
 
     data: Path
     threads: int

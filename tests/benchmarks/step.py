@@ -1,9 +1,9 @@
-"""1. A training step: the same network in a plain implementation, and the two libraries at their nearest networks."""
+"""1. A training step: the same network in a plain implementation, and the most similar networks of two libraries."""
 
 from functools import partial
 
 from tests.benchmarks.measure import alternate, rate, spread, times_faster
-from tests.benchmarks.report import Section, of, plain
+from tests.benchmarks.report import Section, format_spread, plain
 from tests.benchmarks.setup import Setup
 from tests.benchmarks.systems import OURS, REFERENCE, System, flops, parameters, systems
 from tests.benchmarks.worker import Worker, Workers
@@ -20,7 +20,7 @@ def network_size(system: System) -> int:
 
 
 def run(setup: Setup) -> Section:
-    """Images a second and achieved FLOP/s of each system, and how much more of both ours has."""
+    """Measure images per second and achieved FLOP/s of each system, and the speed-up of ddpm-cli in both."""
     with Workers() as workers:
         found = workers.started(systems(setup.data, setup.batch_size), setup.threads)
         sizes = {name: worker.call(network_size) for name, worker in found.items()}
@@ -37,10 +37,10 @@ def run(setup: Setup) -> Section:
             f"**{name}**" if name in best.values() else name,
             f"{sizes[name] / 1e6:.2f}M",
             plain(work[name] / setup.batch_size / 1e9),
-            of(rate(setup.batch_size, seconds[name])),
-            of(rate(work[name] / 1e9, seconds[name])),
-            of(images),
-            of(by_flops),
+            format_spread(rate(setup.batch_size, seconds[name])),
+            format_spread(rate(work[name] / 1e9, seconds[name])),
+            format_spread(images),
+            format_spread(by_flops),
         ]
         rows.append(row)
     columns = [
@@ -53,11 +53,12 @@ def run(setup: Setup) -> Section:
         "FLOP/s times",
     ]
     notes = [
-        f"Batches of {setup.batch_size}, from the loader to the average, the loss read; {setup.rounds} rounds in which "
-        "each system makes a step: medians and quartiles. Bold: the better precision of each.",
-        f"Goal, 3 times the reference: {ratios[REFERENCE]['images']:.2f}.",
+        f"Batches of {setup.batch_size}, from the loader to the average, including reading the loss; "
+        f"{setup.rounds} rounds in which each system makes a step: medians and quartiles. "
+        "Bold: the faster precision of each system.",
+        f"Goal: 3 times the reference. Result: {ratios[REFERENCE]['images']:.2f}.",
         *(
-            f"Goal, 1.5 times {name} by FLOP/s: {ratios[one]['flops']:.2f}."
+            f"Goal: 1.5 times {name} in FLOP/s. Result: {ratios[one]['flops']:.2f}."
             for name, one in best.items()
             if name not in (OURS, REFERENCE)
         ),
@@ -78,7 +79,7 @@ def _steps(workers: dict[str, Worker]) -> dict[str, "partial[float]"]:
 
 
 def _best(names: list[str], speed: dict[str, float]) -> dict[str, str]:
-    """For each system, without its precision, the name of its faster one."""
+    """Return the name of the faster precision for each system."""
     best: dict[str, str] = {}
     for name in names:
         plain_name = name.split(" ")[0]

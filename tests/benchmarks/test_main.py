@@ -14,8 +14,8 @@ def fake(title: str) -> Callable[[Setup], Section]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """`told("all", …)`: the command with sections that do nothing, from an empty folder."""
+def run_benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Return a function that runs the command with fake sections in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(benchmarks, "SECTIONS", {name: fake(name) for name in benchmarks.SECTIONS})
@@ -29,8 +29,8 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]
     return call
 
 
-def test_all_benchmarks_run(told: Callable[..., None]) -> None:
-    told("--rounds", "3")
+def test_all_benchmarks_run(run_benchmarks: Callable[..., None]) -> None:
+    run_benchmarks("--rounds", "3")
     (file,) = Path("outputs/bench").glob("*.json")
     found = json.loads(file.read_text())
     assert [found[name]["rows"] for name in ("step", "input", "sampling", "startup", "memory", "scale")] == [
@@ -39,14 +39,14 @@ def test_all_benchmarks_run(told: Callable[..., None]) -> None:
     assert file.with_suffix(".md").read_text().count("## ") == 6
 
 
-def test_single_benchmark(told: Callable[..., None]) -> None:
-    told("input", "--out", "here")
+def test_single_benchmark(run_benchmarks: Callable[..., None]) -> None:
+    run_benchmarks("input", "--out", "here")
     (file,) = Path("here").glob("*.json")
     assert json.loads(file.read_text()).keys() == {"machine", "data", "input"}
 
 
-def test_missing_package_is_one_line(told: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_one_line(run_benchmarks: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks, "EXTRAS", ("no_such_package",))
     with pytest.raises(SystemExit, match=r"no_such_package missing; pip install -e '\.\[bench\]'"):
-        told("memory")
-    told("startup")
+        run_benchmarks("memory")
+    run_benchmarks("startup")

@@ -7,7 +7,7 @@ from tests.benchmarks.quality_plot import save_quality_plot
 from tests.benchmarks.systems.ours import composed
 
 AFTER_1, AFTER_6 = 469, 2813
-"""Steps of 128 images to 1 and 6 epochs of 60,000."""
+"""Steps of 128 images in 1 and 6 epochs of 60,000 images."""
 ROWS = [
     Row("annotated", AFTER_1, AFTER_1 * 128, 10.0, 30.0, 8.0, 7.5, 8.5, "own", 300, 2000),
     Row("annotated", AFTER_1, AFTER_1 * 128, 10.0, 30.0, 6.0, 5.5, 6.5, "dpmpp_2m", 20, 2000),
@@ -17,18 +17,18 @@ ROWS = [
 ]
 
 
-def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_quality_csv_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "quality.csv"
     assert read(file) == []
     file.write_text(text(ROWS[::-1]))
     assert sorted(read(file), key=ROWS.index) == ROWS
 
 
-def test_the_better_sampler_counts() -> None:
+def test_better_sampler_is_selected() -> None:
     assert [row.distance for row in best(ROWS)] == [6.0, 2.0, 7.0, 5.0]
 
 
-def test_minutes_are_compared_with_those_of_the_plain_reference() -> None:
+def test_minutes_are_compared_with_the_plain_reference() -> None:
     lines = {(line[0], line[3]): line[1:3] + line[4:] for line in section(ROWS).rows}
     assert lines["1", "quickstart"] == ["6", "30", "1.5", "20.0"]
     assert lines["1", "annotated"] == ["6", "30", "10", "3.0"]
@@ -42,7 +42,7 @@ def test_milestones_are_at_the_marks() -> None:
     assert train_config.total_steps(60_000) == AFTER_6
 
 
-def test_checkpoints_by_step_but_for_the_first(tmp_path: Path) -> None:
+def test_milestones_exclude_step_0(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name in ("step_00000000.pt", "step_00000150.pt", "step_00000075.pt", "last.pt"):

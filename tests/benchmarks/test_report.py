@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.measure import Spread
-from tests.benchmarks.report import Section, machine, markdown, of, plain, save
+from tests.benchmarks.report import Section, format_spread, machine, markdown, plain, save
 
 SECTION = Section("Title", ["a", "longer"], [["x", "1"], ["wider", "2"]], ["A note."], {"seconds": [1.0]})
 
@@ -17,12 +17,12 @@ def test_significant_digits(value: float, shown: str) -> None:
     assert plain(value) == shown
 
 
-def test_a_spread_of_nothing_is_not_shown() -> None:
-    assert of(Spread(2.0, 1.0, 3.0)) == "2 (1 to 3)"
-    assert of(Spread(2.0, 2.0, 2.0)) == "2"
+def test_zero_spread_is_not_shown() -> None:
+    assert format_spread(Spread(2.0, 1.0, 3.0)) == "2 (1 to 3)"
+    assert format_spread(Spread(2.0, 2.0, 2.0)) == "2"
 
 
-def test_columns_line_up() -> None:
+def test_columns_are_aligned() -> None:
     lines = markdown(SECTION).splitlines()
     assert lines[2:6] == [
         "| a     | longer |",
@@ -33,7 +33,7 @@ def test_columns_line_up() -> None:
     assert lines[-1] == "- A note."
 
 
-def test_both_files_say_the_machine_and_the_figures(tmp_path: Path) -> None:
+def test_both_files_contain_machine_and_results(tmp_path: Path) -> None:
     about = machine(threads=2)
     save(tmp_path / "new" / "found", about, "noise", {"step": SECTION})
     found = json.loads((tmp_path / "new" / "found.json").read_text())

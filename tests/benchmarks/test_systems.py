@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from ddpm_cli.sampling.build import network_of
-from tests.benchmarks.data import image_loader, lay_out
+from tests.benchmarks.data import image_loader, write_split
 from tests.benchmarks.input import LOADER, TABLE, Inputs
-from tests.benchmarks.sampling import IMAGES, TIMED, our_walk
+from tests.benchmarks.sampling import IMAGES, TIMED, our_steps
 from tests.benchmarks.systems import System, flops, parameters, systems
 from tests.benchmarks.systems.ours import composed
-from tests.benchmarks.systems.reference import Diffusion, Unet, walk
+from tests.benchmarks.systems.reference import Diffusion, Unet, reference_steps
 from tests.benchmarks.worker import Worker
 
 COUNT = 40
@@ -19,16 +19,16 @@ PLAIN = systems(Path(), 4, extras=False)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few images of noise, as torchvision reads them."""
+    """Write a few noise images for torchvision and return their folder."""
     folder = tmp_path_factory.mktemp("data")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (COUNT, 28, 28), generator=generator, dtype=torch.uint8)
     for split in ("train", "t10k"):
-        lay_out(folder, split, pixels, torch.arange(COUNT).byte() % 10)
+        write_split(folder, split, pixels, torch.arange(COUNT).byte() % 10)
     return folder
 
 
-def test_the_reference_has_the_parameters_of_ours() -> None:
+def test_reference_has_the_same_parameters() -> None:
     ours = network_of(composed("experiment=annotated"), [])
     assert parameters(Unet()) == pytest.approx(parameters(ours), rel=1e-3)
     shapes = [sorted(tuple(p.shape) for p in network.parameters()) for network in (Unet(), ours)]
@@ -36,7 +36,7 @@ def test_the_reference_has_the_parameters_of_ours() -> None:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_step_moves_the_network(name: str, data: Path, tmp_path: Path) -> None:
+def test_step_updates_the_network(name: str, data: Path, tmp_path: Path) -> None:
     system = systems(data, 4, extras=False)[name]()
     before = [parameter.clone() for parameter in system.network.parameters()]
     system.step()
@@ -47,8 +47,8 @@ def test_a_step_moves_the_network(name: str, data: Path, tmp_path: Path) -> None
     assert sum(sizes) > 3 * 4 * parameters(system.network)  # the weights and both moments of Adam
 
 
-def test_the_loader_and_the_table_deliver_the_same_images(data: Path) -> None:
-    """All of an epoch, but for flips, in whatever order."""
+def test_loader_and_table_return_the_same_images(data: Path) -> None:
+    """Compare the images of an epoch, up to flips and order."""
     found = Inputs(data, COUNT)
     ours, theirs = next(found.batches[TABLE]).x0, next(found.batches[LOADER])[0]
     assert ours.shape == theirs.shape == (COUNT, 1, 28, 28)
@@ -57,7 +57,7 @@ def test_the_loader_and_the_table_deliver_the_same_images(data: Path) -> None:
     assert len(list(image_loader(data, 16, workers=0))) == 3
 
 
-def test_the_reference_process_is_that_of_the_text() -> None:
+def test_reference_process_matches_the_text() -> None:
     diffusion = Diffusion(300)
     assert diffusion.betas[[0, -1]].tolist() == pytest.approx([1e-4, 0.02])
     assert diffusion.sqrt_alphas_cumprod[-1].item() ** 2 == pytest.approx(0.048, abs=5e-4)
@@ -65,21 +65,21 @@ def test_the_reference_process_is_that_of_the_text() -> None:
     noised = diffusion.q_sample(x0, torch.tensor([0]), noise)
     torch.testing.assert_close(noised, torch.full_like(x0, 3 * 0.9999**0.5 + 0.01))
 
-    def knows(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def perfect_network(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return (x - 0.9999**0.5 * x0) / 0.01
 
-    torch.testing.assert_close(diffusion.p_sample(knows, noised, 0), x0)  # a perfect network ends at the image
+    torch.testing.assert_close(diffusion.p_sample(perfect_network, noised, 0), x0)
 
 
 def test_samplers_have_the_number_of_steps() -> None:
-    assert len(list(walk(300, 1, TIMED))) == TIMED
+    assert len(list(reference_steps(300, 1, TIMED))) == TIMED
     for sampler in ("dpmpp_2m", "ddim", "ddpm"):
-        first = next(our_walk(sampler, 300, "fp32"))
+        first = next(our_steps(sampler, 300, "fp32"))
         assert first.x.shape == (IMAGES, 1, 28, 28)
 
 
 class Products(nn.Module):
-    """A linear layer of 3 to 5 numbers, and attention of 7 by 7 pixels of 2 channels."""
+    """A linear layer from 3 to 5 features, and attention between 7 positions of 2 channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Products(nn.Module):
         raise NotImplementedError
 
 
-def test_flops_are_those_of_products_forward_and_backward() -> None:
+def test_flops_count_matrix_products_forward_and_backward() -> None:
     system: System = Products()
     linear = 2 * 2 * 3 * 5
     assert flops(system) == 2 * linear + 2 * (2 * 7 * 7 * 2)

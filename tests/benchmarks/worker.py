@@ -1,4 +1,4 @@
-"""A thing in a process of its own, which works when it is told to and waits otherwise."""
+"""An object in a separate process, which runs functions on request."""
 
 import multiprocessing
 import resource
@@ -13,7 +13,7 @@ import torch
 
 
 class Worker:
-    """`build` is called in the new process, whose torch has so many `threads`. A context manager: it ends with it."""
+    """The result of `build` in a new process with `threads` torch threads. Leaving the context ends the process."""
 
     def __init__(self, build: Callable[[], Any], threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -30,32 +30,32 @@ class Worker:
         self._pipe.close()
         self._process.join()
 
-    def call(self, work: Callable[..., Any], *args: Any) -> Any:
-        """`work(built, *args)` there, a function of a module."""
-        self._pipe.send((work, args))
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return `function(built, *args)`, run in the process. The function must be importable."""
+        self._pipe.send((function, args))
         return self._answer()[1]
 
-    def seconds(self, work: Callable[..., Any], *args: Any) -> float:
-        """How long that takes, there."""
-        self._pipe.send((work, args))
+    def seconds(self, function: Callable[..., Any], *args: Any) -> float:
+        """Return the seconds of such a call, measured in the process."""
+        self._pipe.send((function, args))
         return self._answer()[0]
 
     def _answer(self) -> tuple[float, Any]:
         try:
             return self._pipe.recv()
         except EOFError as error:
-            raise RuntimeError("a process ended before its work did; why, it has said above") from error
+            raise RuntimeError("a process ended before its work was done; its error is printed above") from error
 
 
 class Workers(ExitStack):
-    """Several, by name, one built after the other."""
+    """Several workers by name, started one after the other."""
 
     def started(self, builds: dict[str, Any], threads: int) -> dict[str, Worker]:
         return {name: self.enter_context(Worker(build, threads)) for name, build in builds.items()}
 
 
 def peak_memory(_: object) -> int:
-    """The most bytes of memory that the process has held at once."""
+    """Return the peak memory of the process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -66,9 +66,9 @@ def _serve(pipe: Connection, build: Callable[[], Any], threads: int) -> None:
     pipe.send((0.0, None))
     while True:
         try:
-            work, args = pipe.recv()
+            function, args = pipe.recv()
         except EOFError:
             return
         started = time.perf_counter()
-        result = work(built, *args)
+        result = function(built, *args)
         pipe.send((time.perf_counter() - started, result))

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which is found, which stay, what happens to those that a run went back behind."""
+"""The checkpoints of a run: finding, pruning, and moving aside those after the step of a resume."""
 
 import math
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_pruning(tmp_path: Path, keep_last: Any, window: float, kept: list[int])
 
 
 def damage(path: Path) -> None:
-    """Without touching the file that last.pt is a second name of."""
+    """Truncate a checkpoint, but not last.pt, which is a hard link to the same file."""
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:-1])

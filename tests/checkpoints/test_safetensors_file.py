@@ -1,4 +1,4 @@
-"""A .safetensors file: what is written is read again, by others too; what is damaged or foreign is refused."""
+"""The .safetensors file: it can be read by this package and by safetensors; damaged and foreign files are refused."""
 
 import json
 import random
@@ -30,31 +30,31 @@ def weights() -> Weights:
 
 
 @pytest.fixture
-def sound(weights: Weights, tmp_path: Path) -> Path:
-    write_weights(tmp_path / "sound.safetensors", weights)
-    return tmp_path / "sound.safetensors"
+def valid(weights: Weights, tmp_path: Path) -> Path:
+    write_weights(tmp_path / "valid.safetensors", weights)
+    return tmp_path / "valid.safetensors"
 
 
 def same(one: Weights, other: Weights) -> bool:
-    alike = one.tensors.keys() == other.tensors.keys()
+    same_names = one.tensors.keys() == other.tensors.keys()
     return (
-        alike
+        same_names
         and replace(one, tensors={}) == replace(other, tensors={})
         and all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     )
 
 
-def test_what_is_written_is_read_again(sound: Path, weights: Weights) -> None:
-    assert same(load_weights("ckpt", sound, "ema"), weights)
+def test_safetensors_round_trip(valid: Path, weights: Weights) -> None:
+    assert same(load_weights("ckpt", valid, "ema"), weights)
 
 
-def test_safetensors_itself_reads_the_weights_and_the_config(sound: Path, weights: Weights) -> None:
-    tensors = load_file(sound)
+def test_safetensors_library_reads_weights_and_config(valid: Path, weights: Weights) -> None:
+    tensors = load_file(valid)
     assert tensors.keys() == weights.tensors.keys()
     assert all(torch.equal(tensors[name], weights.tensors[name]) for name in tensors)
-    with safe_open(sound, "pt") as file:
+    with safe_open(valid, "pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "pt"  # what other libraries look for
+    assert metadata["format"] == "pt"  # other libraries check this
     about = json.loads(metadata["ddpm_cli"])
     assert (about["step"], about["weights"], about["classes"]) == (12, "ema", [])
     assert about["config"] == json.loads(json.dumps(to_stored(CONFIG)))
@@ -74,27 +74,27 @@ def refusal(path: Path, kind: str = "ema") -> str:
     return message
 
 
-def test_requesting_the_other_weights_is_an_error(sound: Path) -> None:
-    assert refusal(sound, "model") == f"weights=model: {sound} contains only the ema weights; use weights=ema"
+def test_requesting_the_other_weights_is_an_error(valid: Path) -> None:
+    assert refusal(valid, "model") == f"weights=model: {valid} contains only the ema weights; use weights=ema"
 
 
-def test_truncated_files_are_rejected(sound: Path, tmp_path: Path) -> None:
-    content = sound.read_bytes()
+def test_truncated_files_are_rejected(valid: Path, tmp_path: Path) -> None:
+    content = valid.read_bytes()
     for size in (0, 1, 7, 8, 9, 500, len(content) // 2, len(content) - 1):
         cut = tmp_path / "cut.safetensors"
         cut.write_bytes(content[:size])
         assert refusal(cut) == f"ckpt={cut}: damaged, or no .safetensors file; name another"
 
 
-def test_flipped_bits_are_noticed_or_do_nothing(sound: Path, weights: Weights, tmp_path: Path) -> None:
-    """Nothing: in the mark that other libraries look for."""
-    content, chance, harmless = sound.read_bytes(), random.Random(0), 0
+def test_flipped_bits_are_detected_or_harmless(valid: Path, weights: Weights, tmp_path: Path) -> None:
+    """Check random bit flips. Only those in the format mark for other libraries are harmless."""
+    content, rng, harmless = valid.read_bytes(), random.Random(0), 0
     header = struct.unpack("<Q", content[:8])[0] + 8
-    places = [chance.randrange(header) for _ in range(300)] + [chance.randrange(len(content)) for _ in range(100)]
+    positions = [rng.randrange(header) for _ in range(300)] + [rng.randrange(len(content)) for _ in range(100)]
     flipped = tmp_path / "flipped.safetensors"
-    for place in places:
+    for position in positions:
         changed = bytearray(content)
-        changed[place] ^= 1 << chance.randrange(8)
+        changed[position] ^= 1 << rng.randrange(8)
         flipped.write_bytes(changed)
         try:
             found = load_weights("ckpt", flipped, "ema")
@@ -154,13 +154,13 @@ def deep() -> str:
 def test_hostile_metadata_is_rejected(
     change: Callable[[dict[str, Any]], str],
     named: str,
-    sound: Path,
+    valid: Path,
     weights: Weights,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one who knows the format would write it, checksum and all."""
-    with safe_open(sound, "pt") as file:
+    """Check metadata with a valid checksum, as a hostile author would write it."""
+    with safe_open(valid, "pt") as file:
         about = json.loads(file.metadata()["ddpm_cli"])
     text = change(about)
     monkeypatch.setattr("ddpm_cli.checkpoints.safetensors_file.json.dumps", lambda _: text)

@@ -1,4 +1,4 @@
-"""The config in a checkpoint: read strictly, without paths."""
+"""The config in a checkpoint: it is read strictly and contains no paths."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,13 +18,13 @@ def test_stored_config_round_trip() -> None:
     assert from_stored(to_stored(config)) == replace(config, out="")
 
 
-def test_no_path_is_stored() -> None:
+def test_stored_config_contains_no_paths() -> None:
     config = composed("dataset=image_folder", "dataset.root=/my/pictures", "out=/my/run", "resume=/my/other")
     assert "/my" not in repr(to_stored(config))
     assert from_stored(to_stored(config)).dataset.root is None
 
 
-def broken(**changes: Any) -> dict[str, Any]:
+def changed_config(**changes: Any) -> dict[str, Any]:
     return to_stored(composed()) | changes
 
 
@@ -65,10 +65,10 @@ def test_data_folder_is_read_from_the_run_folder(tmp_path: Path) -> None:
     config: TrainConfig = composed()
     checkpoint = tmp_path / "checkpoints" / "last.pt"
     assert with_noted_root(config, checkpoint) == config
-    notes = tmp_path / ".hydra" / "config.yaml"
-    notes.parent.mkdir()
-    notes.write_text("dataset: {root: /my/pictures}")
+    config_file = tmp_path / ".hydra" / "config.yaml"
+    config_file.parent.mkdir()
+    config_file.write_text("dataset: {root: /my/pictures}")
     assert with_noted_root(config, checkpoint).dataset.root == "/my/pictures"
-    for odd in ("dataset: {root: [1]}", "dataset: 5", "", "a: [", "!!python/object/apply:os.system [ls]", "\0"):
-        notes.write_text(odd)
+    for invalid in ("dataset: {root: [1]}", "dataset: 5", "", "a: [", "!!python/object/apply:os.system [ls]", "\0"):
+        config_file.write_text(invalid)
         assert with_noted_root(config, checkpoint).dataset.root is None

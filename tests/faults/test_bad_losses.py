@@ -39,7 +39,9 @@ def test_bad_step_is_skipped_and_counted(
 ) -> None:
     survived = tally("non-finite steps skipped and counted")
     monkeypatch.setenv("DDPM_BAD_STEPS", "2,5-8,20")
-    train_to_end(*small, *overrides, "train.max_bad_steps=5", "train.log_every=1", "out=run", module="tests.faults.bad_losses")
+    train_to_end(
+        *small, *overrides, "train.max_bad_steps=5", "train.log_every=1", "out=run", module="tests.faults.bad_losses"
+    )
     assert_finite(Path("run/checkpoints/last.pt"))
     skipped = {int(row["step"]): int(row["skipped"]) for row in rows(Path("run"))}
     assert [skipped[step] for step in (2, 3, 5, 6, 9, 20, 21, 40)] == [0, 1, 1, 2, 5, 5, 6, 6]
@@ -87,7 +89,13 @@ def test_too_many_bad_steps_end_the_run(
 def test_diverging_learning_rate(small: list[str], tally: Tally) -> None:
     """Check a real divergence: the activations leave the range of half precision."""
     survived = tally("diverged runs stopped with a finite checkpoint")
-    diverging = ["train.lr=10", "train.warmup_steps=0", "train.grad_clip=null", "train.precision=fp16", "train.steps=2000"]
+    diverging = [
+        "train.lr=10",
+        "train.warmup_steps=0",
+        "train.grad_clip=null",
+        "train.precision=fp16",
+        "train.steps=2000",
+    ]
     with running(*small, *diverging, "out=run") as process:
         code, lines = process.wait()
     assert code == 1, lines

@@ -52,7 +52,8 @@ def test_run_resumes_from_the_newest_valid_checkpoint(
     survived = tally("runs with damaged checkpoints resumed bit for bit")
     train_to_end(*small, "train.steps=23", "out=run")
     rng = random.Random(0)
-    for name, damage in (("step_00000023.pt", truncated), ("step_00000020.pt", corrupted)):  # the first one is also last.pt
+    # step_00000023.pt is also last.pt
+    for name, damage in (("step_00000023.pt", truncated), ("step_00000020.pt", corrupted)):
         file = Path("run/checkpoints") / name
         with file.open("rb+") as stream:
             changed = damage(stream.read(), rng)

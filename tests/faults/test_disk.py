@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ddpm_cli.checkpoints.format import load_checkpoint
-from tests.faults.processes import assert_same_run, temporary_files, running, steps_done, train_to_end
+from tests.faults.processes import assert_same_run, running, steps_done, temporary_files, train_to_end
 
 
 def last_step() -> int:
@@ -43,7 +43,7 @@ def test_disk_full_at_the_first_checkpoint(small: list[str], tally: Callable[[st
         code, lines = process.wait()
     assert code == 1
     assert re.search(disk_full_message("checkpoints/step_00000000.pt"), lines[-1])
-    assert lines[-1].endswith("nothing was train_to_end yet, so the same command starts again")
+    assert lines[-1].endswith("nothing was trained yet, so the same command starts again")
     train_to_end(*small, "out=run", "train.steps=1")
     survived()
 

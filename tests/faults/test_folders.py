@@ -15,7 +15,9 @@ from tests.faults.processes import SMALL, Process, assert_same_run, running, ste
 Tally = Callable[[str], Callable[[], None]]
 
 
-def test_second_process_on_a_run_folder_is_rejected(small: list[str], undisturbed: Callable[..., Path], tally: Tally) -> None:
+def test_second_process_on_a_run_folder_is_rejected(
+    small: list[str], undisturbed: Callable[..., Path], tally: Tally
+) -> None:
     survived = tally("second processes rejected")
     with running(*small, "out=run", module="tests.faults.slow_writes") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 3)
@@ -67,7 +69,7 @@ def test_changed_data_are_rejected_on_resume(small: list[str], tally: Tally) -> 
         code, lines = process.wait()
     assert code == 2
     assert lines == [
-        "ddpm-train: resume=run: the data are not those that it was train_to_end on so far; give it those, "
+        "ddpm-train: resume=run: the data are not those that it was trained on so far; give it those, "
         "or go on with these by resume_data_changed=true"
     ]
     assert {path: path.read_bytes() for path in Path("run").rglob("*.pt")} == before

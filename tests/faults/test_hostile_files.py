@@ -1,6 +1,6 @@
-"""Checkpoints and run folders from strangers: refused in a line, in seconds and little memory; nothing of theirs runs.
+"""Hostile checkpoints and run folders: they are refused in one line, fast, with little memory and without running code.
 
-Who made these knows the format, and seals what he made.
+The hostile files follow the format, including its checksum.
 """
 
 import ast
@@ -32,15 +32,15 @@ State = dict[str, Any]
 
 SECONDS = 10
 GIBIBYTE = 2**20
-"""In KiB, as the kernel counts memory."""
+"""In KiB, the unit of ru_maxrss."""
 HUGE = 3 * 2**29
-"""Bytes: more than that, though quickly made."""
+"""In bytes: more than GIBIBYTE, but fast to create."""
 NAN = float("nan")
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 class Code:
-    """Pickled, a call."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -51,17 +51,17 @@ class Code:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folders of two runs of a step: one is told nothing, one classes."""
+    """Return the folders of two runs of one step: an unconditional and a class-conditional one."""
     folder = tmp_path_factory.mktemp("runs")
     plain = train_into(folder / "plain", *TINY, "train.steps=1")
-    return {"plain": plain, "told": train_into(folder / "told", *TINY, "train.steps=1", "conditioning=class")}
+    return {"plain": plain, "classes": train_into(folder / "classes", *TINY, "train.steps=1", "conditioning=class")}
 
 
 def checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.pt"
 
 
-# What is amiss in a state -> what to put in place of it.
+# Functions from a valid state to the entries that replace some of its entries.
 
 
 def configured(group: str | None = None, **changes: Any) -> Callable[[State], State]:
@@ -77,7 +77,7 @@ def weights(change: Callable[[torch.Tensor], Any]) -> Callable[[State], State]:
 
 
 def enormous(state: State) -> State:
-    """A network of terabytes, whose weights are views of a single number each."""
+    """Return a network of terabytes whose weights are views of single numbers."""
     config = state["config"] | {"model": state["config"]["model"] | {"width": 4096, "multipliers": [64, 64]}}
     like = weights_like(from_stored(config), [])
 
@@ -87,7 +87,7 @@ def enormous(state: State) -> State:
     return {"config": config, "ema": views(), "model": views()}
 
 
-def laughs(state: State) -> State:
+def nested_lists(state: State) -> State:
     nested: list[Any] = []
     for _ in range(9):
         nested = [nested] * 1000
@@ -95,7 +95,7 @@ def laughs(state: State) -> State:
 
 
 def copies(state: State) -> State:
-    """Of one long text, each by a call that torch has nothing against."""
+    """Return many copies of a long text, each made by a call that torch allows."""
     import _codecs
 
     text = "x" * 2**20
@@ -103,10 +103,10 @@ def copies(state: State) -> State:
 
 
 def moments(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], State]:
-    def changed(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def change_moments(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: x if name == "step" else change(x) for name, x in own.items()}
 
-    return lambda state: {"optimizer": {i: changed(own) for i, own in state["optimizer"].items()}}
+    return lambda state: {"optimizer": {i: change_moments(own) for i, own in state["optimizer"].items()}}
 
 
 def canary() -> Path:
@@ -125,7 +125,7 @@ STATES: dict[str, Callable[[State], State]] = {
     "an expression in the config": configured("train", milestone_every=f"__import__('os').mkdir('{Path('canary')}')"),
     "unknown keys": configured(surprise=1),
     "unknown keys with escapes": configured(**{"a\n\x1b[31m\x9bb": 1}),
-    "unknown keys without end": configured(**{"a" * 2**20: 1}),
+    "a very long unknown key": configured(**{"a" * 2**20: 1}),
     "too many channels": configured("model", width=2**40),
     "terabytes by the config": configured("model", width=4096, multipliers=[64, 64]),
     "terabytes by views": enormous,
@@ -142,51 +142,51 @@ STATES: dict[str, Callable[[State], State]] = {
     "meta tensors": weights(lambda x: x.to("meta")),
     "sparse tensors": weights(lambda x: x.to_sparse()),
     "no weights": lambda _: {"ema": {}},
-    "laughs": laughs,
+    "nested lists": nested_lists,
     "another format": lambda _: {"format": 1},
     "a format too large to write": lambda _: {"format": 10**5000},
-    "a step far off": lambda _: {"step": 10**30},
+    "a huge step": lambda _: {"step": 10**30},
     "a negative step": lambda _: {"step": -1},
-    "seconds that are no number": lambda _: {"seconds": NAN},
+    "nan as seconds": lambda _: {"seconds": NAN},
     "a million classes": lambda _: {"classes": ["a"] * 999_000},
     "many classes": lambda state: {
         "classes": ["a"] * 100_000,
         **configured(conditioning={"name": "class", "dropout": 0.1})(state),
     },
-    "classes that are no names": lambda _: {"classes": [1, 2]},
-    "classes of a network that is told none": lambda _: {"classes": ["a", "b"]},
-    "a network that is told no classes": configured(conditioning={"name": "class", "dropout": 0.1}),
+    "numbers as classes": lambda _: {"classes": [1, 2]},
+    "classes of an unconditional network": lambda _: {"classes": ["a", "b"]},
+    "a conditional network without classes": configured(conditioning={"name": "class", "dropout": 0.1}),
 }
-"""What `ddpm-sample` refuses."""
+"""States that `ddpm-sample` refuses."""
 
 RESUMED: dict[str, Callable[[State], State]] = {
     "moments of other shapes": moments(lambda _: torch.zeros(3)),
-    "moments that are no numbers": moments(lambda x: x * NAN),
-    "moments without end": moments(lambda _: torch.zeros(()).expand(2**40)),
+    "nan as moments": moments(lambda x: x * NAN),
+    "moments of terabytes": moments(lambda _: torch.zeros(()).expand(2**40)),
     "moments missing": lambda _: {"optimizer": {}},
-    "odd losses": lambda state: {"losses": state["losses"] | {"skipped": "many"}},
-    "odd total of losses": lambda state: {"losses": state["losses"] | {"total": None}},
+    "invalid losses": lambda state: {"losses": state["losses"] | {"skipped": "many"}},
+    "invalid total of losses": lambda state: {"losses": state["losses"] | {"total": None}},
     "no losses": lambda _: {"losses": {}},
-    "an odd scaler": lambda _: {"scaler": {"scale": "x"}},
-    "resumed at a step far off": lambda _: {"step": 10**30},
+    "an invalid scaler": lambda _: {"scaler": {"scale": "x"}},
+    "resumed at a huge step": lambda _: {"step": 10**30},
     "resumed with terabytes": enormous,
-    "resumed with classes of nobody": lambda _: {"classes": ["a", "b"]},
+    "resumed with unknown classes": lambda _: {"classes": ["a", "b"]},
     "resumed without classes": configured(conditioning={"name": "class", "dropout": 0.1}),
     "resumed with code": lambda _: {"losses": Code(os.system, f"touch {canary()}")},
 }
-"""What `ddpm-train` does not go on from."""
+"""States from which `ddpm-train` refuses to resume."""
 
 
-# Files that are no such state: (sound, new) -> None.
+# Functions that write a hostile file `new`, given the valid checkpoint `valid`.
 
 
-def entries(sound: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(sound) as archive:
+def entries(valid: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(valid) as archive:
         return {entry.filename: archive.read(entry) for entry in archive.infolist()}
 
 
-def packed(new: Path, content: dict[str, bytes], bomb: int = 0) -> None:
-    """An archive of `content`; by its list of entries, the pickle is deflated and `bomb` bytes long."""
+def write_archive(new: Path, content: dict[str, bytes], bomb: int = 0) -> None:
+    """Write an archive of `content`. With `bomb`, its directory declares the pickle as deflated, of `bomb` bytes."""
     with zipfile.ZipFile(new, "w") as archive:
         for name, own in content.items():
             archive.writestr(name, own)
@@ -194,91 +194,99 @@ def packed(new: Path, content: dict[str, bytes], bomb: int = 0) -> None:
                 archive.filelist[-1].compress_type, archive.filelist[-1].file_size = zipfile.ZIP_DEFLATED, bomb
 
 
-def changed(sound: Path, new: Path, end: str, content: bytes, name: str | None = None) -> None:
-    """`sound` with other content, and maybe another name, of the entry whose name ends so."""
-    old = entries(sound)
-    packed(new, {name or key if key.endswith(end) else key: content if key.endswith(end) else old[key] for key in old})
+def replace_entry(valid: Path, new: Path, end: str, content: bytes, name: str | None = None) -> None:
+    """Write `valid` with other content, and optionally another name, for the entries whose name ends with `end`."""
+    old = entries(valid)
+    write_archive(
+        new, {name or key if key.endswith(end) else key: content if key.endswith(end) else old[key] for key in old}
+    )
     append_checksum(new)
 
 
 def deflated_zeros() -> bytes:
-    """`HUGE` of them."""
-    packer = zlib.compressobj(wbits=-15)
-    part = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)
-    return part * (HUGE // 2**24) + packer.flush()
+    """Return `HUGE` zeros, deflated."""
+    compressor = zlib.compressobj(wbits=-15)
+    part = compressor.compress(bytes(2**24)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    return part * (HUGE // 2**24) + compressor.flush()
 
 
-def pack_bomb(sound: Path, new: Path) -> None:
-    packed(new, {key: deflated_zeros() if key.endswith(".pkl") else own for key, own in entries(sound).items()}, HUGE)
+def write_bomb(valid: Path, new: Path) -> None:
+    write_archive(
+        new, {key: deflated_zeros() if key.endswith(".pkl") else own for key, own in entries(valid).items()}, HUGE
+    )
 
 
-def zip_bomb(sound: Path, new: Path) -> None:
-    pack_bomb(sound, new)
+def zip_bomb(valid: Path, new: Path) -> None:
+    write_bomb(valid, new)
     append_checksum(new)
 
 
-def two_lists_of_entries(sound: Path, new: Path) -> None:
-    """The one that a reader finds by its distance from the end is sound; the one at the place given is a bomb's."""
-    pack_bomb(sound, new)
+def two_directories(valid: Path, new: Path) -> None:
+    """Write an archive with two directories.
+
+    A reader that searches from the end of the file finds a valid one. A reader that uses the stored offset finds a
+    bomb.
+    """
+    write_bomb(valid, new)
     inside = new.read_bytes()
-    packed(new, entries(sound))
-    missing = bytes(len(inside) - new.stat().st_size)  # so that both stand at the same place of their archives
-    packed(new, {key: own + missing * key.endswith("/data/0") for key, own in entries(sound).items()})
+    write_archive(new, entries(valid))
+    missing = bytes(len(inside) - new.stat().st_size)  # so that both directories have the same offset in their archives
+    write_archive(new, {key: own + missing * key.endswith("/data/0") for key, own in entries(valid).items()})
     outside = new.read_bytes()
     new.write_bytes(inside[:-22] + outside[:-22] + inside[-22:])
     append_checksum(new)
 
 
-def tensors_out_of_the_file(sound: Path, new: Path) -> None:
-    """The last of many numbers, of which the file has but few: what is read is not the file's."""
-    state = torch.load(sound, weights_only=True)
+def tensors_out_of_the_file(valid: Path, new: Path) -> None:
+    """Truncate the storages, so that the tensors lie beyond the end of the file."""
+    state = torch.load(valid, weights_only=True)
     far = {name: torch.zeros(10**5)[-x.numel() :].view(x.shape) for name, x in state["ema"].items()}
     torch.save(state | {"ema": far}, new)
     content = {name: own[:64] if len(own) == 4 * 10**5 else own for name, own in entries(new).items()}
-    packed(new, content)
+    write_archive(new, content)
     append_checksum(new)
 
 
-def many_lists(sound: Path, new: Path) -> None:
-    """A byte each, and 64 in memory."""
-    changed(sound, new, ".pkl", b"\x80\x02](" + b"]" * (MAX_PICKLE - 10) + b"e.")
+def many_lists(valid: Path, new: Path) -> None:
+    """Write many empty lists, which take one byte each in the file and 64 in memory."""
+    replace_entry(valid, new, ".pkl", b"\x80\x02](" + b"]" * (MAX_PICKLE - 10) + b"e.")
 
 
 FILES: dict[str, Callable[[Path, Path], Any]] = {
     "a pickle": lambda _, new: new.write_bytes(b"cposix\nsystem\n(S'touch canary'\ntR."),
-    "a pickle, sealed": lambda _, new: (
+    "a pickle with a checksum": lambda _, new: (
         new.write_bytes(b"cposix\nsystem\n(S'touch canary'\ntR.\0\0"),
         append_checksum(new),
     ),
     "text": lambda _, new: new.write_text("hello"),
     "empty": lambda _, new: new.touch(),
-    "not sealed": lambda sound, new: torch.save(torch.load(sound, weights_only=True), new),
-    "cut short": lambda sound, new: new.write_bytes(sound.read_bytes()[:-100]),
+    "without a checksum": lambda valid, new: torch.save(torch.load(valid, weights_only=True), new),
+    "truncated": lambda valid, new: new.write_bytes(valid.read_bytes()[:-100]),
     "zip bomb": zip_bomb,
-    "two lists of entries": two_lists_of_entries,
+    "two directories": two_directories,
     "tensors out of the file": tensors_out_of_the_file,
-    "a long pickle": lambda sound, new: changed(sound, new, ".pkl", b"\x80\x02](" + b"N" * 2**26 + b"e."),
+    "a long pickle": lambda valid, new: replace_entry(valid, new, ".pkl", b"\x80\x02](" + b"N" * 2**26 + b"e."),
     "many lists": many_lists,
-    "many calls": lambda sound, new: changed(
-        sound, new, ".pkl", b"\x80\x02](ccollections\nOrderedDict\nq\0" + b"h\0)R" * (2**21 - 10) + b"e."
+    "many calls": lambda valid, new: replace_entry(
+        valid, new, ".pkl", b"\x80\x02](ccollections\nOrderedDict\nq\0" + b"h\0)R" * (2**21 - 10) + b"e."
     ),
-    "a path as the name of an entry": lambda sound, new: changed(sound, new, "/data/0", b"x", "../../../canary"),
-    "a root as the name of an entry": lambda sound, new: changed(sound, new, "/data/0", b"x", str(canary())),
-    "torchscript": lambda sound, new: changed(sound, new, "/version", b"3", "archive/constants.pkl"),
+    "a path as the name of an entry": lambda valid, new: replace_entry(valid, new, "/data/0", b"x", "../../../canary"),
+    "a root as the name of an entry": lambda valid, new: replace_entry(valid, new, "/data/0", b"x", str(canary())),
+    "torchscript": lambda valid, new: replace_entry(valid, new, "/version", b"3", "archive/constants.pkl"),
     "a link to a text": lambda _, new: new.symlink_to(Path(__file__)),
     "a link to nothing": lambda _, new: new.symlink_to(canary()),
     "a link to itself": lambda _, new: new.symlink_to(new),
-    "a link to a device without end": lambda _, new: new.symlink_to("/dev/zero"),
+    "a link to an endless device": lambda _, new: new.symlink_to("/dev/zero"),
     "a pipe": lambda _, new: os.mkfifo(new),
     "a pipe in a run folder": lambda _, new: (
         (new / "checkpoints").mkdir(parents=True),
         os.mkfifo(new / "checkpoints" / "last.pt"),
     ),
 }
-"""What else `ddpm-sample` refuses."""
+"""Files that `ddpm-sample` refuses."""
 
-BY_A_PROCESS = ("code", "zip bomb")
-"""Refused by a real process even without --full: starting one takes seconds."""
+IN_A_PROCESS = ("code", "zip bomb")
+"""Files that are tested in a real process even without --full. Starting a process takes seconds."""
 
 
 METER = f"""
@@ -288,19 +296,19 @@ spent = resource.getrusage(resource.RUSAGE_CHILDREN)
 pathlib.Path("spent").write_text(f"{{spent.ru_utime + spent.ru_stime}} {{spent.ru_maxrss}}")
 sys.exit(code)
 """
-"""A small process in between: the kernel counts the memory of whoever starts a process as the process's own."""
+"""A small intermediate process. The kernel includes the memory of the parent in the peak memory of a new process."""
 
 
-def in_a_process(command: str, *words: str) -> tuple[Result, float, int]:
-    """How it ended, its seconds of work, which other processes do not lengthen, and its KiB of memory at most."""
+def run_in_process(command: str, *args: str) -> tuple[Result, float, int]:
+    """Run a command; return its result, its CPU seconds and its peak memory in KiB."""
     meter = [sys.executable, "-S", "-c", METER, SCRIPTS / f"ddpm-{command}"]
-    done = subprocess.run([*meter, *words], capture_output=True, text=True)
+    done = subprocess.run([*meter, *args], capture_output=True, text=True)
     seconds, memory = Path("spent").read_text().split()
     Path("spent").unlink()
     return Result(done.returncode, done.stdout, done.stderr), float(seconds), int(memory)
 
 
-def in_one_line(result: Result, command: str) -> None:
+def assert_refused_in_one_line(result: Result, command: str) -> None:
     assert result.code == 2, result.err
     assert result.out == ""
     assert result.err.startswith(f"ddpm-{command}: ")
@@ -309,39 +317,39 @@ def in_one_line(result: Result, command: str) -> None:
     assert len(result.err) < 1000
 
 
-def made(name: str, runs: dict[str, Path], folder: Path) -> list[str]:
-    """The command that is given the hostile file `name`, which is made in `folder`."""
-    sound = checkpoint(runs["plain"])
+def hostile_command(name: str, runs: dict[str, Path], folder: Path) -> list[str]:
+    """Write the hostile file `name` into `folder` and return the command that reads it."""
+    valid = checkpoint(runs["plain"])
     if name in RESUMED:
         shutil.copytree(runs["plain"], folder / "run")
         for file in (folder / "run" / "checkpoints").iterdir():
             file.unlink()
-        change = RESUMED[name](torch.load(sound, weights_only=True))
-        edit_checkpoint(sound, checkpoint(folder / "run"), **change)
+        change = RESUMED[name](torch.load(valid, weights_only=True))
+        edit_checkpoint(valid, checkpoint(folder / "run"), **change)
         return ["train", f"resume={folder / 'run'}"]
     if name in STATES:
-        edit_checkpoint(sound, folder / "x.pt", **STATES[name](torch.load(sound, weights_only=True)))
+        edit_checkpoint(valid, folder / "x.pt", **STATES[name](torch.load(valid, weights_only=True)))
     else:
-        FILES[name](sound, folder / "x.pt")
+        FILES[name](valid, folder / "x.pt")
     return ["sample", f"ckpt={folder / 'x.pt'}", "n=1", "out=out"]
 
 
 @pytest.mark.parametrize("name", [*STATES, *FILES, *RESUMED])
-def test_a_hostile_checkpoint_is_refused(
+def test_hostile_checkpoint_is_refused(
     name: str, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, run: Run, full: bool, tally: Any
 ) -> None:
     survived = tally("hostile checkpoints refused")
-    folder = tmp_path_factory.mktemp("stranger")
-    words = made(name, runs, folder)
-    if full or name in BY_A_PROCESS:
-        result, seconds, memory = in_a_process(*words)
+    folder = tmp_path_factory.mktemp("hostile")
+    args = hostile_command(name, runs, folder)
+    if full or name in IN_A_PROCESS:
+        result, seconds, memory = run_in_process(*args)
         assert memory < GIBIBYTE
     else:
-        began = time.process_time()
-        result = run(*words)
-        seconds = time.process_time() - began
+        start = time.process_time()
+        result = run(*args)
+        seconds = time.process_time() - start
     assert seconds < SECONDS
-    in_one_line(result, words[0])
+    assert_refused_in_one_line(result, args[0])
     assert not list(Path.cwd().iterdir())
     assert {path.name for path in folder.iterdir()} == {"run" if name in RESUMED else "x.pt"}
     survived()
@@ -349,30 +357,30 @@ def test_a_hostile_checkpoint_is_refused(
 
 def test_class_names_are_escaped_in_the_terminal(runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
     names = ["a\nddpm-sample: all is well", "\x1b[2J\x1b]0;x\x07", "\x9b31m\r", *"bcdefgh"]
-    edit_checkpoint(checkpoint(runs["told"]), tmp_path / "x.pt", classes=names)
-    in_one_line(run("sample", "ckpt=x.pt", "class=nobody", "out=out"), "sample")
+    edit_checkpoint(checkpoint(runs["classes"]), tmp_path / "x.pt", classes=names)
+    assert_refused_in_one_line(run("sample", "ckpt=x.pt", "class=nobody", "out=out"), "sample")
     result = run("sample", "ckpt=x.pt", "n=4", "out=out")
     assert result.code == 0, result.err
     assert all(line.isprintable() for line in result.err.splitlines())
 
 
 def test_resume_with_other_class_names_is_rejected(runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
-    shutil.copytree(runs["told"], tmp_path / "run")
+    shutil.copytree(runs["classes"], tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints").iterdir():
         file.unlink()
-    edit_checkpoint(checkpoint(runs["told"]), checkpoint(tmp_path / "run"), classes=["\x1b[2J\n"] * 10)
-    in_one_line(run("train", "resume=run"), "train")
+    edit_checkpoint(checkpoint(runs["classes"]), checkpoint(tmp_path / "run"), classes=["\x1b[2J\n"] * 10)
+    assert_refused_in_one_line(run("train", "resume=run"), "train")
 
 
 def test_paths_in_a_checkpoint_are_never_opened(runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
-    """Who opened one of these pipes would wait for ever."""
-    sound = checkpoint(runs["plain"])
+    """Check with pipes, because opening one would block forever."""
+    valid = checkpoint(runs["plain"])
     for name in ("out", "resume", "root"):
         os.mkfifo(tmp_path / name)
-    config = torch.load(sound, weights_only=True)["config"]
+    config = torch.load(valid, weights_only=True)["config"]
     dataset = config["dataset"] | {"root": str(tmp_path / "root")}
     paths = {"out": str(tmp_path / "out"), "resume": str(tmp_path / "resume"), "dataset": dataset}
-    edit_checkpoint(sound, tmp_path / "x.pt", config=config | paths)
+    edit_checkpoint(valid, tmp_path / "x.pt", config=config | paths)
     result = run("sample", "ckpt=x.pt", "n=1", "out=mine")
     assert result.code == 0, result.err
     assert all((tmp_path / name).is_fifo() for name in ("out", "resume", "root"))
@@ -382,7 +390,7 @@ def test_paths_in_a_checkpoint_are_never_opened(runs: dict[str, Path], tmp_path:
 def test_run_folder_with_a_link_is_rejected(
     name: str, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run: Run, tally: Any
 ) -> None:
-    survived = tally("traps in run folders refused")
+    survived = tally("links in run folders refused")
     precious = tmp_path_factory.mktemp("precious") / "thing"
     shutil.copytree(runs["plain"], tmp_path / "run")
     place = tmp_path / "run" / name
@@ -393,7 +401,7 @@ def test_run_folder_with_a_link_is_rejected(
     before = sorted(precious.parent.rglob("*"))
     place.symlink_to(precious)
     result = run("train", "resume=run", "train.steps=2")
-    in_one_line(result, "train")
+    assert_refused_in_one_line(result, "train")
     assert f"its {name} is a symbolic link" in result.err
     assert sorted(precious.parent.rglob("*")) == before
     assert file.read_text() == "precious"
@@ -408,45 +416,45 @@ def test_run_folder_with_a_pipe_is_rejected(name: str, runs: dict[str, Path], tm
         shutil.rmtree(place) if name in FOLDERS else place.unlink()
     os.mkfifo(place)
     result = run("train", "resume=run", "train.steps=2")
-    in_one_line(result, "train")
+    assert_refused_in_one_line(result, "train")
     assert f"its {name} was not written by a run" in result.err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "long", "deep"])
 def test_invalid_config_files_of_a_run_are_ignored(kind: str, runs: dict[str, Path], tmp_path: Path, run: Run) -> None:
     shutil.copytree(runs["plain"], tmp_path / "run")
-    notes = tmp_path / "run" / ".hydra" / "config.yaml"
-    notes.parent.mkdir(exist_ok=True)
-    notes.unlink(missing_ok=True)
+    config_file = tmp_path / "run" / ".hydra" / "config.yaml"
+    config_file.parent.mkdir(exist_ok=True)
+    config_file.unlink(missing_ok=True)
     match kind:
         case "pipe":
-            os.mkfifo(notes)
+            os.mkfifo(config_file)
         case "device":
-            notes.symlink_to("/dev/zero")
+            config_file.symlink_to("/dev/zero")
         case "long":
-            notes.write_text("a: 1\n" * 10**6)
+            config_file.write_text("a: 1\n" * 10**6)
         case "deep":
-            notes.write_text("[" * 10_000)
-    began = time.monotonic()
+            config_file.write_text("[" * 10_000)
+    start = time.monotonic()
     assert run("sample", "ckpt=run", "n=1", "out=new").code == 0
-    assert time.monotonic() - began < SECONDS
+    assert time.monotonic() - start < SECONDS
 
 
-NEVER = {"os.system", "os.popen", "eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load"}
-NEVER_IMPORTED = {"pickle", "subprocess", "marshal", "shelve", "dill", "code", "pty"}
-FILES_OF_OURS = sorted(Path(ddpm_cli.__file__).parent.rglob("*.py"))
+FORBIDDEN_CALLS = {"os.system", "os.popen", "eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load"}
+FORBIDDEN_IMPORTS = {"pickle", "subprocess", "marshal", "shelve", "dill", "code", "pty"}
+PACKAGE_FILES = sorted(Path(ddpm_cli.__file__).parent.rglob("*.py"))
 
 
-@pytest.mark.parametrize("file", FILES_OF_OURS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", PACKAGE_FILES, ids=lambda file: file.stem)
 def test_package_executes_no_data(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
-            assert not {name.split(".")[0] for name in named} & NEVER_IMPORTED
+            assert not {name.split(".")[0] for name in named} & FORBIDDEN_IMPORTS
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            assert called not in NEVER
+            assert called not in FORBIDDEN_CALLS
             assert not called.startswith(("os.exec", "os.spawn", "subprocess."))
             assert keywords.get("shell") is None
             assert called != "torch.load" or keywords["weights_only"] == "True"
@@ -454,6 +462,6 @@ def test_package_executes_no_data(file: Path) -> None:
 
 
 def test_archive_directory_must_be_where_the_header_says(runs: dict[str, Path]) -> None:
-    """As torch writes it, with the records of large archives; the tests above write the short ones."""
+    """Check that torch writes the records of large archives (ZIP64). The files above have the short ones."""
     end = checkpoint(runs["plain"]).read_bytes()[: -(len("ddpm-cli sha256:") + 64)][-98:]
     assert struct.unpack("<4s52x4s16x4s18x", end) == (b"PK\6\6", b"PK\6\7", b"PK\5\6")

@@ -1,4 +1,4 @@
-"""SIGKILL at any rng, also while a checkpoint is written: the run resumes bit for bit."""
+"""SIGKILL at any moment, also while a checkpoint is written: the run resumes bit for bit."""
 
 import random
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.checkpoints.run_checkpoints import newest_valid_checkpoint
-from tests.faults.processes import Process, assert_same_run, temporary_files, running, train_to_end
+from tests.faults.processes import Process, assert_same_run, running, temporary_files, train_to_end
 
 OVERRIDES = [
     ["model.dropout=0.2", "model.self_condition=true", "conditioning=class", "train.ema_start=10"],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.processes import TIMEOUT, assert_same_run, temporary_files, rows, running, steps_done, train_to_end
+from tests.faults.processes import TIMEOUT, assert_same_run, rows, running, steps_done, temporary_files, train_to_end
 
 ENDLESS = ["train.steps=100000", "train.milestone_every=100000", "train.log_every=2", "train.warmup_steps=0"]
 TWO = "devices=2"
@@ -63,7 +63,7 @@ def test_stopped_processes_resume_bit_for_bit(small: list[str], tally: Callable[
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_is_resumed_by_one(small: list[str]) -> None:
+def test_run_of_two_processes_is_resumed_by_one(small: list[str]) -> None:
     train_to_end(*small, *ENDLESS, TWO, "out=run", "train.steps=8")
     train_to_end("resume=run", "train.steps=12", "devices=1")
     train_to_end(*small, *ENDLESS, "out=alone", "train.steps=12")

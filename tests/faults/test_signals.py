@@ -1,4 +1,4 @@
-"""Signals that stop a run or save a checkpoint: the current step is finished and kept, and one line says how to resume."""
+"""Signals that stop a run or save a checkpoint: the step is finished and kept, and one line says how to resume."""
 
 import random
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import assert_same_run, temporary_files, running, steps_done, train_to_end
+from tests.faults.processes import assert_same_run, running, steps_done, temporary_files, train_to_end
 
 STOP_SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 

@@ -1,4 +1,4 @@
-"""A command asked in this process whether it would do what was typed, as main() asks it, without doing it."""
+"""Run a command in this process as main() does, up to the start of its work."""
 
 import contextlib
 import io
@@ -21,48 +21,56 @@ from ddpm_cli.cli.app import register_schemas, run_command
 from tests.conftest import SCHEMAS
 
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in (train, sample, evaluate, forward, export, import_)}
-TOUCHING = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
+FILE_EVENTS = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.rmtree",
+}
 
 
 @dataclass
-class Answer:
-    """How a command ended: the config that it would have run, or none; the files that it wrote or read on the way."""
+class Outcome:
+    """How a command ended: its config, or None, and the files that it wrote or read."""
 
     code: int
     out: str
     err: str
     config: Any
-    seconds: float  # of the processor
+    seconds: float  # CPU time
     touched: list[str]
 
 
-def ask(command: str, *overrides: str) -> Answer:
-    """`ddpm-<command> <overrides>` up to where the work would begin."""
+def start(command: str, *overrides: str) -> Outcome:
+    """Run `ddpm-<command> <overrides>` up to the start of its work."""
     configs: list[Any] = []
     out, err, code = io.StringIO(), io.StringIO(), 0
     old = sys.argv
     sys.argv = [f"ddpm-{command}", *overrides]
     os.environ.pop("HYDRA_FULL_ERROR", None)
-    start = time.process_time()  # of this process alone, for others are busy too
+    cpu_start = time.process_time()  # CPU time, because other processes are busy too
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _watched() as touched:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _record_files() as touched:
             run_command(replace(COMMANDS[command], usage="", run=lambda config, _: configs.append(config)))
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
-        seconds = time.process_time() - start
+        seconds = time.process_time() - cpu_start
         sys.argv = old
         GlobalHydra.instance().clear()
         os.environ.pop("HYDRA_FULL_ERROR", None)
-    return Answer(code, out.getvalue(), err.getvalue(), configs[0] if configs else None, seconds, touched)
+    return Outcome(code, out.getvalue(), err.getvalue(), configs[0] if configs else None, seconds, touched)
 
 
 @contextmanager
-def quick() -> Iterator[None]:
-    """Within it an answer takes half the time.
+def fast_composition() -> Iterator[None]:
+    """Make `start` twice as fast within the block.
 
-    Hydra composes twice, the first time to look at hydra.mode, which no one types here, and forgives all errors;
-    and the schemas are the same each time.
+    Register the schemas once, and skip the first of Hydra's two compositions, which only reads hydra.mode.
     """
     for name, schema in SCHEMAS.items():
         register_schemas(name, schema)
@@ -72,30 +80,30 @@ def quick() -> Iterator[None]:
         yield
 
 
-_watching: list[list[str]] = []
+_recordings: list[list[str]] = []
 
 
-def _note(event: str, args: tuple[Any, ...]) -> None:
-    if not _watching:
+def _record_event(event: str, args: tuple[Any, ...]) -> None:
+    if not _recordings:
         return
     if event == "open" and isinstance(args[0], str | bytes):
         file, flags = Path(os.fsdecode(args[0])), args[2] or 0
         writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writes or file.suffix not in (".yaml", ".py", ".pyc"):  # the config itself, and modules imported late
-            _watching[-1].append(f"open {file}")
-    elif event in TOUCHING and args[0] != ".":  # which Hydra makes sure of
-        _watching[-1].append(f"{event} {args[0]}")
+        if writes or file.suffix not in (".yaml", ".py", ".pyc"):  # not the config and late imports
+            _recordings[-1].append(f"open {file}")
+    elif event in FILE_EVENTS and args[0] != ".":  # Hydra creates the working directory
+        _recordings[-1].append(f"{event} {args[0]}")
 
 
-sys.addaudithook(_note)  # Python has no way to remove it
+sys.addaudithook(_record_event)  # an audit hook cannot be removed
 
 
 @contextmanager
-def _watched() -> Iterator[list[str]]:
-    """The files that are written, and those that are read beside the config."""
+def _record_files() -> Iterator[list[str]]:
+    """Record the files that are written, and those that are read apart from the config."""
     touched: list[str] = []
-    _watching.append(touched)
+    _recordings.append(touched)
     try:
         yield touched
     finally:
-        _watching.pop()
+        _recordings.pop()

@@ -1,4 +1,4 @@
-"""Files of each format, and what becomes of them on bad disks and in bad hands."""
+"""Valid files of each image format, and random mutations of files."""
 
 import io
 import random
@@ -22,7 +22,7 @@ EXTREMES = [
 
 
 def mutated(content: bytes, rng: random.Random, other: bytes) -> bytes:
-    """`content` changed in one to four places; `other` is a file that a piece may come from."""
+    """Return `content` with one to four random changes. Some changes insert a piece of `other`."""
     changes: list[Callable[[bytes], bytes]] = [
         lambda data: _replaced(data, rng, bytes([rng.randrange(256)])),
         lambda data: _replaced(data, rng, rng.choice(EXTREMES)),
@@ -50,7 +50,7 @@ def _inserted(data: bytes, rng: random.Random, piece: bytes) -> bytes:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """A PNG with the checksums that its chunks should have, so that what is in them is read at all."""
+    """Return a PNG with valid chunk checksums, so that decoders read the mutated chunks."""
     at, parts = 8, [data[:8]]
     while data.startswith(b"\x89PNG") and at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -62,7 +62,7 @@ def _with_checksums(data: bytes) -> bytes:
 
 
 def images() -> dict[str, dict[str, bytes]]:
-    """For each format, small sound files of its kinds by name."""
+    """Return small valid files by format and kind."""
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
     rgba = Image.fromarray(noise)
     rgb, gray = rgba.convert("RGB"), rgba.convert("L")

@@ -1,4 +1,4 @@
-"""A process that reads files for a test, which outlives it whatever is in them."""
+"""Read files in a separate process, so that a test survives crashes and hangs of the decoder."""
 
 import multiprocessing
 import os
@@ -8,32 +8,32 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 LIMIT = 10.0
-"""Seconds that a file may take."""
+"""Time limit for a file, in seconds."""
 STARTUP = 120.0
 MEMORY = 3 * 2**30
-"""Bytes that a file may take: a few copies of the 89 million pixels that are allowed."""
+"""Memory limit for a file, in bytes: a few copies of the 89 million pixels that are allowed."""
 HEIGHT, WIDTH = 8, 12
 
 
 class Reader:
-    """`Reader().read(kind, path)`: what came of it; raises `AssertionError` where the process died or hung."""
+    """A process that reads files. `read` raises `AssertionError` if it dies, hangs or uses too much memory."""
 
-    def __init__(self, noise: Path) -> None:
-        """`noise`: the file that what the process says on stderr goes to."""
-        self.noise = noise
+    def __init__(self, stderr: Path) -> None:
+        """Start the process, whose stderr is appended to the file `stderr`."""
+        self.stderr = stderr
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, str(self.noise)), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, str(self.stderr)), daemon=True)
         self._process.start()
         theirs.close()
-        assert self._ours.poll(STARTUP), "the process that reads does not start"
+        assert self._ours.poll(STARTUP), "the reading process does not start"
         self._ours.recv()
 
     def read(self, kind: str, path: Path) -> str:
-        """`decoded`, or the message of the `UserError`."""
+        """Return `decoded`, or the message of the `UserError`."""
         self._ours.send((kind, str(path)))
         try:
             assert self._ours.poll(LIMIT), f"took more than {LIMIT} s"
@@ -47,31 +47,31 @@ class Reader:
         return str(answer)
 
     def stop(self) -> None:
-        """End the process."""
-        self._process.join(0.5)  # to know how it ended by itself
+        """Kill the process."""
+        self._process.join(0.5)  # keeps the exit status if it has already ended
         self._process.kill()
         self._process.join()
         self._ours.close()
 
 
-def _serve(connection: Connection, noise: str) -> None:
-    os.dup2(os.open(noise, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)  # C libraries write there past sys.stderr
+def _serve(connection: Connection, stderr: str) -> None:
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)  # C libraries bypass sys.stderr
     import torch
 
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     kinds: dict[str, Callable[[str], str]] = {"image": _read_image, "idx": _read_idx}
     connection.send("ready")
-    before = _most_memory()
+    before = _peak_memory()
     while True:
         try:
             kind, path = connection.recv()
         except EOFError:
             return
-        connection.send((kinds[kind](path), _most_memory() - before))
+        connection.send((kinds[kind](path), _peak_memory() - before))
 
 
-def _most_memory() -> int:
+def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

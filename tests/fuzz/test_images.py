@@ -1,4 +1,4 @@
-"""Damaged images and idx files: an array of the size asked for, or one line; nothing else, whatever is in them."""
+"""Mutated images and idx files: they are decoded to the requested shape or refused in one line."""
 
 import gzip
 import random
@@ -18,34 +18,36 @@ FILES = [f"train-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """What reads the files in a process of its own; one for all tests, for torch takes seconds to start."""
+    """Return the reader process. All tests share it, because torch takes seconds to import."""
     reader = Reader(tmp_path_factory.mktemp("reader") / "stderr")
     yield reader
     reader.stop()
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said(reader: Reader, request: pytest.FixtureRequest) -> Iterator[None]:
-    """A command says one line where it refuses a file, and the libraries that read it are silent.
+def _stderr_is_empty(reader: Reader, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check that the image libraries print nothing on stderr.
 
-    All but libtiff, which writes of damage to stderr and can be told not to only from C.
+    libtiff is an exception: it reports damage on stderr, and this can be disabled only from C.
     """
-    before = reader.noise.stat().st_size
+    before = reader.stderr.stat().st_size
     yield
-    said = reader.noise.read_bytes()[before:].decode(errors="replace").splitlines()
+    printed = reader.stderr.read_bytes()[before:].decode(errors="replace").splitlines()
     if "tiff" in request.node.name:
-        said = [line for line in said if "Warning" in line or "Traceback" in line]
-    assert not said, said
+        printed = [line for line in printed if "Warning" in line or "Traceback" in line]
+    assert not printed, printed
 
 
-def judge(answer: str, start: str) -> None:
-    """Raise `AssertionError` for an answer that is neither an array nor one line."""
+def assert_decoded_or_refused(answer: str, start: str) -> None:
+    """Check that the answer is `decoded` or a message of one line that starts with `start`."""
     assert answer == "decoded" or (answer.startswith(start) and answer.splitlines() == [answer]), answer
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_images(kind: str, full: bool, tmp_path: Path, reader: Reader, tally: Callable[[str], Callable]) -> None:
-    """A file is known again by its format and number: the seed is made of both."""
+def test_mutated_images_are_decoded_or_refused(
+    kind: str, full: bool, tmp_path: Path, reader: Reader, tally: Callable[[str], Callable]
+) -> None:
+    """Check files whose seed is their format and number, so that each one can be reproduced."""
     survived = tally("mutated images decoded or refused")
     names = sorted(IMAGES[kind])
     decoded = 0
@@ -56,7 +58,7 @@ def test_images(kind: str, full: bool, tmp_path: Path, reader: Reader, tally: Ca
         path.write_bytes(mutated(IMAGES[kind][name], rng, IMAGES[kind][rng.choice(names)]))
         try:
             answer = reader.read("image", path)
-            judge(answer, f"image={path}: cannot be read as an image (")
+            assert_decoded_or_refused(answer, f"image={path}: cannot be read as an image (")
         except AssertionError as error:
             raise AssertionError(f"{name}, {path}: {error}") from error
         decoded += answer == "decoded"
@@ -67,7 +69,7 @@ def test_images(kind: str, full: bool, tmp_path: Path, reader: Reader, tally: Ca
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_valid_images_are_decoded(kind: str, tmp_path: Path, reader: Reader) -> None:
-    """Else the test above would mutate what is refused anyway; pixels of unknown range are."""
+    """Check the files that the test above mutates. Only floats, whose range is unknown, are refused."""
     for name, content in IMAGES[kind].items():
         path = tmp_path / f"{name}.{kind}"
         path.write_bytes(content)
@@ -75,18 +77,20 @@ def test_valid_images_are_decoded(kind: str, tmp_path: Path, reader: Reader) -> 
 
 
 @pytest.mark.parametrize("gzipped", [False, True], ids=["plain", "gzipped"])
-def test_idx_files(gzipped: bool, full: bool, tmp_path: Path, reader: Reader, tally: Callable[[str], Callable]) -> None:
-    """Mutated before or after they are compressed; 500 of each with --full, 50 without."""
+def test_mutated_idx_files_are_read_or_refused(
+    gzipped: bool, full: bool, tmp_path: Path, reader: Reader, tally: Callable[[str], Callable]
+) -> None:
+    """Check files mutated before or after compression: 50 of each, or 500 with --full."""
     survived = tally("mutated idx files read or refused")
-    write_idx(tmp_path / "sound", 5, gzipped=False)
-    assert reader.read("idx", tmp_path / "sound") == "decoded"
-    sound = {name: (tmp_path / "sound" / name).read_bytes() for name in FILES}
+    write_idx(tmp_path / "valid", 5, gzipped=False)
+    assert reader.read("idx", tmp_path / "valid") == "decoded"
+    valid = {name: (tmp_path / "valid" / name).read_bytes() for name in FILES}
     for number in range(500 if full else 50):
         rng = random.Random(f"idx {gzipped} {number}")
         folder = tmp_path / str(number)
         write_idx(folder, 5, gzipped)
         for name in rng.choice([FILES[:1], FILES[1:], FILES]):
-            content, other = sound[name], sound[rng.choice(FILES)]
+            content, other = valid[name], valid[rng.choice(FILES)]
             inside = rng.random() < 0.5
             if not gzipped:
                 (folder / name).write_bytes(mutated(content, rng, other))
@@ -95,7 +99,7 @@ def test_idx_files(gzipped: bool, full: bool, tmp_path: Path, reader: Reader, ta
             else:
                 (folder / f"{name}.gz").write_bytes(mutated(gzip.compress(content, mtime=0), rng, gzip.compress(other)))
         try:
-            judge(reader.read("idx", folder), f"dataset.root={folder}: ")
+            assert_decoded_or_refused(reader.read("idx", folder), f"dataset.root={folder}: ")
         except AssertionError as error:
             raise AssertionError(f"{folder}: {error}") from error
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Any override of any key with any scalar: a valid config, or one line that names the key."""
+"""Random overrides of all keys: the result is a valid config, or one line that names the key."""
 
 import os
 import re
@@ -15,16 +15,16 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 from tests.conftest import SCHEMAS
-from tests.fuzz.in_process import Answer, ask, quick
+from tests.fuzz.in_process import Outcome, fast_composition, start
 
 CONFIGS = files("ddpm_cli.configs")
 SHARDS = 20
 QUICK_SHARDS = 2
-"""Of which `make test` runs so many."""
+"""Number of shards that run without --slow."""
 LIMIT = 1.0
-"""Seconds that an answer may take."""
+"""Time limit for an override, in seconds."""
 
-BESIDE = {
+REQUIRED_BY_OVERRIDE = {
     "dataset=swiss_roll": ["model=mlp", "sampler.thresholding=none"],
     "dataset=image_folder": ["dataset.root=pictures"],
     "model=mlp": ["dataset=swiss_roll", "sampler.thresholding=none"],
@@ -38,47 +38,47 @@ BESIDE = {
     "mask": ["task=inpaint", "image=1"],
     "resamplings": ["task=inpaint", "image=1", "mask=hole.png"],
 }
-"""What some options and keys of ddpm-train and ddpm-sample need beside them to be sound."""
+"""Overrides without which some options and keys of ddpm-train and ddpm-sample are invalid."""
 
-SOUND = {"sample": ["ckpt=run.pt"], "evaluate": ["ckpt=run.pt"], "forward": ["image=cat.png"]}
-"""What the commands need at least."""
+REQUIRED_BY_COMMAND = {"sample": ["ckpt=run.pt"], "evaluate": ["ckpt=run.pt"], "forward": ["image=cat.png"]}
+"""Overrides without which the commands are invalid."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a command, and what has to be typed beside it so that it exists."""
+    """A key of a command, and the overrides without which it does not exist or is invalid."""
 
     command: str
     name: str
-    beside: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
 
 def keys_of(command: str) -> Iterator[Key]:
-    """All keys of configs/<command>.yaml and of all options of its groups, and the groups."""
+    """Yield the keys of configs/<command>.yaml, its groups, and the keys of all their options."""
     root = read(f"{command}.yaml")
-    beside = tuple(SOUND.get(command, []))
+    required = tuple(REQUIRED_BY_COMMAND.get(command, []))
     for name in leaves({key: value for key, value in root.items() if key not in ("defaults", "hydra")}):
-        needed = BESIDE.get(name, []) if command == "sample" else []
-        yield Key(command, "class" if name == "classes" else name, (*beside, *needed))
+        needed = REQUIRED_BY_OVERRIDE.get(name, []) if command == "sample" else []
+        yield Key(command, "class" if name == "classes" else name, (*required, *needed))
     for default in root["defaults"]:
         entry = next(iter(default)) if isinstance(default, dict) else default
         if entry.startswith(("override", "optional")) or entry in ("_self_", f"{command}_schema"):
             continue
         group, _, place = entry.partition("@")
-        yield Key(command, entry, beside)
+        yield Key(command, entry, required)
         for file in (CONFIGS / group).iterdir():
             if file.name.endswith(".yaml") and group not in ("experiment", "sweep"):
                 choice = f"{group}={file.name.removesuffix('.yaml')}"
                 if place == "schedules.constant" and choice != "schedule=constant":
-                    continue  # refused whatever else is typed, for forward.yaml sets its beta
-                needed = BESIDE.get(choice, []) if command == "train" else []
+                    continue  # always refused, because forward.yaml sets its beta
+                needed = REQUIRED_BY_OVERRIDE.get(choice, []) if command == "train" else []
                 plain = command == "forward" and group == "dataset"
                 for name in (
                     "name",
                     *leaves({k: v for k, v in read(f"{group}/{file.name}").items() if k != "defaults"}),
                 ):
                     chosen = choice.replace("=", f"@{place}=") if place else choice
-                    yield Key(command, f"{place or group}.{name}", (*(() if plain else beside), chosen, *needed))
+                    yield Key(command, f"{place or group}.{name}", (*(() if plain else required), chosen, *needed))
 
 
 def read(file: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def read(file: str) -> dict[str, Any]:
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The keys of a tree, those of its inner nodes too."""
+    """Yield the dotted keys of a tree, including those of inner nodes."""
     for name, value in tree.items():
         yield prefix + name
         if isinstance(value, dict):
@@ -131,8 +131,8 @@ values = st.one_of(
 
 
 @st.composite
-def misspelt(draw: st.DrawFn, name: str) -> str:
-    """A key like `name`, or quite another."""
+def misspelled_keys(draw: st.DrawFn, name: str) -> str:
+    """Draw a misspelling of `name`, or an unrelated key."""
     at = draw(st.integers(0, len(name) - 1))
     letter = draw(st.characters(exclude_categories=[], exclude_characters="="))
     near = [
@@ -147,38 +147,39 @@ def misspelt(draw: st.DrawFn, name: str) -> str:
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> tuple[Key, list[str]]:
-    """A key, which may be misspelt, and a command line that gives it a value."""
+def command_lines(draw: st.DrawFn) -> tuple[Key, list[str]]:
+    """Draw a key, possibly misspelled, and a command line that sets it."""
     command = draw(st.sampled_from(["train", "train", "train", "sample", "evaluate", "forward"]))
     key = draw(st.sampled_from(KEYS[command]))
     form = draw(st.sampled_from(["{}={}"] * 6 + ["+{}={}", "++{}={}", "~{}", "~{}={}", "wrong"]))
     if form == "wrong":
-        beside = tuple(SOUND.get(command, [])) if key.name in BESIDE else key.beside  # else that one is missing too
-        key = Key(command, draw(misspelt(key.name)), beside)
+        # without the misspelled key, the overrides that require it would fail as well
+        required = tuple(REQUIRED_BY_COMMAND.get(command, [])) if key.name in REQUIRED_BY_OVERRIDE else key.required
+        key = Key(command, draw(misspelled_keys(key.name)), required)
         form = draw(st.sampled_from(["{}={}", "+{}={}", "{}"]))
     typed = form.format(key.name, draw(values))
-    beside = [override for override in key.beside if override.split("=")[0] != key.name.lstrip("+~")]
-    return key, [*beside, typed]
+    required = [override for override in key.required if override.split("=")[0] != key.name.lstrip("+~")]
+    return key, [*required, typed]
 
 
-def complaint(key: Key, typed: str, answer: Answer) -> str | None:
-    """What is wrong with the answer to the override `typed` of a key, if anything is."""
-    if answer.touched:
-        return f"touched {answer.touched}"
-    if answer.out:
-        return f"printed {answer.out!r}"
-    if answer.code == 0:
-        if not isinstance(answer.config, SCHEMAS[key.command]) or answer.err:
+def problem_with(key: Key, typed: str, outcome: Outcome) -> str | None:
+    """Return what is wrong with the outcome of the override `typed`, or None."""
+    if outcome.touched:
+        return f"touched {outcome.touched}"
+    if outcome.out:
+        return f"printed {outcome.out!r}"
+    if outcome.code == 0:
+        if not isinstance(outcome.config, SCHEMAS[key.command]) or outcome.err:
             return "no config, or a message"
-        return None if landed(answer.config, typed) else "not in the config"
-    message = answer.err.removesuffix("\n").removeprefix(f"ddpm-{key.command}: ")
-    if answer.code != 2 or message.splitlines() != [message] or "Traceback" in message or answer.config is not None:
+        return None if is_applied(outcome.config, typed) else "not in the config"
+    message = outcome.err.removesuffix("\n").removeprefix(f"ddpm-{key.command}: ")
+    if outcome.code != 2 or message.splitlines() != [message] or "Traceback" in message or outcome.config is not None:
         return "not one line and exit status 2"
-    return None if names(message, key.name) else "does not name the key"
+    return None if names_key(message, key.name) else "does not name the key"
 
 
-def landed(config: Any, typed: str) -> bool:
-    """Whether the config has what was typed, where that is a plain number or truth value."""
+def is_applied(config: Any, typed: str) -> bool:
+    """Return whether the config has the typed value. Only integers and booleans are checked."""
     plain = re.fullmatch(r"([a-z_.]+)=(-?\d{1,15}|true|false)", typed)
     if plain is None:
         return True
@@ -188,11 +189,11 @@ def landed(config: Any, typed: str) -> bool:
     return config == value or str(config).lower() == plain[2] or (config is True and type(value) is int)
 
 
-def names(message: str, key: str) -> bool:
-    """Whether a message has the key, or the group that it is of, as a word."""
+def names_key(message: str, key: str) -> bool:
+    """Return whether a message contains the key, or the group of the key, as a word."""
     plain = "".join(letter if letter.isprintable() else "?" for letter in " ".join(key.split()))
     parts = plain.partition("@")[2] or plain
-    if key.startswith("schedules."):  # an option of ddpm-forward does not know which of the schedules it is
+    if key.startswith("schedules."):  # options do not know their place in `schedules`
         message = message.replace("schedules.<name>.", f"{parts.rpartition('.')[0]}.")
     above = [parts[: dot.start()] for dot in re.finditer(r"\.", parts)]
     patterns = [rf"{re.escape(name)}(?!\w)" for name in (plain, plain.lstrip("+~"), parts, plain.partition("@")[0])]
@@ -202,18 +203,18 @@ def names(message: str, key: str) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, but for a file that passes for a checkpoint until it is read."""
+    """Change to a folder that contains only an empty file named like a checkpoint."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.pt").write_bytes(b"")
     return tmp_path
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm() -> Iterator[None]:
-    """Each command asked once, which imports what takes seconds."""
-    with quick():
+def _warm_up() -> Iterator[None]:
+    """Start each command once, so that the tests do not measure imports."""
+    with fast_composition():
         for command in SCHEMAS:
-            ask(command)
+            start(command)
         yield
 
 
@@ -221,22 +222,22 @@ def _warm() -> Iterator[None]:
     "shard", [pytest.param(i, marks=[] if i < QUICK_SHARDS else pytest.mark.slow) for i in range(SHARDS)]
 )
 def test_overrides(shard: int, full: bool, folder: Path, tally: Callable[[str], Callable[[], None]]) -> None:
-    """Each shard has a seed of its own, so that they can run side by side and any of them again."""
-    answered = tally("overrides composed or refused")
+    """Check one shard. Each has its own seed, so that shards can run in parallel and be repeated."""
+    checked = tally("overrides composed or refused")
 
     @with_seed(shard)
     @settings(
         max_examples=20_000 // SHARDS if full else 500 // SHARDS, deadline=None, database=None, phases=[Phase.generate]
     )
-    @given(questions())
-    def every_one(question: tuple[Key, list[str]]) -> None:
-        key, overrides = question
-        answer = ask(key.command, *overrides)
-        if answer.seconds > LIMIT:  # again, for the machine may have been busy
-            answer = ask(key.command, *overrides)
-        assert complaint(key, overrides[-1], answer) is None, (overrides, answer)
-        assert answer.seconds <= LIMIT, (overrides, answer.seconds)
+    @given(command_lines())
+    def check(command_line: tuple[Key, list[str]]) -> None:
+        key, overrides = command_line
+        outcome = start(key.command, *overrides)
+        if outcome.seconds > LIMIT:  # try again, the machine may have been busy
+            outcome = start(key.command, *overrides)
+        assert problem_with(key, overrides[-1], outcome) is None, (overrides, outcome)
+        assert outcome.seconds <= LIMIT, (overrides, outcome.seconds)
         assert os.listdir() == ["run.pt"]  # noqa: PTH208
-        answered()
+        checked()
 
-    every_one()
+    check()

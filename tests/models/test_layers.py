@@ -1,4 +1,4 @@
-"""Layers against their definitions, written with loops or NumPy."""
+"""Layers, compared with their definitions in loops or NumPy."""
 
 import math
 
@@ -23,12 +23,12 @@ def softmax(x: np.ndarray, axis: int) -> np.ndarray:
 
 
 def projections(layer: Attention | LinearAttention, x: torch.Tensor) -> np.ndarray:
-    """q, k, v of the first image: (3, heads, head_dim, pixels)."""
+    """Return q, k and v of the first image: (3, heads, head_dim, pixels)."""
     qkv = layer.to_qkv(layer.norm(x))[0].detach().numpy()
     return qkv.reshape(3, layer.heads, -1, x.shape[2] * x.shape[3])
 
 
-def test_sinusoidal_embedding_by_hand() -> None:
+def test_sinusoidal_embedding_matches_its_formula() -> None:
     emb = sinusoidal_embedding(torch.tensor([0, 7]), 6)
     frequencies = [1, 10_000**-0.5, 1 / 10_000]
     assert emb[0].tolist() == [0, 0, 0, 1, 1, 1]
@@ -40,7 +40,7 @@ def test_standardised_filters_have_mean_0_and_variance_1() -> None:
     torch.manual_seed(0)
     conv = WeightStandardizedConv2d(4, 5, 3, padding=1)
     with torch.no_grad():
-        conv.weight.mul_(7).add_(3)  # any scale and shift is undone
+        conv.weight.mul_(7).add_(3)  # standardisation removes any scale and shift
     x = torch.randn(2, 4, 6, 6)
     weight = conv.weight.detach().numpy().astype(np.float64)
     flat = weight.reshape(5, -1)
@@ -50,8 +50,8 @@ def test_standardised_filters_have_mean_0_and_variance_1() -> None:
 
 
 @pytest.mark.parametrize("mean", [0, 100])
-def test_group_norm_by_channel_is_group_norm(mean: float) -> None:
-    """Forward and backward, against torch's, in float64; and in float32 as exact as torch's far from zero."""
+def test_group_norm_by_channel_matches_group_norm(mean: float) -> None:
+    """Check output and gradients in float64, and the rounding error in float32 for data far from zero."""
     torch.manual_seed(0)
     x = (torch.randn(3, 12, 5, 4, dtype=torch.float64) + mean).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
@@ -59,8 +59,8 @@ def test_group_norm_by_channel_is_group_norm(mean: float) -> None:
     ours = group_norm_by_channel(x, 4, weight, bias, 1e-6)
     theirs = nn.functional.group_norm(x, 4, weight, bias, 1e-6)
     assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
-    towards = torch.randn_like(x)
-    gradients = [torch.autograd.grad(out, inputs, towards) for out in (ours, theirs)]
+    grad_output = torch.randn_like(x)
+    gradients = [torch.autograd.grad(out, inputs, grad_output) for out in (ours, theirs)]
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-8) for a, b in zip(*gradients, strict=True))
     x, weight, bias = (tensor.detach().float() for tensor in inputs)
     exact = theirs.detach()
@@ -69,8 +69,8 @@ def test_group_norm_by_channel_is_group_norm(mean: float) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_group_norm_of_bfloat16_is_rounded_once(layout: torch.memory_format) -> None:
-    """At the end: its statistics are those of the numbers as they are, far from zero too."""
+def test_group_norm_of_bfloat16_is_rounded_only_at_the_end(layout: torch.memory_format) -> None:
+    """Check that the statistics are exact, also for data far from zero."""
     torch.manual_seed(0)
     norm = GroupNorm(2, 6)
     nn.init.normal_(norm.weight)
@@ -123,4 +123,4 @@ def test_full_attention_matches_its_definition() -> None:
     expected = x + layer.to_out(torch.tensor(out).float().reshape(1, 6, 2, 4))
     assert torch.allclose(layer(x), expected, atol=1e-5)
     with torch.no_grad():
-        assert torch.allclose(layer(x), expected, atol=1e-5)  # by another way, where no gradient is wanted
+        assert torch.allclose(layer(x), expected, atol=1e-5)  # a different implementation without gradients

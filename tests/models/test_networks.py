@@ -38,8 +38,8 @@ NETWORKS = {
 }
 
 
-def stirred(network: nn.Module) -> nn.Module:
-    """With something in every parameter: branches that start as zeros let nothing through."""
+def randomized(network: nn.Module) -> nn.Module:
+    """Add noise to all parameters, because branches initialised to zero have no effect."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -50,21 +50,21 @@ def config_of(name: str, *more: str) -> TrainConfig:
     return composed(*TINY[:1], *NETWORKS[name], *more)
 
 
-def test_the_cifar10_network_of_ho_et_al_has_35_7_million_parameters() -> None:
+def test_cifar10_network_of_ho_et_al_has_35_7_million_parameters() -> None:
     with torch.device("meta"):
         network = build_network(composed("model=ddpm_cifar10", "dataset=cifar10").model, 3)
     assert sum(parameter.numel() for parameter in network.parameters()) == 35_746_307
 
 
-def test_the_cifar10_network_of_nichol_and_dhariwal_has_52_5_million_parameters() -> None:
-    """Their code with learned variance, three residual blocks and four heads."""
+def test_cifar10_network_of_nichol_and_dhariwal_has_52_5_million_parameters() -> None:
+    """Compare with their code for learned variance, three residual blocks and four heads."""
     with torch.device("meta"):
         network = build_network(composed("model=improved_cifar10", "dataset=cifar10").model, 3, outputs=2)
     assert sum(parameter.numel() for parameter in network.parameters()) == 52_546_438
 
 
-def test_the_convolutional_network_by_hand() -> None:
-    """Layer by layer, as the text has them."""
+def test_conv_network_has_the_parameters_of_the_text() -> None:
+    """Count the parameters layer by layer."""
 
     def block(dim: int, dim_out: int, time_dim: int = 100) -> int:
         convolutions = 9 * dim * dim_out + dim_out + 9 * dim_out * dim_out + dim_out
@@ -77,7 +77,7 @@ def test_the_convolutional_network_by_hand() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
-def test_the_annotated_network_has_2_0_million_parameters() -> None:
+def test_annotated_network_has_2_0_million_parameters() -> None:
     network = build_network(composed("experiment=annotated").model, 1)
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 1) == 2.0
 
@@ -92,19 +92,19 @@ def test_output_shape_equals_input_shape(name: str, height: int, width: int) -> 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_output_does_not_depend_on_batch_or_memory_format(name: str) -> None:
     torch.manual_seed(0)
-    network = stirred(build_network(config_of(name).model, 3)).eval()
+    network = randomized(build_network(config_of(name).model, 3)).eval()
     x, t = torch.randn(5, 3, 8, 8), torch.tensor([3, 40, 0, 9, 20])
-    together = network(x, t)
-    alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(5)])
-    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
-    beside = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
-    assert torch.allclose(together, beside, rtol=1e-4, atol=1e-5)
+    batched = network(x, t)
+    single = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(5)])
+    assert torch.allclose(batched, single, rtol=1e-4, atol=1e-5)
+    channels_last = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
+    assert torch.allclose(batched, channels_last, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_is_close_to_float32(name: str) -> None:
     torch.manual_seed(0)
-    network = stirred(build_network(config_of(name).model, 3)).eval()
+    network = randomized(build_network(config_of(name).model, 3)).eval()
     x, t = torch.randn(8, 3, 8, 8), torch.randint(0, 50, (8,))
     exact = network(x, t)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -115,7 +115,7 @@ def test_bfloat16_is_close_to_float32(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_parameters_get_gradients_and_t_has_an_effect(name: str) -> None:
     torch.manual_seed(0)
-    network = stirred(build_network(config_of(name).model, 1, classes=3))
+    network = randomized(build_network(config_of(name).model, 1, classes=3))
     x, t, y = torch.randn(4, 1, 8, 8), torch.tensor([3, 40, 3, 40]), torch.tensor([0, 1, 2, 3])
     network(x, t, y).square().sum().backward()
     without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -127,7 +127,7 @@ def test_all_parameters_get_gradients_and_t_has_an_effect(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_class_has_an_effect_and_there_is_a_null_label(name: str) -> None:
     torch.manual_seed(0)
-    network = stirred(build_network(config_of(name).model, 1, classes=3)).eval()
+    network = randomized(build_network(config_of(name).model, 1, classes=3)).eval()
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([3])
     outputs = [network(x, t, torch.tensor([label])) for label in range(4)]
     assert all(not torch.allclose(a, b) for a, b in itertools.combinations(outputs, 2))
@@ -142,10 +142,10 @@ def test_learned_variance_doubles_the_output_channels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_scale_of_t(name: str) -> None:
-    """A network that halves t sees of t = 40 what one that does not sees of 20."""
+def test_time_scale_multiplies_t(name: str) -> None:
+    """Check that a time scale of 0.5 has the same output at t = 40 as a time scale of 1 at t = 20."""
     torch.manual_seed(0)
-    plain = stirred(build_network(config_of(name).model, 1)).eval()
+    plain = randomized(build_network(config_of(name).model, 1)).eval()
     halving = build_network(config_of(name, "model.time_scale=0.5").model, 1).eval()
     halving.load_state_dict(plain.state_dict())
     x = torch.randn(1, 1, 8, 8)
@@ -166,13 +166,13 @@ def test_mlp_accepts_points() -> None:
     assert not torch.allclose(output, network(x, t, y.flip(0)))
 
 
-def test_the_ddpm_network_starts_at_zero() -> None:
+def test_initial_output_of_the_ddpm_network_is_zero() -> None:
     network = build_network(config_of("ddpm").model, 1)
     assert not network(torch.randn(1, 1, 8, 8), torch.tensor([5])).any()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_self_conditioning_doubles_the_input(name: str) -> None:
+def test_self_conditioning_doubles_the_input_channels(name: str) -> None:
     network = build_network(config_of(name, "model.self_condition=true").model, 1)
     assert network(torch.randn(1, 2, 8, 8), torch.tensor([5])).shape == (1, 1, 8, 8)
 
@@ -181,7 +181,7 @@ def test_self_conditioning_doubles_the_input(name: str) -> None:
 def test_dropout_is_off_in_evaluation(name: str) -> None:
     torch.manual_seed(0)
     network = build_network(config_of(name, "model.dropout=0.5").model, 1)
-    stirred(network)
+    randomized(network)
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([5])
     assert not torch.equal(network(x, t), network(x, t))
     network.eval()
@@ -191,7 +191,7 @@ def test_dropout_is_off_in_evaluation(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["linear", "conv", *(pytest.param(x, marks=pytest.mark.slow) for x in ("ddpm", "improved"))]
 )
-def test_the_network_compiles_without_graph_breaks(name: str) -> None:
+def test_network_compiles_without_graph_breaks(name: str) -> None:
     network = build_network(config_of(name).model, 1)
     report = torch._dynamo.explain(network)(torch.randn(2, 1, 8, 8), torch.tensor([3, 40]))
     assert report.graph_break_count == 0

@@ -10,10 +10,10 @@ CPU = torch.device("cpu")
 
 
 def test_noise_of_an_image_does_not_depend_on_the_batch() -> None:
-    together = ImageNoise(7, range(4), (1, 2, 2), CPU)
-    alone = ImageNoise(7, range(2, 3), (1, 2, 2), CPU)
+    batched = ImageNoise(7, range(4), (1, 2, 2), CPU)
+    single = ImageNoise(7, range(2, 3), (1, 2, 2), CPU)
     for _ in range(3):
-        assert torch.equal(together()[2], alone()[0])
+        assert torch.equal(batched()[2], single()[0])
     assert not torch.equal(ImageNoise(8, range(4), (1, 2, 2), CPU)(), ImageNoise(7, range(4), (1, 2, 2), CPU)())
 
 
@@ -31,21 +31,21 @@ def test_images_do_not_depend_on_n_and_batch_size(sampler: str) -> None:
 
     reference = images(9, 9)
     assert reference.shape == (9, 1, 8, 8)
-    assert reference.std(dim=0).mean() > 0.01  # they do differ from each other
+    assert reference.std(dim=0).mean() > 0.01  # the images differ from each other
     for n, batch_size in [(9, 1), (9, 4), (5, 3)]:
         assert torch.allclose(images(n, batch_size), reference[:n], atol=1 / 255)
 
 
 class Device:
-    """With memory for batches of so many."""
+    """A device whose memory suffices for batches of `max_batch`."""
 
-    def __init__(self, most: int, error: Exception) -> None:
-        self.most, self.error = most, error
-        self.asked: list[range] = []
+    def __init__(self, max_batch: int, error: Exception) -> None:
+        self.max_batch, self.error = max_batch, error
+        self.requested: list[range] = []
 
     def work(self, images: range) -> list[int]:
-        self.asked.append(images)
-        if len(images) > self.most:
+        self.requested.append(images)
+        if len(images) > self.max_batch:
             raise self.error
         return [*images]
 
@@ -60,9 +60,9 @@ OUT_OF_MEMORY = [
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "mps", "cpu"])
 def test_out_of_memory_halves_the_batch(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     device = Device(3, error)
-    made = [*batches_with_oom_retry(20, 16, device.work)]
-    assert [i for _, part in made for i in part] == [*range(20)]
-    assert [len(images) for images in device.asked] == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    batches = [*batches_with_oom_retry(20, 16, device.work)]
+    assert [i for _, part in batches for i in part] == [*range(20)]
+    assert [len(images) for images in device.requested] == [16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     (message,) = caplog.messages
     assert "out of memory with batches of 16; continuing with 2" in message
 

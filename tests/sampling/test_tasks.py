@@ -1,4 +1,4 @@
-"""What `ddpm-sample` makes of networks that are told classes, of points, and of images that it is given."""
+"""`ddpm-sample`: class labels, points, interpolation and inpainting."""
 
 import csv
 from collections.abc import Callable
@@ -14,12 +14,12 @@ Run = Callable[..., Result]
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 LEARN = ["train.steps=20", "train.lr=0.02", "train.warmup_steps=0", "train.ema_decay=0"]
-"""Far enough that outputs depend on all inputs."""
+"""Enough training that the outputs depend on all inputs."""
 
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a network that is told classes, which here have the names of clothes."""
+    """Return a checkpoint of a class-conditional network whose classes have the names of clothes."""
     run = train_into(tmp_path_factory.mktemp("classes") / "run", *TINY, *LEARN, "conditioning=class")
     edit_checkpoint(run / "checkpoints/last.pt", run / "clothes.pt", classes=NAMES)
     return run / "clothes.pt"
@@ -38,7 +38,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sample(run: Run) -> Callable[..., dict[str, np.ndarray]]:
-    """`sample("here", ckpt, "n=3")`: what samples.npz has after `ddpm-sample`, which writes to the folder `here`."""
+    """Return a function: `sample("here", ckpt, "n=3")` runs `ddpm-sample` and returns here/samples.npz."""
 
     def arrays(out: str, ckpt: Path, *overrides: str) -> dict[str, np.ndarray]:
         result = run("sample", f"ckpt={ckpt}", f"out={out}", "npz=true", "device=cpu", *overrides)
@@ -52,10 +52,10 @@ Sample = Callable[..., dict[str, np.ndarray]]
 
 
 def test_default_classes_cycle(sample: Sample, classes: Path) -> None:
-    made = sample("new", classes, "n=12")
-    assert made["labels"].tolist() == [*range(10), 0, 1]
-    assert made["labels"].dtype == np.int64
-    assert made["images"].shape == (12, 8, 8, 1)
+    samples = sample("new", classes, "n=12")
+    assert samples["labels"].tolist() == [*range(10), 0, 1]
+    assert samples["labels"].dtype == np.int64
+    assert samples["images"].shape == (12, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_unknown_class_lists_the_classes(run: Run, classes: Path) -> None:
     assert f"class=boots: must be a number in 0..9 or one of {', '.join(NAMES[:-1])} or Ankle boot\n" in result.err
 
 
-def test_the_class_decides_what_is_drawn(sample: Sample, classes: Path) -> None:
+def test_images_depend_on_the_class(sample: Sample, classes: Path) -> None:
     by_name, by_number = sample("a", classes, "n=2", "class=sneaker"), sample("b", classes, "n=2", "class=7")
     other = sample("c", classes, "n=2", "class=1")
     assert np.array_equal(by_name["images"], by_number["images"])
     assert not np.array_equal(by_name["images"], other["images"])
 
 
-def test_image_i_of_a_class_is_the_same_whatever_n_and_batch_size(sample: Sample, classes: Path) -> None:
+def test_images_of_a_class_do_not_depend_on_n_or_batch_size(sample: Sample, classes: Path) -> None:
     large = sample("a", classes, "n=7", "class=[3,5]", "guidance_scale=2")
     small = sample("b", classes, "n=5", "class=[3,5]", "guidance_scale=2", "batch_size=2")
     assert np.array_equal(small["labels"], large["labels"][:5])
@@ -108,29 +108,29 @@ def test_guidance_scale_0_ignores_the_class(sample: Sample, classes: Path) -> No
 
 def test_default_guidance_scale_is_that_of_the_run(sample: Sample, tmp_path: Path) -> None:
     run = train_into(tmp_path / "run", *TINY, *LEARN, "conditioning=class", "guidance_scale=3")
-    own, same = sample("a", run, "n=4"), sample("b", run, "n=4", "guidance_scale=3")
+    default, same = sample("a", run, "n=4"), sample("b", run, "n=4", "guidance_scale=3")
     other = sample("c", run, "n=4", "guidance_scale=1")
-    assert np.array_equal(own["images"], same["images"])
-    assert not np.array_equal(own["images"], other["images"])
+    assert np.array_equal(default["images"], same["images"])
+    assert not np.array_equal(default["images"], other["images"])
     assert np.array_equal(Image.open("a/grid.png"), Image.open(run / "samples/step_00000020.png"))
 
 
-def test_the_grid_names_the_classes(sample: Sample, classes: Path, plain: Path) -> None:
-    """A row a class, so two classes of three images are two rows, with the names to the left of them."""
-    made = sample("named", classes, "n=6", "class=[sneaker,bag]")
+def test_grid_shows_class_names(sample: Sample, classes: Path, plain: Path) -> None:
+    """Check a grid of two classes with three images each: two rows with the class names on the left."""
+    samples = sample("named", classes, "n=6", "class=[sneaker,bag]")
     sample("unnamed", plain, "n=6")
     named, unnamed = Image.open("named/grid.png"), Image.open("unnamed/grid.png")
     assert named.height == unnamed.height  # two rows of three
     assert named.width > unnamed.width + 20
     pixels = np.asarray(named)
     first = named.width - unnamed.width + 2
-    for i in range(6):  # 8x8 images are enlarged by 7
+    for i in range(6):  # images of 8x8 pixels are enlarged by 7
         top, left = 2 + 58 * (i % 2), first + 58 * (i // 2)
-        assert np.array_equal(pixels[top : top + 56 : 7, left : left + 56 : 7], made["images"][i, ..., 0])
+        assert np.array_equal(pixels[top : top + 56 : 7, left : left + 56 : 7], samples["images"][i, ..., 0])
 
 
 def digit(i: int) -> np.ndarray:
-    """Image i of the test split."""
+    """Return image i of the test split."""
     from ddpm_cli.data.sources import load_examples
     from tests.conftest import composed
 
@@ -138,14 +138,14 @@ def digit(i: int) -> np.ndarray:
 
 
 def test_interpolation(sample: Sample, plain: Path) -> None:
-    """From a timestep at which little is lost the ends are close to the images, and the middle to their mean."""
+    """Check that at a small t the ends are close to the images and the middle is close to their mean."""
     a, b = digit(3).astype(float), digit(5).astype(float)
-    made = sample("new", plain, "task=interpolate", "a=3", "b=5", "t=0", "n=5")
-    images = made["images"][..., 0]
-    assert made["labels"].tolist() == [-1] * 5
+    samples = sample("new", plain, "task=interpolate", "a=3", "b=5", "t=0", "n=5")
+    images = samples["images"][..., 0]
+    assert samples["labels"].tolist() == [-1] * 5
     assert np.abs(a - b).mean() > 40
-    for image, share in zip(images, np.linspace(0, 1, 5), strict=True):
-        assert np.abs(image - ((1 - share) * a + share * b)).mean() < 12
+    for image, weight in zip(images, np.linspace(0, 1, 5), strict=True):
+        assert np.abs(image - ((1 - weight) * a + weight * b)).mean() < 12
     far = sample("far", plain, "task=interpolate", "a=3", "b=5", "t=49", "n=5")["images"][..., 0]
     assert np.abs(far[0] - a).mean() > 40
     assert len(sample("default", plain, "task=interpolate", "a=3", "b=5")["images"]) == 9
@@ -158,27 +158,27 @@ def test_interpolation_of_files(sample: Sample, plain: Path) -> None:
     files = sample("b", plain, "task=interpolate", "a=3.png", "b=5.png", "n=3", "batch_size=1")
     assert np.abs(numbers["images"].astype(int) - files["images"]).max() <= 1
     row = np.asarray(Image.open("a/grid.png"))
-    assert np.array_equal(row[2:58:7, 2:58:7], digit(3))  # the two images stand at the ends
+    assert np.array_equal(row[2:58:7, 2:58:7], digit(3))  # the grid starts and ends with the two images
     assert np.array_equal(row[2:58:7, 2 + 4 * 58 : 58 + 4 * 58 : 7], digit(5))
 
 
-def test_all_mixes_have_the_same_noise(sample: Sample, plain: Path) -> None:
-    """So from an image to itself nothing changes."""
+def test_interpolated_images_share_their_noise(sample: Sample, plain: Path) -> None:
+    """Check that an interpolation from an image to itself is constant."""
     images = sample("new", plain, "task=interpolate", "a=3", "b=3", "n=4", "batch_size=3")["images"].astype(int)
     assert np.ptp(images, axis=0).max() <= 1
 
 
 @pytest.mark.parametrize(("typed", "label"), [([], -1), (["class=ankle_boot"], 9), (["class=2"], 2)])
 def test_interpolation_has_at_most_one_class(sample: Sample, classes: Path, typed: list[str], label: int) -> None:
-    made = sample("new", classes, "task=interpolate", "a=3", "b=3", "n=4", "t=40", *typed)
-    assert made["labels"].tolist() == [label] * 4
-    assert np.ptp(made["images"].astype(int), axis=0).max() <= 1
+    samples = sample("new", classes, "task=interpolate", "a=3", "b=3", "n=4", "t=40", *typed)
+    assert samples["labels"].tolist() == [label] * 4
+    assert np.ptp(samples["images"].astype(int), axis=0).max() <= 1
 
 
 def test_inpainting_cycles_through_classes(sample: Sample, classes: Path) -> None:
     Image.new("L", (8, 8), 255).save("all.png")
-    made = sample("new", classes, "task=inpaint", "image=4", "mask=all.png", "resamplings=1", "n=3", "class=[1,7]")
-    assert made["labels"].tolist() == [1, 7, 1]
+    samples = sample("new", classes, "task=inpaint", "image=4", "mask=all.png", "resamplings=1", "n=3", "class=[1,7]")
+    assert samples["labels"].tolist() == [1, 7, 1]
 
 
 def test_numeric_class_name_takes_precedence(sample: Sample, classes: Path) -> None:
@@ -198,17 +198,17 @@ def test_inpainting_keeps_the_rest_of_the_image(sample: Sample, ckpt: str, reque
     hole[2:6, 3:5] = True
     Image.fromarray(np.where(hole, 255, 0).astype(np.uint8)).save("hole.png")
     more = ["task=inpaint", "image=4", "mask=hole.png", "resamplings=2", "gif=true"]
-    made = sample("new", request.getfixturevalue(ckpt), *more)
-    images = made["images"][..., 0].astype(int)
+    samples = sample("new", request.getfixturevalue(ckpt), *more)
+    images = samples["images"][..., 0].astype(int)
     assert len(images) == 8
     assert np.abs(images - digit(4))[:, ~hole].max() <= 1
-    assert images[:, hole].std(axis=0).max() > 1  # each filling is another
-    assert made["labels"].tolist() == [-1] * 8
+    assert images[:, hole].std(axis=0).max() > 1  # the fillings differ
+    assert samples["labels"].tolist() == [-1] * 8
     row = np.asarray(Image.open("new/grid.png"))
     assert np.array_equal(row[2:58:7, 2:58:7], digit(4))
     assert np.array_equal(row[2:58:7, 60:116:7], np.where(hole, 128, digit(4)))
     with Image.open("new/film.gif") as film:
-        assert film.n_frames == 2 * 2 + 1  # of three strides the last, to the image, is taken once
+        assert film.n_frames == 2 * 2 + 1  # the last of three steps, which leads to the image, is not repeated
 
 
 def test_inpainting_depends_on_resamplings_and_seed(sample: Sample, plain: Path) -> None:
@@ -218,41 +218,41 @@ def test_inpainting_depends_on_resamplings_and_seed(sample: Sample, plain: Path)
     one = sample("a", plain, *more, "image=4", "resamplings=1")["images"]
     assert not np.array_equal(one, sample("b", plain, *more, "image=4", "resamplings=3")["images"])
     assert not np.array_equal(one, sample("c", plain, *more, "image=4", "resamplings=1", "seed=1")["images"])
-    again = sample("d", plain, *more, "image=four.png", "resamplings=1", "batch_size=2")["images"]
-    assert np.abs(one.astype(int) - again).max() <= 1
+    from_file = sample("d", plain, *more, "image=four.png", "resamplings=1", "batch_size=2")["images"]
+    assert np.abs(one.astype(int) - from_file).max() <= 1
 
 
 def test_mask_size_is_compared_after_exif_rotation(sample: Sample, plain: Path) -> None:
     picture = Image.new("L", (8, 12), 77)
     exif = picture.getexif()
-    exif[0x0112] = 6  # orientation: a quarter turn
+    exif[0x0112] = 6  # orientation tag: rotate by 90 degrees
     picture.save("turned.png", exif=exif)
     mask = np.zeros((8, 12), np.uint8)
-    mask[:, 2:6] = 255  # the left half of what the crop to a square leaves
+    mask[:, 2:6] = 255  # the left half of the square crop
     Image.fromarray(mask).save("hole.png")
     images = sample("new", plain, "task=inpaint", "image=turned.png", "mask=hole.png", "resamplings=1")["images"]
     assert np.abs(images[:, :, 5:, 0].astype(int) - 77).max() <= 1
     assert np.abs(images[:, :, :3, 0].astype(int) - 77).max() > 1
 
 
-def test_points(sample: Sample, points: Path) -> None:
-    made = sample("new", points, "n=40", "batch_size=30", "gif=true")
+def test_sampling_of_points_with_npz_and_gif(sample: Sample, points: Path) -> None:
+    samples = sample("new", points, "n=40", "batch_size=30", "gif=true")
     files = sorted(path.name for path in Path("new").iterdir())
     assert files == ["film.gif", "grid.png", "points.csv", "reverse.png", "samples.npz"]
-    assert made["points"].shape == (40, 2)
-    assert made["points"].dtype == np.float32
-    assert made["labels"].tolist() == [-1] * 40
+    assert samples["points"].shape == (40, 2)
+    assert samples["points"].dtype == np.float32
+    assert samples["labels"].tolist() == [-1] * 40
     with Path("new/points.csv").open(newline="") as stream:
         header, *rows = csv.reader(stream)
     assert header == ["x", "y"]
-    assert np.allclose(np.array(rows, float), made["points"], rtol=1e-5)
+    assert np.allclose(np.array(rows, float), samples["points"], rtol=1e-5)
     with Image.open("new/film.gif") as film, Image.open("new/grid.png") as grid:
         assert film.n_frames == 3
         assert film.size == grid.size
         assert (np.asarray(grid.convert("L")) < 200).sum() > 100  # frame, ticks and points
 
 
-def test_sampling_of_points(run: Run, points: Path) -> None:
+def test_sampling_of_points_by_default(run: Run, points: Path) -> None:
     assert run("sample", f"ckpt={points}", "out=new").code == 0
     assert sorted(path.name for path in Path("new").iterdir()) == ["grid.png", "points.csv", "reverse.png"]
     assert len(Path("new/points.csv").read_text().splitlines()) == 1 + 64
@@ -260,7 +260,7 @@ def test_sampling_of_points(run: Run, points: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m", "heun"])
 def test_every_sampler_starts_from_pure_noise(sample: Sample, points: Path, sampler: str) -> None:
-    """This network's last timestep has no signal, by which nothing may be divided."""
-    made = sample("new", points, "n=50", f"sampler={sampler}", "sampler.steps=10", "sampler.thresholding=none")
-    assert np.isfinite(made["points"]).all()
-    assert 0.1 < made["points"].std() < 5
+    """Check a network whose last timestep has no signal, so that a division by the signal would fail."""
+    samples = sample("new", points, "n=50", f"sampler={sampler}", "sampler.steps=10", "sampler.thresholding=none")
+    assert np.isfinite(samples["points"]).all()
+    assert 0.1 < samples["points"].std() < 5

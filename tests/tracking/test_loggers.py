@@ -1,4 +1,4 @@
-"""What TensorBoard and wandb are told, as TensorBoard's own reader and wandb's own records have it."""
+"""TensorBoard and wandb logging, checked with TensorBoard's reader and wandb's records."""
 
 import json
 import logging
@@ -39,24 +39,24 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def trained(folder: Path, *overrides: str, from_step: int | None = None) -> Path:
-    """A run of SHORT in `folder`, or the rest of one from its checkpoint of a step."""
+def train(folder: Path, *overrides: str, from_step: int | None = None) -> Path:
+    """Train a run of SHORT in `folder`, or resume it from the checkpoint of a step."""
     with closing(loop_of(composed(*SHORT, *overrides), folder, from_step=from_step)) as loop:
         loop.run()
     return folder
 
 
-def shown(folder: Path) -> EventAccumulator:
-    """What TensorBoard makes of a folder of event files."""
+def read_events(folder: Path) -> EventAccumulator:
+    """Return what TensorBoard reads from a folder of event files."""
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
 def points(folder: Path, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in shown(folder).Scalars(tag)]
+    return [(event.step, event.value) for event in read_events(folder).Scalars(tag)]
 
 
 def records(run: Path) -> list[Record]:
-    """The records in the only .wandb file of a folder, once the process that writes it has written the last one."""
+    """Return the records of the .wandb file of a run, after waiting for the last one."""
     deadline = time.monotonic() + 20
     while True:
         found = list(_records(run))
@@ -66,7 +66,7 @@ def records(run: Path) -> list[Record]:
 
 
 def _records(run: Path) -> Iterator[Record]:
-    """The records written so far: a log as LevelDB writes it, after seven bytes of wandb's own."""
+    """Yield the records written so far: a log in the format of LevelDB after a header of seven bytes."""
     (file,) = run.glob("*.wandb")
     content, at, parts = file.read_bytes(), 7, b""
     while at + 7 <= len(content):
@@ -76,13 +76,13 @@ def _records(run: Path) -> Iterator[Record]:
         length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
         parts += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or its last part
+        if kind in (1, 4):  # a full record, or its last part
             yield Record.FromString(parts)
             parts = b""
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """The rows that wandb has of a run."""
+    """Return the rows that wandb recorded for a run."""
     return [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records(run)
@@ -94,12 +94,12 @@ def offline_runs(folder: Path) -> list[Path]:
     return sorted(folder.glob("wandb/offline-run-*"), key=lambda run: run.stat().st_ctime_ns)
 
 
-def test_tensorboard_has_the_rows_the_grids_and_the_config(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run", "logger=tensorboard")
+def test_tensorboard_receives_rows_grids_and_config(tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", "logger=tensorboard")
     for column in ("loss", "lr", "grad_norm"):
         wanted = [(int(row["step"]), pytest.approx(float(row[column]))) for row in rows_of(folder)]
         assert points(folder / "tensorboard", f"train/{column}") == wanted
-    events = shown(folder / "tensorboard")
+    events = read_events(folder / "tensorboard")
     assert [image.step for image in events.Images("samples")] == [2, 4]
     (folder / "last.png").write_bytes(events.Images("samples")[1].encoded_image_string)
     with Image.open(folder / "last.png") as ours, Image.open(folder / "samples/step_00000004.png") as grid:
@@ -110,66 +110,67 @@ def test_tensorboard_has_the_rows_the_grids_and_the_config(tmp_path: Path) -> No
 
 
 def test_resumed_run_logs_no_step_twice(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run", "logger=tensorboard")
+    folder = train(tmp_path / "run", "logger=tensorboard")
     before = points(folder / "tensorboard", "train/loss")
-    trained(folder, "logger=tensorboard", from_step=2)  # as if it had been killed before the checkpoint of step 4
+    train(folder, "logger=tensorboard", from_step=2)  # as after a kill before the checkpoint of step 4
     assert points(folder / "tensorboard", "train/loss") == before
     assert [step for step, _ in before] == [1, 2, 3, 4]
 
 
-def test_all_events_of_a_run_that_is_killed_are_on_the_disk(tmp_path: Path) -> None:
+def test_events_are_written_without_closing_the_logger(tmp_path: Path) -> None:
     logger = TensorBoard(composed(*SHORT), tmp_path, 0)
     logger.row({"step": 7, "loss": 0.5})
-    assert points(tmp_path / "tensorboard", "train/loss") == [(7, 0.5)]  # though nothing was closed
+    assert points(tmp_path / "tensorboard", "train/loss") == [(7, 0.5)]  # before the logger is closed
     logger.close()
 
 
-def test_wandb_has_the_rows_the_grids_and_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_receives_rows_grids_and_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "clothes")
-    folder = trained(tmp_path / "run", "logger=[csv,wandb]")
+    folder = train(tmp_path / "run", "logger=[csv,wandb]")
     (run,) = offline_runs(folder)
-    begun = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"][-1]
-    assert begun.run_id == (folder / "wandb/id.txt").read_text().strip()
-    assert (begun.project, begun.display_name) == ("clothes", "run")
-    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    info = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"][-1]
+    assert info.run_id == (folder / "wandb/id.txt").read_text().strip()
+    assert (info.project, info.display_name) == ("clothes", "run")
+    config = {item.key: json.loads(item.value_json) for item in info.config.update}
     assert config["train"]["steps"] == 4
     rows = history(run)
     assert [row["_step"] for row in rows] == [1, 2, 3, 4]
     assert [row["train/loss"] for row in rows] == [pytest.approx(float(row["loss"])) for row in rows_of(folder)]
     assert [row["_step"] for row in rows if "samples/path" in row] == [2, 4]
-    told, drawn = run / "files" / rows[-1]["samples/path"], folder / "samples/step_00000004.png"
-    with Image.open(told) as ours, Image.open(drawn) as grid:
+    logged, drawn = run / "files" / rows[-1]["samples/path"], folder / "samples/step_00000004.png"
+    with Image.open(logged) as ours, Image.open(drawn) as grid:
         assert np.array_equal(np.asarray(ours), np.asarray(grid))
 
 
-def test_a_resumed_run_is_the_same_one_for_wandb(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run", "logger=wandb")
-    trained(folder, "logger=wandb", from_step=2)
-    first, again = offline_runs(folder)
-    assert first.name.split("-")[3] == again.name.split("-")[3]  # offline-run-<time>-<id>, and -1 in the same second
-    assert [row["_step"] for row in history(again)] == [3, 4]
+def test_resumed_run_keeps_its_wandb_id(tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", "logger=wandb")
+    train(folder, "logger=wandb", from_step=2)
+    first, resumed = offline_runs(folder)
+    # names are offline-run-<time>-<id>, with the suffix -1 in the same second
+    assert first.name.split("-")[3] == resumed.name.split("-")[3]
+    assert [row["_step"] for row in history(resumed)] == [3, 4]
 
 
-@pytest.mark.parametrize("stands", ["", "../../elsewhere", "a b", "x" * 200])
-def test_invalid_wandb_id_is_ignored(tmp_path: Path, stands: str) -> None:
+@pytest.mark.parametrize("content", ["", "../../elsewhere", "a b", "x" * 200])
+def test_invalid_wandb_id_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "run/wandb").mkdir(parents=True)
-    (tmp_path / "run/wandb/id.txt").write_text(stands)
-    trained(tmp_path / "run", "logger=wandb")
+    (tmp_path / "run/wandb/id.txt").write_text(content)
+    train(tmp_path / "run", "logger=wandb")
     assert len((tmp_path / "run/wandb/id.txt").read_text().strip()) == 16
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_loggers_do_not_change_a_run(tmp_path: Path) -> None:
-    plain, told = trained(tmp_path / "plain"), trained(tmp_path / "told", "logger=[tensorboard,wandb]")
-    ours, theirs = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (told, plain))
+    plain, logged = train(tmp_path / "plain"), train(tmp_path / "logged", "logger=[tensorboard,wandb]")
+    ours, theirs = (torch.load(folder / "checkpoints/last.pt", weights_only=True) for folder in (logged, plain))
     for group in ("model", "ema"):
         assert all(torch.equal(ours[group][key], theirs[group][key]) for key in theirs[group])
-    assert rows_of(told) == rows_of(plain)
+    assert rows_of(logged) == rows_of(plain)
     name = "samples/step_00000004.png"
-    assert (told / name).read_bytes() == (plain / name).read_bytes()
+    assert (logged / name).read_bytes() == (plain / name).read_bytes()
 
 
-def test_nothing_is_drawn_from_the_global_generators(tmp_path: Path) -> None:
+def test_loggers_do_not_use_the_global_random_generators(tmp_path: Path) -> None:
     def state() -> tuple[object, ...]:
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
 
@@ -184,7 +185,7 @@ def test_nothing_is_drawn_from_the_global_generators(tmp_path: Path) -> None:
 
 
 def test_csv_only_imports_no_logger(tmp_path: Path) -> None:
-    trained(tmp_path / "run", "logger=[]")
+    train(tmp_path / "run", "logger=[]")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints",
         "loss.png",
@@ -192,12 +193,12 @@ def test_csv_only_imports_no_logger(tmp_path: Path) -> None:
         "samples",
     ]
     code = "import sys, ddpm_cli.training.loop, ddpm_cli.evaluation.final_metric; print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"wandb", "tensorboard"} & {*told.stdout.split()}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"wandb", "tensorboard"} & {*result.stdout.split()}
 
 
 class Fails:
-    """A logger that has no room."""
+    """A logger whose disk is full."""
 
     name = "tensorboard"
 
@@ -208,8 +209,8 @@ class Fails:
 
 
 def test_failing_logger_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sound = TensorBoard(composed(*SHORT), tmp_path, 0)
-    both = Loggers([Fails(), sound])
+    working = TensorBoard(composed(*SHORT), tmp_path, 0)
+    both = Loggers([Fails(), working])
     with caplog.at_level(logging.WARNING):
         for step in (1, 2):
             both.row({"step": step, "loss": 0.5})
@@ -220,7 +221,7 @@ def test_failing_logger_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptu
     assert points(tmp_path / "tensorboard", "train/loss") == [(1, 0.5), (2, 0.5)]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_full_disk_disables_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = EventFile(tmp_path)
     file.add(scalar("x", 1.0), step=1)
@@ -234,13 +235,13 @@ def test_run_continues_without_a_logger_that_cannot_start(tmp_path: Path, caplog
     (tmp_path / "run").mkdir()
     (tmp_path / "run/tensorboard").write_text("in the way")
     with caplog.at_level(logging.WARNING):
-        trained(tmp_path / "run", "logger=tensorboard")
+        train(tmp_path / "run", "logger=tensorboard")
     assert "logger=tensorboard: failed" in caplog.text
     assert [row["step"] for row in rows_of(tmp_path / "run")] == ["1", "2", "3", "4"]
 
 
-def test_an_evaluation_reaches_tensorboard(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run", "logger=tensorboard")
+def test_evaluation_is_sent_to_tensorboard(tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", "logger=tensorboard")
     append(RECORD, folder)
     append({"step": 2, "metrics": {"fid": 7.5}}, folder)
     assert points(folder / "tensorboard/evaluations", "evaluation/fid") == [(4, 3.5), (2, 7.5)]
@@ -248,13 +249,13 @@ def test_an_evaluation_reaches_tensorboard(tmp_path: Path) -> None:
     assert len(points(folder / "tensorboard", "train/loss")) == 4
 
 
-def test_an_evaluation_reaches_wandb_in_the_group_of_its_run(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run", "logger=wandb")
+def test_evaluation_is_sent_to_wandb_in_the_group_of_its_run(tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", "logger=wandb")
     append(RECORD, folder)
     _, run = offline_runs(folder)
-    begun = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"][-1]
-    assert begun.run_group == (folder / "wandb/id.txt").read_text().strip()
-    assert begun.job_type == "evaluation"
+    info = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"][-1]
+    assert info.run_group == (folder / "wandb/id.txt").read_text().strip()
+    assert info.job_type == "evaluation"
     (row,) = history(run)
     assert {key: value for key, value in row.items() if not key.startswith("_")} == {
         "evaluation/fid": 3.5,
@@ -304,14 +305,14 @@ def test_logger_can_change_on_resume(run: Run, tmp_path: Path, monkeypatch: pyte
 
 
 def test_wandb_never_asks_for_a_key(tmp_path: Path) -> None:
-    """In a process of its own, for wandb reads its settings once; on a terminal it would ask, and wait."""
+    """Check in a new process with a terminal: wandb reads its settings once, and would prompt on a terminal."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | {"HOME": str(tmp_path)}
     code = "from ddpm_cli.cli.train import main; main()"
-    words = [sys.executable, "-c", code, *TINY, "logger=wandb", "out=here"]
+    command = [sys.executable, "-c", code, *TINY, "logger=wandb", "out=here"]
     parent, child = os.openpty()
     with os.fdopen(parent), os.fdopen(child) as terminal:
-        told = subprocess.run(
-            words,
+        result = subprocess.run(
+            command,
             env=env,
             cwd=tmp_path,
             stdin=terminal,
@@ -320,6 +321,6 @@ def test_wandb_never_asks_for_a_key(tmp_path: Path) -> None:
             text=True,
             timeout=100,
         )
-    assert told.returncode == 2
-    assert told.stderr == "ddpm-train: logger=wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline\n"
+    assert result.returncode == 2
+    assert result.stderr == "ddpm-train: logger=wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline\n"
     assert not (tmp_path / "here").exists()

@@ -9,7 +9,7 @@ from ddpm_cli.tracking.metrics_csv import COLUMNS, Metrics
 
 
 def with_rows(folder: Path, rows: list[tuple[int, float, float]]) -> Metrics:
-    """Metrics of rows (step, epoch, loss)."""
+    """Return metrics with the rows (step, epoch, loss)."""
     metrics = Metrics(folder)
     for step, epoch, loss in rows:
         metrics.append(dict.fromkeys(COLUMNS, 1.0) | {"step": step, "epoch": epoch, "loss": loss})
@@ -32,7 +32,7 @@ def test_unfinished_epoch_has_no_mean(tmp_path: Path) -> None:
 
 
 def test_row_belongs_to_the_epoch_in_which_it_starts(tmp_path: Path) -> None:
-    """Epochs of four steps, rows of three: the second row has a step of the first epoch and two of the next."""
+    """Check epochs of four steps and rows of three: the second row spans two epochs."""
     rows = [(3, 0.75, 1.0), (6, 1.5, 2.0), (9, 2.25, 6.0)]
     assert with_rows(tmp_path, rows).epochs() == {6: 1.5, 9: 6.0}
 
@@ -49,7 +49,7 @@ def test_no_epochs_without_rows(tmp_path: Path) -> None:
 def test_resumed_run_has_the_same_epochs(tmp_path: Path) -> None:
     rows = [(2, 0.5, 4.0), (4, 1.0, 2.0), (6, 1.5, 1.0), (8, 2.0, 0.5)]
     with_rows(tmp_path, rows)
-    resumed = Metrics(tmp_path, last_step=5)  # its last checkpoint was earlier than its last row
+    resumed = Metrics(tmp_path, last_step=5)  # its last checkpoint is earlier than its last row
     assert resumed.epochs() == {4: 3.0}
     for step, epoch, loss in rows[2:]:
         resumed.append(dict.fromkeys(COLUMNS, 1.0) | {"step": step, "epoch": epoch, "loss": loss})
@@ -65,7 +65,7 @@ def test_truncated_row_is_dropped(tmp_path: Path) -> None:
     assert [row["step"] for row in Metrics(tmp_path, last_step=4).rows] == ["2"]
 
 
-def test_the_plot_shows_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_plot_shows_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[object] = []
     monkeypatch.setattr("ddpm_cli.tracking.metrics_csv.save_loss_plot", lambda *args: shown.extend(args))
     with_rows(tmp_path, [(2, 0.5, 4.0), (4, 1.0, 2.0)]).draw()
@@ -87,7 +87,7 @@ def test_rows_are_written_once_the_disk_has_room(tmp_path: Path, monkeypatch: py
         full.setattr(Path, "open", _full)
         with pytest.raises(NoRoom, match=r"metrics\.csv: no room on the disk for this file, which needs \d+ bytes"):
             metrics.append(row)
-        metrics.append(row | {"step": 6})  # not tried again before flush
+        metrics.append(row | {"step": 6})  # not written before flush
     metrics.flush()
     metrics.append(row | {"step": 8})
     with (tmp_path / "metrics.csv").open(newline="") as stream:
@@ -98,6 +98,6 @@ def _full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_an_epoch_does_not_count_rows_without_a_finite_loss(tmp_path: Path) -> None:
+def test_epoch_means_exclude_non_finite_losses(tmp_path: Path) -> None:
     rows = [(2, 0.5, 4.0), (4, 1.0, float("nan")), (6, 1.5, 1.0), (8, 2.0, 0.5)]
     assert with_rows(tmp_path, rows).epochs() == {2: 4.0, 8: 0.75}

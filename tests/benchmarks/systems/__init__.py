@@ -1,4 +1,4 @@
-"""What is compared: each trains a network for 28x28 gray images on the same data, in its own manner."""
+"""The systems that are compared. Each trains a network for 28x28 gray images on the same data."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +16,7 @@ REFERENCE, OURS = "reference", "ddpm-cli"
 
 
 class System(Protocol):
-    """What trains. `step` takes a batch from its own loader to the end of the update, its log's `.item()` included."""
+    """A training system. `step` includes loading the batch, the update and reading the loss with `.item()`."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -24,13 +24,14 @@ class System(Protocol):
     def step(self) -> None: ...
 
     def save(self, folder: Path) -> None:
-        """Write into an empty folder what it needs to go on."""
+        """Write what is needed to resume into an empty folder."""
 
 
 def systems(data: Path, batch_size: int, extras: bool = True) -> dict[str, partial[System]]:
-    """What builds each system, by its name; all of them, or those that need no `extras`. In bf16 where the CPU has it.
+    """Return functions that build the systems, by name, in fp32 and, if the CPU supports it, in bf16.
 
-    They are to be called in a process each: accelerate knows one precision a process.
+    Without `extras`, only the systems that need no other package. Call each function in its own process, because
+    accelerate supports one precision per process.
     """
     precisions = ["fp32", "bf16"] if has_bf16() else ["fp32"]
     found: dict[str, partial[System]] = {REFERENCE: partial(_reference, data, batch_size)}
@@ -45,19 +46,19 @@ def systems(data: Path, batch_size: int, extras: bool = True) -> dict[str, parti
 
 
 def recipe(data: Path, typed: Sequence[str]) -> partial[System]:
-    """What builds the run of `ddpm-train <typed>`."""
+    """Return a function that builds the run of `ddpm-train <typed>`."""
     return partial(_ours, data, typed)
 
 
 def has_bf16() -> bool:
-    """Whether ddpm-train's train.precision=auto is bf16 on this CPU."""
+    """Return whether train.precision=auto is bf16 on this CPU."""
     return resolve_precision("auto", torch.device("cpu")) == torch.bfloat16
 
 
 def flops(system: System) -> int:
-    """Floating-point operations of a step, forward and backward, by torch's counter.
+    """Return the floating-point operations of a step, forward and backward, by torch's counter.
 
-    Attention is done by matrix products here, for those the counter knows.
+    Attention runs as matrix products, because the counter supports these.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         system.step()

@@ -1,5 +1,7 @@
-"""diffusers' UNet2DModel trained in the manner of its example of unconditional training: accelerate, AdamW, an average,
-clipped gradients, the example's own values; the layout of DDPM's CIFAR-10 network, 3.9M parameters.
+"""diffusers' UNet2DModel, trained as in its example of unconditional training.
+
+The example uses accelerate, AdamW, an average and clipped gradients; its values are kept. The network has the layout of
+DDPM's CIFAR-10 network and 3.9M parameters.
 """
 
 from pathlib import Path
@@ -14,11 +16,11 @@ from diffusers.training_utils import EMAModel
 from tests.benchmarks.data import endless, image_loader
 
 STEPS = 100_000
-"""That the learning rate is planned for."""
+"""Length of the learning rate schedule."""
 
 
 class DiffusersExample:
-    """The example's loop, a step at a time."""
+    """The training loop of the example, one step per call."""
 
     def __init__(self, data: Path, batch_size: int, precision: str) -> None:
         self.accelerator = Accelerator(cpu=True, mixed_precision="no" if precision == "fp32" else precision)
@@ -57,6 +59,6 @@ class DiffusersExample:
         loss.detach().item()
 
     def save(self, folder: Path) -> None:
-        """As accelerate does for the example, and the average beside it."""
+        """Save the state with accelerate, as the example does, and the average."""
         self.accelerator.save_state(str(folder / "checkpoint"))
         torch.save(self.ema.state_dict(), folder / "ema.pt")

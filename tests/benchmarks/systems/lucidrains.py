@@ -1,5 +1,6 @@
-"""lucidrains' denoising-diffusion-pytorch: its Unet, its GaussianDiffusion and its Trainer with their own defaults, but
-for the size of the network and of the batch.
+"""lucidrains' denoising-diffusion-pytorch: Unet, GaussianDiffusion and Trainer.
+
+All values are the defaults, except the sizes of the network and of the batch.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from tests.benchmarks.data import picture_folder
 
 
 class Lucidrains:
-    """Its Trainer, told to make one step more each time."""
+    """The library's Trainer, which makes one more step per call."""
 
     def __init__(self, data: Path, batch_size: int, precision: str) -> None:
         warnings.filterwarnings("ignore", message="'pin_memory'")
@@ -32,7 +33,8 @@ class Lucidrains:
 
     def step(self) -> None:
         self.trainer.train_num_steps = self.trainer.step + 1
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # bar and "complete"
+        # hide the progress bar and "complete"
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             self.trainer.train()
 
     def save(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""ddpm-cli itself: runs as ddpm-train builds them."""
+"""ddpm-cli: runs as in ddpm-train."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def composed(*typed: str) -> Any:
-    """The config of `ddpm-train <typed>`."""
+    """Return the config of `ddpm-train <typed>`."""
     GlobalHydra.instance().clear()
     register_schemas("train", TrainConfig)
     with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
@@ -37,8 +37,9 @@ def table_of(data: Path, typed: Sequence[str] = ("experiment=annotated",)) -> Ta
 
 
 class Ours:
-    """The run of `ddpm-train <typed> device=cpu`, a step at a time; the loss is read at each, though ddpm-train does so
-    less often.
+    """The run of `ddpm-train <typed> device=cpu`, one step per call.
+
+    The loss is read at each step, which is more often than in ddpm-train.
     """
 
     def __init__(self, data: Path, typed: Sequence[str]) -> None:
@@ -52,4 +53,4 @@ class Ours:
 
     def save(self, folder: Path) -> None:
         save_checkpoint(folder, Loop(self.trainer, folder, "", Signals()).state())
-        (folder / "checkpoints" / "last.pt").unlink()  # the same file under another name
+        (folder / "checkpoints" / "last.pt").unlink()  # a hard link to the same file

@@ -1,6 +1,7 @@
-"""A plain implementation in the manner of "The Annotated Diffusion Model" (Rogge & Rasul, 2022), written for this
-benchmark: float32, modules as the text describes them, a torchvision data set whose images are transformed one by
-one, torch's own loader and Adam, the loss read at each step. The same network as experiment=annotated.
+"""A plain implementation of "The Annotated Diffusion Model" (Rogge & Rasul, 2022), written for this benchmark.
+
+It has the network of experiment=annotated, with the modules of the text, in float32. It uses a torchvision dataset that
+transforms images individually, a DataLoader and Adam, and reads the loss at each step.
 """
 
 import math
@@ -115,7 +116,7 @@ def up(dim: int, dim_out: int) -> nn.Module:
 
 
 class Unet(nn.Module):
-    """x (B, 1, H, W), t (B,) -> the noise in x, as large."""
+    """Predict the noise in x: x (B, 1, H, W), t (B,) -> (B, 1, H, W)."""
 
     def __init__(self, dim: int = 28, multipliers: tuple[int, ...] = (1, 2, 4), channels: int = 1) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class Unet(nn.Module):
 
 
 class Diffusion:
-    """The process of the text: linear betas from 1e-4 to 0.02 over `timesteps`."""
+    """The diffusion process of the text: linear betas from 1e-4 to 0.02 over `timesteps`."""
 
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
@@ -177,7 +178,7 @@ class Diffusion:
 
     @torch.no_grad()
     def p_sample(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, i: int) -> Tensor:
-        """A step of Ho et al. 2020, Algorithm 2, from timestep i."""
+        """Return x after a step of Ho et al. 2020, Algorithm 2, from timestep i."""
         t = torch.full((len(x),), i, dtype=torch.long)
         share = _at(self.betas, t) / _at(self.sqrt_one_minus_alphas_cumprod, t)
         mean = _at(self.sqrt_recip_alphas, t) * (x - share * network(x, t))
@@ -191,7 +192,7 @@ def _at(table: Tensor, t: Tensor) -> Tensor:
 
 
 class Reference:
-    """The text's training, a step at a time."""
+    """The training loop of the text, one step per call."""
 
     def __init__(self, data: Path, batch_size: int) -> None:
         self.diffusion = Diffusion(300)
@@ -211,16 +212,16 @@ class Reference:
         loss.item()
 
     def save(self, folder: Path) -> None:
-        """The text saves nothing; to go on takes these two."""
+        """Save what is needed to resume. (The text saves nothing.)"""
         state = {"model": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         torch.save(state, folder / "checkpoint.pt")
 
 
-def walk(timesteps: int, images: int, steps: int) -> Iterator[Tensor]:
-    """`steps` steps of the text's sampling loop over `timesteps`, evenly spread over it, for as many `images`."""
+def reference_steps(timesteps: int, images: int, steps: int) -> Iterator[Tensor]:
+    """Yield x after `steps` evenly spaced steps of the text's sampling loop over `timesteps`."""
     diffusion, network = Diffusion(timesteps), Unet()
     x, seen = torch.randn(images, 1, 28, 28), []
     for i in torch.linspace(timesteps - 1, 0, steps).round().long().tolist():
         x = diffusion.p_sample(network, x, i)
-        seen.append(x.numpy())  # as the text does, for its film
+        seen.append(x.numpy())  # kept as in the text, for its animation
         yield x
