@@ -101,6 +101,6 @@ def test_an_interrupt_keeps_the_last_checkpoint(scripts: Path, tmp_path: Path) -
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "ddpm-train: SIGINT: stopped after step " in err
-    assert "ddpm-train resume=here goes on" in err
+    assert "ddpm-train resume=here continues" in err
     result = call(scripts / "ddpm-sample", "ckpt=here", "n=1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -129,17 +129,17 @@ def toys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         group, option = name.split("/")
         path.write_text("\n".join([f"defaults: [/schema/{group}/{option}@_here_, _self_]", *values]))
     monkeypatch.syspath_prepend(str(folder))
-    before = {base: list(options) for base, options in registry.GROUPS.items()}, dict(registry._IMPLEMENTATIONS)
+    before = {base: list(options) for base, options in registry.GROUPS.items()}
     importlib.import_module("toy_parts")
     EXTRA_CONFIGS.append(folder / "configs")
     conftest.register_schemas.cache_clear()
     forget_cached_options()
     yield
     EXTRA_CONFIGS.clear()
-    for base, options in before[0].items():
+    for base, options in before.items():
         registry.GROUPS[base][:] = options
-    registry._IMPLEMENTATIONS.clear()
-    registry._IMPLEMENTATIONS.update(before[1])
+    for option in [option for option in registry._IMPLEMENTATIONS if option.__module__ == "toy_parts"]:
+        del registry._IMPLEMENTATIONS[option]
     forget_cached_options()
     del sys.modules["toy_parts"]
 
