@@ -1,4 +1,4 @@
-"""What a user can get wrong: one line that names the key, exit status 2, nothing written, no traceback."""
+"""Invalid input is refused: one line that names the key, exit status 2, no files written and no traceback."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -143,24 +143,24 @@ TRAIN = {
 
 
 @pytest.mark.parametrize("override", TRAIN)
-def test_training(run: Run, tmp_path: Path, override: str) -> None:
+def test_invalid_train_override_is_refused(run: Run, tmp_path: Path, override: str) -> None:
     (tmp_path / "taken").write_text("")
     if override.startswith("device=cuda") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     tiny = TINY if override.startswith("out=") else []
-    check(run("train", *tiny, *override.split()), TRAIN[override])
+    assert_refused(run("train", *tiny, *override.split()), TRAIN[override])
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def check(result: Result, named: str) -> None:
+def assert_refused(result: Result, message: str) -> None:
     assert result.code == 2
-    assert named in result.err
+    assert message in result.err
     assert result.err.count("\n") == 1, result.err
     assert "Traceback" not in result.err + result.out
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
+    ("overrides", "message"),
     [
         (["trian.steps=3", "schedule=linear,cosine"], "trian.steps: no such key; did you mean train.steps?"),
         (["schedule=linear,cosmic"], "schedule=cosmic: must be"),
@@ -172,13 +172,13 @@ def check(result: Result, named: str) -> None:
         (["train.lr=0.1,0.2", "out=here"], "out=here: the jobs of a sweep write to hydra.sweep.dir"),
     ],
 )
-def test_a_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
-    check(run("train", "-m", *overrides), named)
+def test_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overrides: list[str], message: str) -> None:
+    assert_refused(run("train", "-m", *overrides), message)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
+    ("overrides", "message"),
     [
         ([], "ckpt=: missing"),
         (["ckpt=nowhere"], "ckpt=nowhere: no such file or folder"),
@@ -213,16 +213,16 @@ def test_a_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overr
         (["ckpt=x", "gif=null"], "gif=null: must not be null"),
     ],
 )
-def test_sampling(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
+def test_invalid_sample_override_is_refused(run: Run, tmp_path: Path, overrides: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pt").write_text("hello")
-    check(run("sample", *overrides), named)
+    assert_refused(run("sample", *overrides), message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text.pt"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs, a step each, that were told different things."""
+    """Return a folder with several runs of one step each, trained with different options."""
     folder = tmp_path_factory.mktemp("runs")
     for name, more in {
         "plain": [],
@@ -282,19 +282,21 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("words", SAMPLE)
-def test_sampling_from_a_run_that_cannot_do_it(run: Run, runs: Path, tmp_path: Path, words: str) -> None:
+def test_sample_option_that_the_run_does_not_support_is_refused(
+    run: Run, runs: Path, tmp_path: Path, words: str
+) -> None:
     (tmp_path / "text.png").write_text("hello")
     for name, size, value in [("white", (8, 8), 255), ("black", (8, 8), 0), ("large", (9, 8), 255)]:
         Image.new("L", size, value).save(tmp_path / f"{name}.png")
     before = sorted(tmp_path.iterdir())
     ckpt, *overrides = words.split()
-    last = {override.split("=")[0]: override for override in overrides}  # Hydra takes a key once
-    check(run("sample", f"ckpt={runs / ckpt}", *last.values()), SAMPLE[words])
+    last = {override.split("=")[0]: override for override in overrides}  # Hydra accepts each key only once
+    assert_refused(run("sample", f"ckpt={runs / ckpt}", *last.values()), SAMPLE[words])
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
+    ("overrides", "message"),
     [
         ([], "ckpt=: must be a run folder or a checkpoint, or samples=… instead, but not both"),
         (["ckpt=nowhere"], "ckpt=nowhere: no such file or folder"),
@@ -328,9 +330,9 @@ def test_sampling_from_a_run_that_cannot_do_it(run: Run, runs: Path, tmp_path: P
         (["ckpt=x", "precision=half"], "precision=half: must be auto, fp32, bf16 or fp16"),
     ],
 )
-def test_evaluating(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
+def test_invalid_evaluate_override_is_refused(run: Run, tmp_path: Path, overrides: list[str], message: str) -> None:
     (tmp_path / "text.pt").write_text("hello")
-    check(run("evaluate", *overrides), named)
+    assert_refused(run("evaluate", *overrides), message)
     assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
 
 
@@ -340,31 +342,31 @@ def test_evaluation_on_other_classes_is_rejected(run: Run, tmp_path: Path) -> No
     data = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.image_size=8", *TINY[1:]]
     assert run("train", *data, "conditioning=class", "train.steps=1", "out=here").code == 0
     result = run("evaluate", "ckpt=here", "metrics=[nll]", "n=2")
-    check(result, "split=test: has the classes dogs or eels, and the network was trained on cats or dogs")
+    assert_refused(result, "split=test: has the classes dogs or eels, and the network was trained on cats or dogs")
     assert not Path("outputs").exists()
 
 
-def test_classes_of_a_folder_without_subfolders(run: Run, tmp_path: Path) -> None:
+def test_conditioning_on_a_folder_without_subfolders_is_refused(run: Run, tmp_path: Path) -> None:
     save_image(tmp_path / "pictures/0.png")
-    ask = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.test_fraction=0", *TINY[1:]]
-    result = run("train", *ask, "conditioning=class", "train.steps=1")
-    check(
+    overrides = ["dataset=image_folder", f"dataset.root={tmp_path}/pictures", "dataset.test_fraction=0", *TINY[1:]]
+    result = run("train", *overrides, "conditioning=class", "train.steps=1")
+    assert_refused(
         result,
         "conditioning=class: dataset=image_folder has no labels (the sub-folders directly below",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
-def test_image_folders(run: Run, tmp_path: Path) -> None:
+def test_folder_with_a_broken_image_is_refused_unless_it_is_skipped(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    ask = ["train", "dataset=image_folder", f"dataset.root={folder}", "dataset.test_fraction=0", *TINY[1:]]
-    check(run(*ask), f"dataset.root={folder}: no images")
+    overrides = ["train", "dataset=image_folder", f"dataset.root={folder}", "dataset.test_fraction=0", *TINY[1:]]
+    assert_refused(run(*overrides), f"dataset.root={folder}: no images")
     save_image(folder / "good.png")
     (folder / "bad.png").write_bytes(b"no image")
-    check(run(*ask), "bad.png cannot be decoded")
+    assert_refused(run(*overrides), "bad.png cannot be decoded")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
-    result = run(*ask, "dataset.skip_broken=true", "train.steps=1")
+    result = run(*overrides, "dataset.skip_broken=true", "train.steps=1")
     assert result.code == 0, result.err
     assert "skipped 1 of 2 images" in result.err
 

@@ -1,4 +1,4 @@
-"""Shell completion, which is Hydra's: that it survives `launch`, and that bash makes use of it."""
+"""Shell completion, provided by Hydra: the candidates for a line, the scripts, and completion in bash."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ COMPLETED = {
 
 
 @pytest.mark.parametrize("line", COMPLETED)
-def test_completions(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_for_a_line(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
     result = run(line.split()[0].removeprefix("ddpm-"), "-sc", "query=bash")
@@ -40,15 +40,15 @@ def test_completions(run: Run, line: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("command", SCHEMAS)
 @pytest.mark.parametrize("shell", ["bash", "fish"])
-def test_completion_scripts(run: Run, command: str, shell: str) -> None:
+def test_completion_script_is_printed(run: Run, command: str, shell: str) -> None:
     result = run(command, "-sc", f"install={shell}")
     assert (result.code, result.err) == (0, "")
     assert f"ddpm-{command}" in result.out
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_completion_in_bash(tmp_path: Path) -> None:
-    """The line that the README gives, and what bash does at a tab."""
+def test_bash_completes_a_line(tmp_path: Path) -> None:
+    """Run the line in the README that installs completion, and check what bash offers when Tab is pressed."""
     script = """
 eval "$(ddpm-train -sc install=bash)"
 complete -p ddpm-train
@@ -57,7 +57,7 @@ hydra_bash_completion
 echo "${COMPREPLY[@]}"
 """
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    made = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    installed, offered = made.stdout.splitlines()
+    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    installed, offered = result.stdout.splitlines()
     assert "hydra_bash_completion" in installed
     assert offered.split() == ["schedule=constant", "schedule=cosine"]

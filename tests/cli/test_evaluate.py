@@ -1,3 +1,5 @@
+"""ddpm-evaluate: its metrics, the files that it writes and the input that it refuses."""
+
 import csv
 import json
 import shutil
@@ -16,19 +18,20 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 timesteps, whose averaged and plain weights differ."""
+    """Return a run with 8 timesteps, whose averaged and plain weights differ."""
     more = ["schedule=cosine", "schedule.timesteps=8", "conditioning=class", "train.steps=6", "train.lr=0.01"]
     return train_into(tmp_path_factory.mktemp("run") / "here", *TINY, *more)
 
 
 @pytest.fixture
 def evaluate(run: Run) -> Callable[..., dict[str, Any]]:
-    """`evaluate("here", ckpt, "n=3")`: what evaluation.json has, written to the folder `here`."""
+    """Return a function that runs ddpm-evaluate and returns its result, as in `evaluate("here", ckpt, "n=3")`."""
 
     def summary(out: str, ckpt: Path, *overrides: str) -> dict[str, Any]:
         result = run("evaluate", f"ckpt={ckpt}", f"out={out}", "device=cpu", "metrics=[nll]", *overrides)
         assert result.code == 0, result.err
-        record = json.loads(Path(out, "evaluation.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+        # NaN is not valid JSON
+        record = json.loads(Path(out, "evaluation.json").read_text(), parse_constant=pytest.fail)
         return {**record, **record["nll"], "nll": record["metrics"]["nll"]}
 
     return summary
@@ -37,7 +40,7 @@ def evaluate(run: Run) -> Callable[..., dict[str, Any]]:
 Evaluate = Callable[..., dict[str, Any]]
 
 
-def terms(folder: str) -> list[float]:
+def nll_terms(folder: str) -> list[float]:
     with Path(folder, "nll.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["t"]) for row in rows] == list(range(len(rows)))
@@ -45,7 +48,7 @@ def terms(folder: str) -> list[float]:
 
 
 @pytest.mark.figures
-def test_nll_and_its_terms(evaluate: Evaluate, trained: Path) -> None:
+def test_nll_is_the_sum_of_its_terms(evaluate: Evaluate, trained: Path) -> None:
     found = evaluate("new", trained, "n=6")
     assert sorted(path.name for path in Path("new").iterdir()) == ["evaluation.json", "nll.csv", "nll.png"]
     assert {key: found[key] for key in ("n", "split", "ckpt", "step", "weights", "seed")} == {
@@ -56,7 +59,7 @@ def test_nll_and_its_terms(evaluate: Evaluate, trained: Path) -> None:
         "weights": "ema",
         "seed": 0,
     }
-    parts = terms("new")
+    parts = nll_terms("new")
     assert len(parts) == 8
     assert found["L_0"] == pytest.approx(parts[0])
     assert found["L_1_to_T-1"] == pytest.approx(sum(parts[1:]))
@@ -75,22 +78,22 @@ def test_result_is_logged(run: Run, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_batch_size_does_not_matter(evaluate: Evaluate, trained: Path, batch_size: int) -> None:
-    whole = evaluate("whole", trained, "n=5", "batch_size=5")
+def test_nll_does_not_depend_on_the_batch_size(evaluate: Evaluate, trained: Path, batch_size: int) -> None:
+    single = evaluate("single", trained, "n=5", "batch_size=5")
     parts = evaluate("parts", trained, "n=5", f"batch_size={batch_size}")
-    assert parts["nll"] == pytest.approx(whole["nll"], abs=1e-4)
-    assert parts["standard_error"] == pytest.approx(whole["standard_error"], abs=1e-4)
-    assert terms("parts") == pytest.approx(terms("whole"), abs=1e-4)
+    assert parts["nll"] == pytest.approx(single["nll"], abs=1e-4)
+    assert parts["standard_error"] == pytest.approx(single["standard_error"], abs=1e-4)
+    assert nll_terms("parts") == pytest.approx(nll_terms("single"), abs=1e-4)
 
 
 def test_nll_is_the_mean_over_examples(evaluate: Evaluate, trained: Path) -> None:
-    """The standard error of two is half of how far apart they are."""
+    """Check the standard error of two examples, which is half of their difference."""
     one, two = evaluate("one", trained, "n=1"), evaluate("two", trained, "n=2")
     assert one["standard_error"] is None
     assert two["standard_error"] == pytest.approx(abs(two["nll"] - one["nll"]), rel=1e-4)
 
 
-def test_splits_weights_and_seeds(evaluate: Evaluate, trained: Path) -> None:
+def test_nll_depends_on_split_weights_and_seed(evaluate: Evaluate, trained: Path) -> None:
     choices = [[], ["split=train"], ["weights=model"], ["seed=1"]]
     found = [evaluate(f"new{i}", trained, "n=2", *more)["nll"] for i, more in enumerate(choices)]
     assert len(set(found)) == 4
@@ -103,7 +106,7 @@ def test_n_larger_than_the_split_uses_all_examples(evaluate: Evaluate, tmp_path:
     assert evaluate("all", points, "n=1000")["n"] == 100
 
 
-def test_a_better_network_has_a_lower_bound(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_better_network_has_a_lower_bound(evaluate: Evaluate, tmp_path: Path) -> None:
     more = [
         "schedule=cosine",
         "schedule.timesteps=8",
@@ -121,24 +124,24 @@ def test_a_better_network_has_a_lower_bound(evaluate: Evaluate, tmp_path: Path) 
     assert better < worse - 0.5
 
 
-def test_the_network_is_given_the_class(evaluate: Evaluate, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound changes if the labels of the data do."""
+def test_network_receives_the_class(evaluate: Evaluate, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that the bound changes with the labels of the data."""
     from ddpm_cli.config import registry
     from ddpm_cli.data.table import Examples
 
     own = evaluate("own", trained, "n=4")
     digits = registry._IMPLEMENTATIONS[Digits]
 
-    def turned(dataset: Digits, train: bool) -> Examples:
+    def relabelled(dataset: Digits, train: bool) -> Examples:
         examples = digits(dataset, train)
         assert examples.labels is not None
         return Examples(examples.values, 9 - examples.labels, examples.classes)
 
-    monkeypatch.setitem(registry._IMPLEMENTATIONS, Digits, turned)
-    assert evaluate("turned", trained, "n=4")["nll"] != own["nll"]
+    monkeypatch.setitem(registry._IMPLEMENTATIONS, Digits, relabelled)
+    assert evaluate("relabelled", trained, "n=4")["nll"] != own["nll"]
 
 
-def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
+def test_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("precious")
     result = run("evaluate", f"ckpt={trained}", "metrics=[nll]", "n=1", "out=mine")
@@ -147,13 +150,13 @@ def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 
-def test_the_default_folder(run: Run, trained: Path) -> None:
+def test_default_output_folder(run: Run, trained: Path) -> None:
     assert run("evaluate", f"ckpt={trained}", "metrics=[nll]", "n=1").code == 0
     (folder,) = Path("outputs/evaluate").iterdir()
     assert (folder / "evaluation.json").is_file()
 
 
-def test_help(run: Run) -> None:
+def test_help_lists_the_keys(run: Run) -> None:
     out = run("evaluate", "--help").out
     assert "ddpm-evaluate ckpt=outputs/train/fashion_mnist/… metrics=[nll] n=64" in out
     for key in (
@@ -175,7 +178,7 @@ def test_help(run: Run) -> None:
 
 @pytest.fixture
 def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has seen a few steps: what it says matters nowhere here."""
+    """Train the classifier for a few steps only, because these tests do not check its predictions."""
     from ddpm_cli.evaluation import classifier
 
     monkeypatch.setattr(classifier, "MIN_STEPS", 10)
@@ -183,7 +186,7 @@ def quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_classifier")
-def test_distances_of_samples(run: Run, trained: Path) -> None:
+def test_sample_metrics_and_their_files(run: Run, trained: Path) -> None:
     before = len((trained / "evaluations.jsonl").read_text().splitlines()) if list(trained.glob("*.jsonl")) else 0
     result = run("evaluate", f"ckpt={trained}", "metrics=[fid,kid,is,prc,nll]", "n=12", "out=new", "device=cpu")
     assert result.code == 0, result.err
@@ -206,19 +209,22 @@ def test_distances_of_samples(run: Run, trained: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_classifier")
-def test_given_samples_have_the_metrics_of_drawn_ones(run: Run, trained: Path) -> None:
+def test_given_samples_have_the_same_metrics_as_drawn_samples(run: Run, trained: Path) -> None:
     drawn = ["sample", f"ckpt={trained}", "n=12", "npz=true", "out=drawn", "device=cpu"]
     assert run(*drawn).code == 0
     found = []
-    for ask in ([f"ckpt={trained}", "n=12"], *([f"samples={at}"] for at in ("drawn/images", "drawn/samples.npz"))):
-        data = [] if "ckpt" in ask[0] else ["dataset=digits"]
-        result = run("evaluate", *ask, *data, "metrics=[fid]", f"out=new{len(found)}", "device=cpu")
+    for overrides in (
+        [f"ckpt={trained}", "n=12"],
+        *([f"samples={at}"] for at in ("drawn/images", "drawn/samples.npz")),
+    ):
+        data = [] if "ckpt" in overrides[0] else ["dataset=digits"]
+        result = run("evaluate", *overrides, *data, "metrics=[fid]", f"out=new{len(found)}", "device=cpu")
         assert result.code == 0, result.err
         found.append(json.loads(Path(f"new{len(found)}/evaluation.json").read_text())["metrics"]["fd_classifier"])
     assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
 
 
-def test_missing_inception_weights(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_inception_weights_are_an_error(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
@@ -236,7 +242,7 @@ def test_sample_metrics_of_points_are_rejected(run: Run, tmp_path: Path) -> None
     assert "metrics=['fid']: compare images, and dataset=swiss_roll has points; use [nll]" in result.err
 
 
-def test_without_torch_fidelity(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torch_fidelity_is_an_error(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddpm_cli.cli.evaluate.find_spec", lambda name: None)
     result = run("evaluate", f"ckpt={trained}")
     assert result.code == 2
@@ -256,8 +262,8 @@ def test_evaluations_are_not_written_through_a_link(run: Run, trained: Path, tmp
 
 @pytest.mark.usefixtures("quick_classifier")
 def test_sweep_over_samplers(run: Run, trained: Path) -> None:
-    """With -m between the overrides, where argparse does not look for it."""
-    ask = [
+    """Check also that -m is accepted between the overrides, where argparse does not find it by itself."""
+    overrides = [
         f"ckpt={trained}",
         "-m",
         "sampler=ddpm,ddim",
@@ -266,7 +272,7 @@ def test_sweep_over_samplers(run: Run, trained: Path) -> None:
         "device=cpu",
         "hydra.sweep.dir=sw",
     ]
-    result = run("evaluate", *ask)
+    result = run("evaluate", *overrides)
     assert result.code == 0, result.err
     with Path("sw/tradeoff.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -1,4 +1,4 @@
-"""ddpm-export and ddpm-import: what they write, and that ddpm-sample and ddpm-evaluate take it."""
+"""ddpm-export and ddpm-import: the files that they write, and that ddpm-sample and ddpm-evaluate read them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ DDPM = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of three steps: plain, classes, ddpm and points."""
+    """Return a folder with runs of three steps: plain, classes, ddpm and points."""
     folder = tmp_path_factory.mktemp("runs")
     steps = ["train.steps=3", "train.log_every=1", "train.lr=1e-2", "train.warmup_steps=0"]
     train_into(folder / "plain", *TINY, *steps)
@@ -41,7 +41,8 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def images(run: Run, ckpt: Path, *more: str) -> np.ndarray:
+def draw_samples(run: Run, ckpt: Path, *more: str) -> np.ndarray:
+    """Return three samples of a checkpoint, drawn by ddpm-sample."""
     out = Path(f"drawn{len(list(Path().iterdir()))}")
     result = run("sample", f"ckpt={ckpt}", "n=3", "npz=true", "seed=7", "device=cpu", f"out={out}", *more)
     assert result.code == 0, result.err
@@ -51,33 +52,35 @@ def images(run: Run, ckpt: Path, *more: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["plain", "classes", "points"])
 @pytest.mark.parametrize("weights", ["ema", "model"])
-def test_sampling_from_safetensors(run: Run, runs: Path, tmp_path: Path, kind: str, weights: str) -> None:
-    result = run("export", f"ckpt={runs / kind}", f"weights={weights}", "out=away")
+def test_samples_from_safetensors_equal_those_of_the_run(
+    run: Run, runs: Path, tmp_path: Path, kind: str, weights: str
+) -> None:
+    result = run("export", f"ckpt={runs / kind}", f"weights={weights}", "out=exported")
     assert result.code == 0, result.err
-    assert files_in(tmp_path / "away") == ["README.md", "model.safetensors", "samples.png"]
+    assert files_in(tmp_path / "exported") == ["README.md", "model.safetensors", "samples.png"]
     (tmp_path / "x").mkdir()
-    alone = (tmp_path / "away/model.safetensors").rename(tmp_path / "x/renamed.safetensors")
-    ours = images(run, runs / kind, f"weights={weights}")
-    assert np.array_equal(images(run, alone, f"weights={weights}"), ours)
+    moved = (tmp_path / "exported/model.safetensors").rename(tmp_path / "x/renamed.safetensors")
+    ours = draw_samples(run, runs / kind, f"weights={weights}")
+    assert np.array_equal(draw_samples(run, moved, f"weights={weights}"), ours)
     other = "model" if weights == "ema" else "ema"
-    result = run("sample", f"ckpt={alone}", f"weights={other}")
+    result = run("sample", f"ckpt={moved}", f"weights={other}")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert f"weights={other}: {alone} contains only the {weights} weights; use weights={weights}" in result.err
+    assert f"weights={other}: {moved} contains only the {weights} weights; use weights={weights}" in result.err
 
 
 def test_exported_network_has_the_same_metrics(run: Run, runs: Path, tmp_path: Path) -> None:
-    assert run("export", f"ckpt={runs / 'plain'}", "out=away").code == 0
-    for ckpt, out in {runs / "plain": "one", tmp_path / "away": "other"}.items():
+    assert run("export", f"ckpt={runs / 'plain'}", "out=exported").code == 0
+    for ckpt, out in {runs / "plain": "one", tmp_path / "exported": "other"}.items():
         result = run("evaluate", f"ckpt={ckpt}", "metrics=[nll]", "n=2", "device=cpu", f"out={out}")
         assert result.code == 0, result.err
     assert (tmp_path / "one/nll.csv").read_bytes() == (tmp_path / "other/nll.csv").read_bytes()
 
 
 def test_model_card_shows_the_grid_of_the_exported_step(run: Run, runs: Path, tmp_path: Path) -> None:
-    assert run("export", f"ckpt={runs / 'plain'}", "out=away").code == 0
+    assert run("export", f"ckpt={runs / 'plain'}", "out=exported").code == 0
     picture = runs / "plain/samples/step_00000003.png"
-    assert (tmp_path / "away/samples.png").read_bytes() == picture.read_bytes()
-    assert "for 3 steps" in (tmp_path / "away/README.md").read_text()
+    assert (tmp_path / "exported/samples.png").read_bytes() == picture.read_bytes()
+    assert "for 3 steps" in (tmp_path / "exported/README.md").read_text()
 
 
 def test_diffusers_round_trip(run: Run, runs: Path, tmp_path: Path) -> None:
@@ -96,17 +99,17 @@ def test_diffusers_round_trip(run: Run, runs: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     assert files_in(tmp_path / "back") == ["model.safetensors"]
     all_steps = ["sampler=ddpm", "variance=fixed_small"]
-    ours = images(run, runs / "ddpm", *all_steps)
-    assert np.array_equal(images(run, tmp_path / "back", *all_steps), ours)
+    ours = draw_samples(run, runs / "ddpm", *all_steps)
+    assert np.array_equal(draw_samples(run, tmp_path / "back", *all_steps), ours)
     result = run("evaluate", "ckpt=back", "metrics=[nll]", "n=2", "device=cpu", "out=measured")
     assert result.code == 0, result.err
 
 
-def test_onnx(run: Run, runs: Path, tmp_path: Path) -> None:
-    result = run("export", f"ckpt={runs / 'points'}", "format=onnx", "out=away")
+def test_onnx_export_has_a_dynamic_batch_size(run: Run, runs: Path, tmp_path: Path) -> None:
+    result = run("export", f"ckpt={runs / 'points'}", "format=onnx", "out=exported")
     assert result.code == 0, result.err
-    assert files_in(tmp_path / "away") == ["README.md", "model.onnx", "samples.png"]
-    session = onnxruntime.InferenceSession(tmp_path / "away/model.onnx")
+    assert files_in(tmp_path / "exported") == ["README.md", "model.onnx", "samples.png"]
+    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")
     assert {one.name: one.shape for one in session.get_inputs()} == {"x": ["batch", 2], "t": ["batch"]}
 
 
@@ -130,7 +133,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_bad_input_of_export_and_import(run: Run, runs: Path, tmp_path: Path, line: str) -> None:
+def test_invalid_input_is_refused(run: Run, runs: Path, tmp_path: Path, line: str) -> None:
     (tmp_path / "x.safetensors").write_text("hello")
     command, *overrides = line.format(plain=runs / "plain").split()
     result = run(command, *overrides)
@@ -141,7 +144,7 @@ def test_bad_input_of_export_and_import(run: Run, runs: Path, tmp_path: Path, li
 
 
 @pytest.mark.parametrize(("form", "package"), [("safetensors", "safetensors"), ("onnx", "onnxscript")])
-def test_a_package_that_is_missing_is_named(
+def test_missing_package_is_named(
     run: Run, runs: Path, tmp_path: Path, form: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ddpm_cli.export.export.find_spec", lambda name: None if name == package else name)
@@ -151,7 +154,7 @@ def test_a_package_that_is_missing_is_named(
     assert not list(tmp_path.iterdir())
 
 
-def test_reading_without_safetensors(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_without_safetensors_is_an_error(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.safetensors").write_text("hello")
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     result = run("sample", "ckpt=x.safetensors")

@@ -1,3 +1,5 @@
+"""ddpm-forward: the images and points that it noises, and the input that it refuses."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,22 +25,22 @@ def test_image_is_noised_by_each_schedule(run: Run, cat: Path) -> None:
     assert Image.open("new/forward.png").width > Image.open("new/forward.png").height * 0.8
 
 
-def test_an_image_of_a_dataset(run: Run) -> None:
+def test_image_of_a_dataset_is_noised(run: Run) -> None:
     assert run("forward", "dataset=digits", "index=3", "t=[0,999]", "timesteps=1000").code == 0
     (folder,) = Path("outputs/forward").iterdir()
     assert (folder / "forward.png").is_file()
 
 
 @pytest.mark.figures
-def test_the_rows_can_be_chosen(run: Run, cat: Path) -> None:
+def test_show_selects_the_rows(run: Run, cat: Path) -> None:
     assert run("forward", "image=cat.jpg", "t=[0]", "out=five").code == 0
     result = run("forward", "image=cat.jpg", "t=[0]", "schedules.linear.beta_end=0.05", "show=[linear]", "out=one")
     assert result.code == 0, result.err
     assert Image.open("one/forward.png").height < Image.open("five/forward.png").height / 2
 
 
-def rows_drawn(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, list[torch.Tensor]]:
-    """The rows of pictures that `ddpm-forward` draws."""
+def drawn_rows(run: Run, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> dict[str, list[torch.Tensor]]:
+    """Return the rows of images that ddpm-forward draws."""
     from ddpm_cli.sampling import forward
 
     drawn: dict[str, list[torch.Tensor]] = {}
@@ -64,10 +66,14 @@ def test_chain_adds_a_row_for_each_schedule(run: Run, cat: Path) -> None:
     assert steps.height == pytest.approx(2 * jumps.height, rel=0.1)
 
 
-def test_chain_has_the_noise_of_q_sample(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many points: the same mean and spread at each moment, by other noise; and no noise is drawn twice."""
-    ask = ["dataset=swiss_roll", "chain=true", "show=[linear,constant]", "timesteps=100", "t=[40,0,99]"]
-    rows = rows_drawn(run, monkeypatch, *ask)
+def test_chain_has_the_distribution_of_q_sample(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the chain with q_sample for many points.
+
+    Both have the same mean and standard deviation at each timestep but different noise. The noise of two parts of the
+    chain is uncorrelated.
+    """
+    overrides = ["dataset=swiss_roll", "chain=true", "show=[linear,constant]", "timesteps=100", "t=[40,0,99]"]
+    rows = drawn_rows(run, monkeypatch, *overrides)
     assert list(rows) == ["linear", "linear, chain", "constant", "constant, chain"]
     for name in ("linear", "constant"):
         for jump, walk in zip(rows[name], rows[f"{name}, chain"], strict=True):
@@ -77,16 +83,16 @@ def test_chain_has_the_noise_of_q_sample(run: Run, monkeypatch: pytest.MonkeyPat
             assert torch.allclose(jump.std(0), walk.std(0), rtol=0.04)
     at_40, _, at_99 = rows["constant, chain"]
     alphas = (1 - 0.035) ** torch.arange(1, 101)
-    again = (at_99 - (alphas[99] / alphas[40]).sqrt() * at_40) / (1 - alphas[99] / alphas[40]).sqrt()
-    assert torch.corrcoef(torch.stack([again[:, 0], at_40[:, 0]]))[0, 1].abs() < 0.05
-    assert again.std().item() == pytest.approx(1, rel=0.03)
+    noise = (at_99 - (alphas[99] / alphas[40]).sqrt() * at_40) / (1 - alphas[99] / alphas[40]).sqrt()
+    assert torch.corrcoef(torch.stack([noise[:, 0], at_40[:, 0]]))[0, 1].abs() < 0.05
+    assert noise.std().item() == pytest.approx(1, rel=0.03)
 
 
 def test_points_become_noise(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from ddpm_cli.data.sources import load_examples
     from tests.conftest import TINY_POINTS, composed
 
-    rows = rows_drawn(run, monkeypatch, "dataset=swiss_roll", "dataset.points=100", "t=[0,199]", "show=[cosine]")
+    rows = drawn_rows(run, monkeypatch, "dataset=swiss_roll", "dataset.points=100", "t=[0,199]", "show=[cosine]")
     (first, last), x0 = rows["cosine"], load_examples(composed(*TINY_POINTS).dataset, train=True).values
     assert (first - x0).abs().max() < 0.1
     assert (last - x0).abs().max() > 1
@@ -94,7 +100,7 @@ def test_points_become_noise(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
+    ("overrides", "message"),
     [
         ([], "image=null"),
         (["image=cat.jpg", "dataset=digits"], "image=cat.jpg"),
@@ -112,9 +118,9 @@ def test_points_become_noise(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["image=cat.jpg", "chain=null"], "chain=null: must not be null"),
     ],
 )
-def test_bad_input(run: Run, cat: Path, overrides: list[str], named: str) -> None:
+def test_invalid_override_is_refused(run: Run, cat: Path, overrides: list[str], message: str) -> None:
     result = run("forward", *overrides)
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert named in result.err
+    assert message in result.err
     assert [path.name for path in Path().iterdir()] == ["cat.jpg"]

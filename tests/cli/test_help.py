@@ -1,3 +1,5 @@
+"""The help texts of the commands, and the composed config that --cfg prints."""
+
 from collections.abc import Callable
 
 import pytest
@@ -36,7 +38,7 @@ def test_help_lists_every_option(run: Run) -> None:
     assert "sampler          ddim ddpm" in run("sample", "--help").out
 
 
-def test_the_composed_config_can_be_seen(run: Run) -> None:
+def test_cfg_job_prints_the_composed_config(run: Run) -> None:
     result = run("train", "--cfg", "job", "model=base", "train.lr=0.5")
     assert result.code == 0
     assert "width: 64" in result.out

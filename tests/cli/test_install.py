@@ -1,4 +1,4 @@
-"""The console scripts as a user has them: from a wheel, in a clean environment, in another directory."""
+"""The console scripts installed from a wheel, in a clean environment and outside the repository."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """bin/ of an environment that has the wheel; its dependencies are this environment's."""
+    """Return the bin folder of an environment with the wheel, which uses the dependencies of this environment."""
     tmp = tmp_path_factory.mktemp("install")
     source = tmp / "source"
     source.mkdir()
@@ -35,7 +35,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = tmp / "venv/bin/python"
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True)
     (site,) = (tmp / "venv/lib").glob("python*/site-packages")
-    # A path alone: the .pth files in it, an editable install of the package among them, are not read.
+    # Only the path is added. Python does not read the .pth files in that folder, such as that of an editable install.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     return python.parent
 
@@ -45,7 +45,7 @@ def call(script: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess[str
     return subprocess.run([script, *args], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_the_commands_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
+def test_train_and_sample_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
     place = call(scripts / "python", "-c", "import ddpm_cli; print(ddpm_cli.__file__)", cwd=tmp_path)
     assert str(scripts.parent) in place.stdout
     result = call(scripts / "ddpm-train", *TINY, "train.steps=2", "out=here", cwd=tmp_path)
@@ -56,7 +56,7 @@ def test_the_commands_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_other_commands_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
+def test_forward_and_report_from_the_wheel(scripts: Path, tmp_path: Path) -> None:
     Image.new("L", (28, 28), 128).save(tmp_path / "gray.png")
     assert call(scripts / "ddpm-train", *TINY, "train.steps=2", "out=here", cwd=tmp_path).returncode == 0
     result = call(scripts / "ddpm-forward", "image=gray.png", "out=noised", cwd=tmp_path)
@@ -66,20 +66,20 @@ def test_the_other_commands_from_the_wheel(scripts: Path, tmp_path: Path) -> Non
     assert (tmp_path / "noised/forward.png").is_file()
 
 
-def test_error_from_the_shell(scripts: Path, tmp_path: Path) -> None:
+def test_misspelled_key_is_one_line_on_stderr(scripts: Path, tmp_path: Path) -> None:
     result = call(scripts / "ddpm-train", "trian.steps=3", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "ddpm-train: trian.steps: no such key; did you mean train.steps?\n"
     assert not list(tmp_path.iterdir())
 
 
-def heed_interrupts() -> None:
-    """A shell's background jobs ignore them, and so would what these start."""
+def restore_interrupts() -> None:
+    """Restore the default handler of SIGINT, because background jobs of a shell inherit that it is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.slow
-def test_an_interrupt_keeps_the_last_checkpoint(scripts: Path, tmp_path: Path) -> None:
+def test_interrupt_keeps_the_last_checkpoint(scripts: Path, tmp_path: Path) -> None:
     args = [*TINY, "train.steps=100000", "train.milestone_every=5", "out=here"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -88,7 +88,7 @@ def test_an_interrupt_keeps_the_last_checkpoint(scripts: Path, tmp_path: Path) -
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_interrupts,
+        preexec_fn=restore_interrupts,
     )
     try:
         deadline = time.monotonic() + 180

@@ -1,3 +1,5 @@
+"""ddpm-sample: the images, arrays and films that it writes, and the options that change them."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose averaged and plain weights differ."""
+    """Return a run whose averaged and plain weights differ."""
     folder = tmp_path_factory.mktemp("run") / "here"
     return train_into(folder, *TINY, "train.steps=6", "train.milestone_every=3", "train.lr=0.01")
 
@@ -41,7 +43,7 @@ def test_sampling_from_a_file_with_film_and_arrays(run: Run, trained: Path) -> N
     assert arrays["labels"].tolist() == [-1] * 4
     assert [(a[..., 0] == b).all() for a, b in zip(arrays["images"], pixels("new"), strict=True)] == [True] * 4
     with Image.open("new/film.gif") as film, Image.open("new/grid.png") as grid:
-        assert film.n_frames == 5  # one a step, where there are few
+        assert film.n_frames == 5  # one frame per step if there are few steps
         film.seek(film.n_frames - 1)
         assert film.info["duration"] >= 2000
         last = np.asarray(film.convert("L")).astype(int)
@@ -70,13 +72,13 @@ def test_sampling_reproduces_the_milestone_grid(run: Run, trained: Path) -> None
     assert np.array_equal(Image.open("new/grid.png"), Image.open(trained / "samples/step_00000006.png"))
 
 
-def test_the_default_folder(run: Run, trained: Path) -> None:
+def test_default_output_folder(run: Run, trained: Path) -> None:
     assert run("sample", f"ckpt={trained}", "n=1").code == 0
     (folder,) = Path("outputs/sample").iterdir()
     assert (folder / "grid.png").is_file()
 
 
-def test_a_sweep_of_samplers(run: Run, trained: Path) -> None:
+def test_sweep_over_samplers(run: Run, trained: Path) -> None:
     result = run(
         "sample",
         "-m",
@@ -90,7 +92,7 @@ def test_a_sweep_of_samplers(run: Run, trained: Path) -> None:
     assert all(Path(f"sw/{job}/grid.png").is_file() for job in range(4))
 
 
-def test_a_folder_with_files_is_refused(run: Run, trained: Path) -> None:
+def test_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("precious")
     result = run("sample", f"ckpt={trained}", "n=1", "out=mine")
@@ -112,25 +114,25 @@ def test_weights_of_another_network_are_refused(run: Run, trained: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "steps"),
     [
-        ("sampler=ddpm", 32),  # all 50, of which a film shows so many
+        ("sampler=ddpm", 32),  # a film shows at most 32 of the 50 steps
         ("sampler=ddpm sampler.steps=7", 7),
         ("sampler=ddim sampler.steps=null sampler.sections=[2,3]", 5),
-        ("sampler=ddim sampler.sections=[2,3]", 5),  # which go before sampler.steps
+        ("sampler=ddim sampler.sections=[2,3]", 5),  # sections take precedence over sampler.steps
         ("sampler=ddim sampler.spacing=stride sampler.steps=25", 25),
         ("sampler=dpmpp_2m sampler.steps=4", 4),
         ("sampler=heun sampler.steps=3", 3),
     ],
 )
-def test_a_film_has_a_frame_for_each_step(run: Run, trained: Path, overrides: str, steps: int) -> None:
+def test_film_has_a_frame_for_each_step(run: Run, trained: Path, overrides: str, steps: int) -> None:
     result = run("sample", f"ckpt={trained}", "n=1", "gif=true", "out=new", *overrides.split())
     assert result.code == 0, result.err
     with Image.open("new/film.gif") as film:
         assert film.n_frames == steps
 
 
-def test_sampling_options_have_an_effect(run: Run, trained: Path) -> None:
+def test_sampling_options_change_the_images(run: Run, trained: Path) -> None:
     plain = ["sampler=ddim", "sampler.steps=10"]
-    made = {}
+    images = {}
     for name, overrides in {
         "ddim": plain,
         "stride": [*plain, "sampler.spacing=stride"],
@@ -144,8 +146,8 @@ def test_sampling_options_have_an_effect(run: Run, trained: Path) -> None:
     }.items():
         result = run("sample", f"ckpt={trained}", "n=2", f"out={name}", *overrides)
         assert result.code == 0, result.err
-        made[name] = np.stack(pixels(name)).tobytes()
-    assert len(set(made.values())) == len(made)
+        images[name] = np.stack(pixels(name)).tobytes()
+    assert len(set(images.values())) == len(images)
 
 
 def test_warning_for_few_steps_with_fixed_large(run: Run, trained: Path) -> None:

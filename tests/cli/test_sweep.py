@@ -1,4 +1,4 @@
-"""Sweeps: by Hydra's launchers and sweepers, with jobs that fail, stopped and gone on with."""
+"""Sweeps with Hydra's launchers and sweepers: failed jobs, stopped sweeps and resuming them."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def weights(folder: Path | str) -> torch.Tensor:
 
 
 def test_failing_job_does_not_stop_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three jobs the first meets a fault of ours, and the second diverges."""
+    """Run three jobs, of which the first raises an error that is not a user error."""
     real = in_process._run_loop
 
     def faulty(trainer: Any, *rest: Any) -> float:
@@ -43,8 +43,8 @@ def test_failing_job_does_not_stop_the_others(run: Run, monkeypatch: pytest.Monk
         return real(trainer, *rest)
 
     monkeypatch.setattr(in_process, "_run_loop", faulty)
-    ask = ["train.seed=0,1,2", "train.lr=10", "train.max_bad_steps=1", "train.report=val_loss"]
-    result = run("train", "-m", *SHORT, *ask)
+    overrides = ["train.seed=0,1,2", "train.lr=10", "train.max_bad_steps=1", "train.report=val_loss"]
+    result = run("train", "-m", *SHORT, *overrides)
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith(
         "ddpm-train: 1 of 3 jobs failed; the first was job 0: RuntimeError: a fault"
@@ -59,7 +59,7 @@ def test_failing_job_does_not_stop_the_others(run: Run, monkeypatch: pytest.Monk
 
 
 def test_signal_stops_a_sweep(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole: the job that was at work has saved, and the others are not begun."""
+    """Check that the jobs after the stopped one do not start, and that sweep.resume runs the missing jobs."""
     real = in_process._run_loop
 
     def stopped(trainer: Any, *rest: Any) -> float:
@@ -81,45 +81,45 @@ def test_signal_stops_a_sweep(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_sweep_resume_runs_missing_and_unfinished_jobs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = ["train", "-m", *SHORT[:-1], "train.seed=0,1,2", "train.milestone_every=1", "train.report=val_loss"]
-    assert run(*ask, "hydra.sweep.dir=whole").code == 0
+    overrides = ["train", "-m", *SHORT[:-1], "train.seed=0,1,2", "train.milestone_every=1", "train.report=val_loss"]
+    assert run(*overrides, "hydra.sweep.dir=uninterrupted").code == 0
     real = in_process._run_loop
 
-    def cut_short() -> None:
-        raise RuntimeError("cut short")
+    def interrupt() -> None:
+        raise RuntimeError("interrupted")
 
     def stopped(trainer: Any, *rest: Any) -> float:
         seed, step = trainer.config.train.seed, trainer.train_step
         if seed == 2:
-            raise RuntimeError("never begun")
+            raise RuntimeError("not started")
         if seed == 1:
-            trainer.train_step = lambda: step() if trainer.step == 0 else cut_short()
+            trainer.train_step = lambda: step() if trainer.step == 0 else interrupt()
         return real(trainer, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(in_process, "_run_loop", stopped)
-        assert run(*ask, "hydra.sweep.dir=sw").code == 1
+        assert run(*overrides, "hydra.sweep.dir=sw").code == 1
     assert [row["status"] for row in rows()] == ["done", "failed", "failed"]
     assert Path("sw/1/checkpoints/step_00000001.pt").is_file()
     assert not Path("sw/1/checkpoints/step_00000002.pt").exists()
     first = Path("sw/0/checkpoints/last.pt").stat().st_mtime_ns
-    result = run(*ask, "sweep.resume=sw")
+    result = run(*overrides, "sweep.resume=sw")
     assert result.code == 0, result.err
     assert "job 0 is done" in result.err
     assert Path("sw/0/checkpoints/last.pt").stat().st_mtime_ns == first
     jobs = jobs_of(Path("sw"))
     assert [job.status for job in jobs.values()] == ["done"] * 3
-    assert [job.value for job in jobs.values()] == [job.value for job in jobs_of(Path("whole")).values()]
+    assert [job.value for job in jobs.values()] == [job.value for job in jobs_of(Path("uninterrupted")).values()]
     for job in range(3):
-        torch.testing.assert_close(weights(f"sw/{job}"), weights(f"whole/{job}"), rtol=0, atol=0)
-        noted = yaml.safe_load(Path(f"sw/{job}/.hydra/overrides.yaml").read_text())
-        assert noted == yaml.safe_load(Path(f"whole/{job}/.hydra/overrides.yaml").read_text())
-    again = run(*ask, "sweep.resume=sw")
+        torch.testing.assert_close(weights(f"sw/{job}"), weights(f"uninterrupted/{job}"), rtol=0, atol=0)
+        saved = yaml.safe_load(Path(f"sw/{job}/.hydra/overrides.yaml").read_text())
+        assert saved == yaml.safe_load(Path(f"uninterrupted/{job}/.hydra/overrides.yaml").read_text())
+    again = run(*overrides, "sweep.resume=sw")
     assert again.code == 0
     assert again.err.count("is done") == 3
 
 
-def test_sweep_resume_of_another_sweep(run: Run) -> None:
+def test_sweep_resume_with_other_overrides_is_refused(run: Run) -> None:
     assert run("train", "-m", *SHORT, "train.seed=0,1").code == 0
     result = run("train", "-m", *SHORT[:-1], "train.seed=1,2", "sweep.resume=sw")
     assert result.code == 1
@@ -127,7 +127,7 @@ def test_sweep_resume_of_another_sweep(run: Run) -> None:
     assert "type the command of the sweep" in result.err
 
 
-def test_sweep_from_a_file(run: Run) -> None:
+def test_sweep_file_sets_the_choices(run: Run) -> None:
     result = run("train", "-m", "sweep=schedules_losses", *SHORT)
     assert result.code == 0, result.err
     found = [yaml.safe_load(Path(f"sw/{job}/.hydra/config.yaml").read_text()) for job in range(4)]
@@ -136,7 +136,7 @@ def test_sweep_from_a_file(run: Run) -> None:
     ]  # fmt: skip
 
 
-def test_every_job_of_a_file_is_checked_before_the_first(run: Run, tmp_path: Path) -> None:
+def test_every_job_of_a_sweep_file_is_checked_before_the_first_job(run: Run, tmp_path: Path) -> None:
     result = run("train", "-m", "sweep=schedules_losses", *SHORT, "weighting=min_snr", "loss=l2,vlb")
     assert result.code == 2
     assert "weighting=min_snr: must be none with loss=vlb" in result.err
@@ -144,13 +144,13 @@ def test_every_job_of_a_file_is_checked_before_the_first(run: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
-def test_other_launchers(launcher: str, tmp_path: Path) -> None:
-    """Real processes, for their jobs run in processes of their own; one of the three fails."""
+def test_jobs_of_other_launchers(launcher: str, tmp_path: Path) -> None:
+    """Run the command in a process, because these launchers start processes. One of the two jobs fails."""
     more = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    ask = ["-m", *SHORT, f"hydra/launcher={launcher}", *more, "train.seed=0,1", "train.report=val_loss"]
+    overrides = ["-m", *SHORT, f"hydra/launcher={launcher}", *more, "train.seed=0,1", "train.report=val_loss"]
     (tmp_path / "sw/1").mkdir(parents=True)
     (tmp_path / "sw/1/thesis.txt").write_text("in the way")
-    command = [sys.executable, "-c", "from ddpm_cli.cli.train import main; main()", *ask]
+    command = [sys.executable, "-c", "from ddpm_cli.cli.train import main; main()", *overrides]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     err = ended.stderr
     assert ended.returncode == 1, err
@@ -164,7 +164,7 @@ def test_other_launchers(launcher: str, tmp_path: Path) -> None:
 
 
 def test_optuna_minimises_the_validation_loss(run: Run) -> None:
-    """Its trials choose other rates, and the best is the one with the least of what they returned."""
+    """Check that the trials use different learning rates, and that the best one has the smallest value."""
     result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
     assert result.code == 0, result.err
     best = yaml.safe_load(Path("sw/optimization_results.yaml").read_text())
@@ -192,7 +192,7 @@ def test_optuna_continues_after_a_failed_trial(run: Run, monkeypatch: pytest.Mon
     assert [row["status"] for row in rows()] == ["failed", "done", "done"]
 
 
-def test_without_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_an_unknown_launcher_names_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("train", "-m", *SHORT, "hydra/launcher=nowhere", "train.seed=0,1")
     assert result.code == 2
     assert "hydra/launcher=nowhere: must be basic" in result.err
@@ -200,7 +200,7 @@ def test_without_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "named"),
+    ("overrides", "message"),
     [
         (
             ["-m", "--cfg", "job"],
@@ -218,16 +218,16 @@ def test_without_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["train.report=fd_classifier", "experiment=swiss_roll"], "train.report=fd_classifier: compares images, and"),
     ],
 )
-def test_bad_input(run: Run, tmp_path: Path, overrides: list[str], named: str) -> None:
+def test_invalid_sweep_override_is_refused(run: Run, tmp_path: Path, overrides: list[str], message: str) -> None:
     result = run("train", *overrides)
     assert result.code == 2
-    assert named in result.err
+    assert message in result.err
     assert result.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("launcher", "jobs", "side_by_side"),
+    ("launcher", "jobs", "jobs_at_once"),
     [
         ({}, 8, 1),
         ({"n_jobs": 3}, 8, 3),
@@ -236,19 +236,19 @@ def test_bad_input(run: Run, tmp_path: Path, overrides: list[str], named: str) -
         ({"n_jobs": -1}, 8, 4),
         ({"n_jobs": -2}, 8, 3),
         ({"submitit_folder": "x"}, 3, 3),
-        ({"submitit_folder": "x", "partition": None}, 3, 1),  # SLURM's jobs have machines of their own
+        ({"submitit_folder": "x", "partition": None}, 3, 1),  # SLURM jobs run on different machines
     ],
 )
-def test_how_many_jobs_share_the_machine(
-    launcher: dict[str, Any], jobs: int | None, side_by_side: int, monkeypatch: pytest.MonkeyPatch
+def test_number_of_jobs_at_once(
+    launcher: dict[str, Any], jobs: int | None, jobs_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "cores", lambda: 4)
-    assert at_once(launcher, jobs) == side_by_side
+    assert at_once(launcher, jobs) == jobs_at_once
 
 
-@pytest.mark.parametrize(("side_by_side", "threads"), [(2, 4), (3, 2), (16, 1)])
-def test_cores_are_divided_and_devices_taken_in_turn(
-    side_by_side: int, threads: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("jobs_at_once", "threads"), [(2, 4), (3, 2), (16, 1)])
+def test_jobs_divide_the_cores_and_cycle_through_the_devices(
+    jobs_at_once: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken, used = [], []
     monkeypatch.setattr(sweep, "cores", lambda: 8)
@@ -257,13 +257,13 @@ def test_cores_are_divided_and_devices_taken_in_turn(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     for job in range(5):
-        take_share(job, side_by_side)
+        take_share(job, jobs_at_once)
     assert taken == [0, 1, 2, 0, 1]
     assert set(used) == {threads}
 
 
 def test_single_job_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("divided"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("the cores were divided"))
     take_share(3, 1)
 
 
@@ -276,14 +276,16 @@ def test_last_complete_row_of_a_job_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_of_several_processes(run: Run) -> None:
-    """The issue's own line: each job has a folder, a row, and what one process would have learned."""
+def test_jobs_of_two_processes(run: Run) -> None:
+    """Check that each job has a folder, a row and the loss of a run of one process."""
     result = run("train", "-m", *SHORT, "schedule=linear,cosine", "devices=2", "device=cpu")
     assert result.code == 0, result.err
     assert [row["status"] for row in rows()] == ["done", "done"]
-    assert run("train", *SHORT[:-1], "schedule=cosine", "out=alone").code == 0
-    of_alone = float(Path("alone/metrics.csv").read_text().splitlines()[-1].split(",")[3])
+    assert run("train", *SHORT[:-1], "schedule=cosine", "out=single").code == 0
+    expected = float(Path("single/metrics.csv").read_text().splitlines()[-1].split(",")[3])
     linear, cosine = (float(row["value"]) for row in rows())
-    assert cosine == pytest.approx(of_alone, rel=1e-5)
+    assert cosine == pytest.approx(expected, rel=1e-5)
     assert linear != pytest.approx(cosine, rel=1e-3)
-    assert sorted(path.name for path in Path("sw/1").iterdir()) == sorted(path.name for path in Path("alone").iterdir())
+    assert sorted(path.name for path in Path("sw/1").iterdir()) == sorted(
+        path.name for path in Path("single").iterdir()
+    )

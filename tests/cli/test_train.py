@@ -1,3 +1,5 @@
+"""ddpm-train: the files of a run, resuming, the effect of the options, milestones and sweeps."""
+
 import csv
 import math
 import re
@@ -15,8 +17,7 @@ from tests.data.test_sources import write_cifar10, write_idx
 
 Run = Callable[..., Result]
 SHORT = [*TINY[1:], "train.steps=2"]
-"""A run of two steps on whatever data set."""
-
+"""Overrides of a run of two steps on any dataset."""
 
 IMPORTANCE = [
     "timestep_sampler=loss_second_moment",
@@ -24,7 +25,7 @@ IMPORTANCE = [
     "schedule=cosine",
     "schedule.timesteps=4",
 ]
-"""So few timesteps that each has been seen, and the losses count, after two steps."""
+"""Overrides with so few timesteps that each has been sampled, and its loss is used, after two steps."""
 
 
 def losses(folder: Path | str) -> list[float]:
@@ -33,7 +34,7 @@ def losses(folder: Path | str) -> list[float]:
 
 
 def weights(folder: Path | str, group: str = "model") -> torch.Tensor:
-    """All that a run has learned, in a row."""
+    """Return all weights of a run as one vector."""
     state = torch.load(Path(folder, "checkpoints/last.pt"), weights_only=True)
     return torch.cat([tensor.flatten() for tensor in state[group].values()])
 
@@ -61,18 +62,18 @@ def test_run_writes_its_files_and_nothing_else(run: Run, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert yaml.safe_load((folder / ".hydra/config.yaml").read_text())["train"]["steps"] == 4
     assert "step 3/4" in (folder / "train.log").read_text()
-    assert "step 3/4" in result.err  # plain lines, for this is no terminal
+    assert "step 3/4" in result.err  # plain lines, because stderr is not a terminal
     assert f"ckpt={folder.relative_to(tmp_path)}" in result.err
 
 
-def test_two_runs_started_at_once_get_two_folders(run: Run, tmp_path: Path) -> None:
+def test_two_runs_in_a_row_have_different_folders(run: Run, tmp_path: Path) -> None:
     for _ in range(2):
         assert run("train", *TINY, "train.steps=1").code == 0
     assert len(list((tmp_path / "outputs/train/digits").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         [],
         ["conditioning=class", "weighting=min_snr", "train.ema_start=3"],
@@ -80,19 +81,21 @@ def test_two_runs_started_at_once_get_two_folders(run: Run, tmp_path: Path) -> N
     ],
     ids=["plain", "class", "vlb"],
 )
-def test_resumed_run_equals_an_uninterrupted_run(run: Run, knobs: list[str]) -> None:
-    more = [*TINY, "train.log_every=1", "train.milestone_every=2", "model.dropout=0.1", *knobs]
-    assert run("train", *more, "train.steps=4", "out=whole").code == 0
-    assert run("train", *more, "train.steps=2", "out=part").code == 0
-    result = run("train", "resume=part", "train.steps=4")
+def test_resumed_run_equals_an_uninterrupted_run(run: Run, options: list[str]) -> None:
+    more = [*TINY, "train.log_every=1", "train.milestone_every=2", "model.dropout=0.1", *options]
+    assert run("train", *more, "train.steps=4", "out=uninterrupted").code == 0
+    assert run("train", *more, "train.steps=2", "out=resumed").code == 0
+    result = run("train", "resume=resumed", "train.steps=4")
     assert result.code == 0, result.err
-    whole, part = (torch.load(f"{name}/checkpoints/last.pt", weights_only=True) for name in ("whole", "part"))
-    assert part["step"] == 4
+    uninterrupted, resumed = (
+        torch.load(f"{name}/checkpoints/last.pt", weights_only=True) for name in ("uninterrupted", "resumed")
+    )
+    assert resumed["step"] == 4
     for group in ("model", "ema"):
-        assert all(torch.equal(part[group][key], whole[group][key]) for key in whole[group])
-    grids = [Path(name, "samples/step_00000004.png").read_bytes() for name in ("whole", "part")]
+        assert all(torch.equal(resumed[group][key], uninterrupted[group][key]) for key in uninterrupted[group])
+    grids = [Path(name, "samples/step_00000004.png").read_bytes() for name in ("uninterrupted", "resumed")]
     assert grids[0] == grids[1]
-    assert losses("whole") == losses("part")
+    assert losses("uninterrupted") == losses("resumed")
 
 
 def test_resume_uses_the_config_of_the_run(run: Run, tmp_path: Path) -> None:
@@ -111,7 +114,7 @@ def test_resume_uses_the_config_of_the_run(run: Run, tmp_path: Path) -> None:
     )
 
 
-def test_a_finished_run_resumed_changes_nothing(run: Run) -> None:
+def test_resuming_a_finished_run_changes_nothing(run: Run) -> None:
     assert run("train", *TINY, "train.steps=2", "out=here").code == 0
     before = Path("here/metrics.csv").read_bytes(), Path("here/checkpoints/last.pt").read_bytes()
     assert run("train", "resume=here").code == 0
@@ -136,12 +139,12 @@ def test_folder_with_other_files_is_rejected_untouched(run: Run) -> None:
     assert [(path.name, path.read_text()) for path in Path("mine").iterdir()] == [("metrics.csv", "precious")]
 
 
-def test_hydra_run_dir(run: Run) -> None:
+def test_hydra_run_dir_sets_the_run_folder(run: Run) -> None:
     assert run("train", *TINY, "train.steps=1", "hydra.run.dir=there").code == 0
     assert Path("there/checkpoints/last.pt").is_file()
 
 
-def test_a_sweep_trains_every_combination(run: Run, tmp_path: Path) -> None:
+def test_sweep_trains_every_combination(run: Run, tmp_path: Path) -> None:
     result = run(
         "train",
         "-m",
@@ -158,7 +161,7 @@ def test_a_sweep_trains_every_combination(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs/train").exists()
 
 
-def test_cifar10_and_cosine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_on_cifar10(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "data"))
     result = run("train", "dataset=cifar10", "schedule=cosine", *SHORT)
@@ -178,7 +181,7 @@ def test_training_on_an_image_folder(run: Run, tmp_path: Path) -> None:
     assert re.search(r"[5-9] examples of 3x32x32", result.err)
 
 
-def test_the_annotated_experiment(run: Run, tmp_path: Path) -> None:
+def test_annotated_experiment(run: Run, tmp_path: Path) -> None:
     write_idx(tmp_path / "data", 4, gzipped=True)
     result = run(
         "train", "experiment=annotated", f"dataset.root={tmp_path}/data", "train.epochs=0.5",
@@ -194,12 +197,12 @@ def test_crash_keeps_the_last_checkpoint(run: Run, monkeypatch: pytest.MonkeyPat
 
     step = Trainer.train_step
 
-    def fails(self: Trainer) -> object:
+    def failing_step(self: Trainer) -> object:
         if self.step == 3:
             raise RuntimeError("a bug")
         return step(self)
 
-    monkeypatch.setattr(Trainer, "train_step", fails)
+    monkeypatch.setattr(Trainer, "train_step", failing_step)
     with pytest.raises(RuntimeError, match="a bug"):
         run("train", *TINY, "train.steps=5", "train.milestone_every=2", "out=here")
     assert torch.load("here/checkpoints/last.pt", weights_only=True)["step"] == 2
@@ -223,12 +226,12 @@ def test_start_estimates_the_duration_and_suggests_quickstart(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps without any knob turned."""
+    """Return a run of two steps with the default options."""
     return train_into(tmp_path_factory.mktemp("plain") / "run", *TINY, "train.steps=2", "train.log_every=1")
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         "loss=vlb",
         "weighting=min_snr weighting.gamma=0.5",
@@ -245,8 +248,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model.time_scale=0.25",
     ],
 )
-def test_every_option_changes_the_weights(run: Run, plain: Path, knobs: str) -> None:
-    result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *knobs.split())
+def test_every_option_changes_the_weights(run: Run, plain: Path, options: str) -> None:
+    result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *options.split())
     assert result.code == 0, result.err
     ours, theirs = weights("here"), weights(plain)
     assert ours.isfinite().all()
@@ -256,10 +259,10 @@ def test_every_option_changes_the_weights(run: Run, plain: Path, knobs: str) -> 
 
 
 @pytest.mark.parametrize(
-    "knobs", ["variance=fixed_large sampler=ddpm sampler.steps=20", "sampler=heun sampler.steps=3"]
+    "options", ["variance=fixed_large sampler=ddpm sampler.steps=20", "sampler=heun sampler.steps=3"]
 )
-def test_sampling_options_change_only_the_milestones(run: Run, plain: Path, knobs: str) -> None:
-    result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *knobs.split())
+def test_sampling_options_change_only_the_milestones(run: Run, plain: Path, options: str) -> None:
+    result = run("train", *TINY, "train.steps=2", "train.log_every=1", "out=here", *options.split())
     assert result.code == 0, result.err
     assert torch.equal(weights("here"), weights(plain))
     pictures = [folder / "samples/step_00000002.png" for folder in (Path("here"), plain)]
@@ -273,7 +276,7 @@ def test_start_table_shows_the_number_of_classes(run: Run) -> None:
 
 
 def test_milestones_cycle_through_the_classes(run: Run, plain: Path) -> None:
-    """Four samples are a row for each of the first four classes, where four of no class are two rows of two."""
+    """Check the size of the grids: four rows for four classes, and two rows of two without classes."""
     assert run("train", *TINY, "train.steps=2", "conditioning=class", "out=here").code == 0
     named, unnamed = (Image.open(folder / "samples/step_00000002.png") for folder in (Path("here"), plain))
     assert unnamed.size == (118, 118)
@@ -284,8 +287,8 @@ def test_milestones_cycle_through_the_classes(run: Run, plain: Path) -> None:
 @pytest.mark.parametrize(
     ("every", "steps"), [("1epoch", [3, 6, 7]), ("0.5epochs", [2, 3, 5, 6, 7]), ("2", [2, 4, 6, 7])]
 )
-def test_milestones_by_epochs(run: Run, every: str, steps: list[int]) -> None:
-    """1500 digits in batches of 500 are three steps an epoch; the last step is always a milestone."""
+def test_milestones_every_few_epochs_or_steps(run: Run, every: str, steps: list[int]) -> None:
+    """Train on 1500 digits in batches of 500: an epoch has three steps. The last step is always a milestone."""
     few = [
         "train.batch_size=500",
         "train.steps=7",
@@ -302,8 +305,8 @@ def test_milestones_by_epochs(run: Run, every: str, steps: list[int]) -> None:
     assert kept == names[-3:]
 
 
-def test_the_average_starts_late(run: Run) -> None:
-    """Until train.ema_start it is the network itself."""
+def test_ema_start_delays_the_average(run: Run) -> None:
+    """Check that the averaged weights are those of the network until train.ema_start."""
     more = [*TINY, "train.steps=3", "train.lr=0.01"]
     for start in (0, 3, 4):
         assert run("train", *more, f"train.ema_start={start}", f"out=from{start}").code == 0
@@ -321,7 +324,7 @@ def test_warning_for_few_steps_with_fixed_large(run: Run) -> None:
     assert "leaves much noise" not in run("train", *more, "sampler=ddpm", "sampler.steps=13").err
 
 
-def test_points(run: Run) -> None:
+def test_training_on_points(run: Run) -> None:
     result = run("train", *TINY_POINTS, "train.steps=3", "train.milestone_every=2", "out=here")
     assert result.code == 0, result.err
     assert "100 examples of 2" in result.err
@@ -334,8 +337,14 @@ def test_resume_requires_the_same_classes(run: Run, tmp_path: Path) -> None:
     for folder, names in {"ours": ("cat", "dog"), "theirs": ("dog", "zebra")}.items():
         for name in names:
             save_image(tmp_path / folder / name / "one.png")
-    ask = ["dataset=image_folder", "dataset.test_fraction=0", *TINY[1:], "conditioning=class", "dataset.image_size=8"]
-    result = run("train", *ask, f"dataset.root={tmp_path}/ours", "train.steps=1", "out=here")
+    overrides = [
+        "dataset=image_folder",
+        "dataset.test_fraction=0",
+        *TINY[1:],
+        "conditioning=class",
+        "dataset.image_size=8",
+    ]
+    result = run("train", *overrides, f"dataset.root={tmp_path}/ours", "train.steps=1", "out=here")
     assert result.code == 0, result.err
     result = run("train", "resume=here", f"dataset.root={tmp_path}/theirs", "train.steps=2")
     assert result.code == 2

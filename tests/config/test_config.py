@@ -1,4 +1,4 @@
-"""Every option composes, builds and survives a checkpoint; every range is kept."""
+"""Configs: each option composes, builds and survives a checkpoint, and values out of range are refused."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,8 +21,7 @@ OPTIONS = [
     for file in sorted((CONFIGS / group).glob("*.yaml"))
 ]
 
-
-NEEDS = {
+REQUIRED_BY_OPTION = {
     "dataset=image_folder": ["dataset.root=/pictures"],
     "dataset=swiss_roll": ["model=mlp", "sampler.thresholding=none"],
     "model=mlp": ["dataset=swiss_roll", "sampler.thresholding=none"],
@@ -30,12 +29,12 @@ NEEDS = {
     "model=improved_cifar10": ["dataset=cifar10"],
     "loss=hybrid": ["variance=learned_range"],
 }
-"""What must be chosen beside some options."""
+"""Overrides without which some options are invalid."""
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_composes_builds_and_survives_a_checkpoint(option: str) -> None:
-    config = composed(option, *NEEDS.get(option, []))
+    config = composed(option, *REQUIRED_BY_OPTION.get(option, []))
     assert train_config(asdict(config)) == config
 
     betas = betas_of(config.schedule)
@@ -45,7 +44,7 @@ def test_each_option_composes_builds_and_survives_a_checkpoint(option: str) -> N
     weights = implementation_of(config.weighting)(config.prediction, torch.tensor([0.1, 10.0]))
     assert weights.shape == (2,)
     assert (weights > 0).all()
-    with torch.device("meta"):  # shapes without the arithmetic
+    with torch.device("meta"):  # computes shapes only
         network = network_of(config, ["cat", "dog"])
         x = torch.empty(2, *config.dataset.shape)
         output = network(x, torch.empty(2), torch.zeros(2, dtype=torch.int64))
@@ -114,7 +113,7 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize("override", OUT_OF_RANGE)
-def test_out_of_range_is_one_line_that_names_the_key(override: str) -> None:
+def test_value_out_of_range_is_one_line_that_names_the_key(override: str) -> None:
     with pytest.raises(UserError) as caught:
         composed(*override.split())
     message = str(caught.value)
@@ -137,7 +136,7 @@ def test_error_names_usable_image_sizes() -> None:
         composed("model=ddpm_cifar10")  # 28 pixels, halved three times
 
 
-def test_datasets_know_their_shape() -> None:
+def test_shape_and_flip_of_each_dataset() -> None:
     assert composed("dataset=fashion_mnist").dataset.shape == (1, 28, 28)
     assert composed("dataset=cifar10").dataset.shape == (3, 32, 32)
     assert composed("dataset.image_size=[32,64]").dataset.shape == (1, 32, 64)
@@ -145,7 +144,7 @@ def test_datasets_know_their_shape() -> None:
     assert flips == {"fashion_mnist": False, "cifar10": True, "mnist": False, "digits": False}
 
 
-def test_annotated_is_what_the_text_trains() -> None:
+def test_annotated_experiment_has_the_values_of_the_annotated_diffusion_model() -> None:
     config = composed("experiment=annotated")
     assert config.dataset.flip
     assert (config.schedule.timesteps, config.schedule.beta_start, config.schedule.beta_end) == (
@@ -161,8 +160,8 @@ def test_annotated_is_what_the_text_trains() -> None:
     assert replace(config.model, self_condition=True).self_condition
 
 
-def test_the_defaults_of_training() -> None:
-    """Published figures are of these; a change has to be meant."""
+def test_defaults_of_training() -> None:
+    """Check the values that the published results were trained with, so that they do not change by accident."""
     config = composed()
     train = config.train
     assert (config.dataset.name, config.schedule.name, config.loss.name, config.sampler.name) == (

@@ -1,4 +1,4 @@
-"""A part of each kind is added from outside the package, in three places each, and works in all commands."""
+"""Register one part of each kind from outside the package, in three places each, and use it in all commands."""
 
 import importlib
 import sys
@@ -120,8 +120,9 @@ CHOICES = [name.replace("/", "=") for name in YAML]
 
 
 @pytest.fixture
-def toys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("toys")
+def toy_parts(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Register the parts in `PARTS` and `YAML` during a test."""
+    folder = tmp_path_factory.mktemp("toy_parts")
     (folder / "toy_parts.py").write_text(PARTS)
     for name, values in YAML.items():
         path = folder / "configs" / f"{name}.yaml"
@@ -133,23 +134,23 @@ def toys(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     importlib.import_module("toy_parts")
     EXTRA_CONFIGS.append(folder / "configs")
     conftest.register_schemas.cache_clear()
-    forget_cached_options()
+    clear_option_caches()
     yield
     EXTRA_CONFIGS.clear()
     for base, options in before.items():
         registry.GROUPS[base][:] = options
     for option in [option for option in registry._IMPLEMENTATIONS if option.__module__ == "toy_parts"]:
         del registry._IMPLEMENTATIONS[option]
-    forget_cached_options()
+    clear_option_caches()
     del sys.modules["toy_parts"]
 
 
-def forget_cached_options() -> None:
+def clear_option_caches() -> None:
     _texts_of.cache_clear()
     known_keys.cache_clear()
 
 
-def test_a_part_of_each_kind_from_outside(toys: None, run: Run, tmp_path: Path) -> None:
+def test_external_parts_train_resume_and_sample(toy_parts: None, run: Run, tmp_path: Path) -> None:
     listed = run("train", "--help")
     assert listed.code == 0
     for choice in CHOICES:
@@ -171,7 +172,7 @@ def test_a_part_of_each_kind_from_outside(toys: None, run: Run, tmp_path: Path) 
         assert (tmp_path / f"samples{i}/images/00001.png").is_file()
 
 
-def test_mistakes_in_a_part_from_outside_are_one_line(toys: None, run: Run) -> None:
+def test_invalid_options_of_external_parts_are_one_line(toy_parts: None, run: Run) -> None:
     for typed, message in {
         ("sampler=jump", "sampler.share=2"): "sampler.share=2.0: must be in (0, 1]",
         ("sampler.share=0.5",): "sampler.share: only sampler=jump has this key",

@@ -1,3 +1,5 @@
+"""Collective operations in one process and in two."""
+
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
 from tests.processes import in_two
 
 
-def test_collectives_of_one_process() -> None:
+def test_collectives_in_one_process() -> None:
     assert (collectives.rank(), collectives.world_size(), collectives.is_rank_zero()) == (0, 1, True)
     assert collectives.shard_slice(7) == slice(0, 7)
     assert collectives.all_reduce_max(3) == 3
@@ -19,37 +21,39 @@ def test_collectives_of_one_process() -> None:
     assert collectives.all_reduce_mean(torch.tensor(2.0)) == 2
     assert collectives.on_rank_zero(lambda: 5) == collectives.local_rank_zero_first(lambda: 5) == 5
     with pytest.raises(UserError, match="mine"):
-        collectives.on_rank_zero(lambda: _refuse("mine"))
+        collectives.on_rank_zero(lambda: _raise_user_error("mine"))
 
 
-def _refuse(message: str) -> None:
+def _raise_user_error(message: str) -> None:
     raise UserError(message)
 
 
-def _told(work: Any) -> str:
+def _result_or_error(work: Any) -> str:
+    """Return the result of `work`, or its error, as text."""
     try:
         return str(work())
     except (UserError, NoRoom) as error:
         return f"{type(error).__name__}: {error}"
 
 
-def _full() -> None:
+def _raise_no_room() -> None:
     raise NoRoom(Path("file"), 2048)
 
 
-def _all_of_it(folder: Path) -> dict[str, Any]:
+def _all_collectives(folder: Path) -> dict[str, Any]:
+    """Return the results of all collective operations in this process."""
     rank = collectives.rank()
     kept = folder / "kept"
 
-    def fetched() -> str:
+    def fetch() -> str:
         if kept.exists():
             return "found"
         kept.write_text("")
         return "fetched"
 
-    def refused_by_the_second() -> str:
+    def fail_on_rank_one() -> str:
         if rank == 1:
-            _refuse("second")
+            _raise_user_error("second")
         return "fine"
 
     calls: list[tuple[int, int]] = []
@@ -64,41 +68,41 @@ def _all_of_it(folder: Path) -> dict[str, Any]:
         "shares": [list(range(5)[collectives.shard_slice(5)]), list(range(4)[collectives.shard_slice(4)])],
         "mean": collectives.all_reduce_mean(torch.tensor(float(rank))).item(),
         "gathered": collectives.all_gather(torch.tensor([rank, rank])).tolist(),
-        "largest": collectives.all_reduce_max(rank + 5),
-        "everyones": collectives.all_gather_object(str(rank)),
-        "by_main": collectives.on_rank_zero(lambda: f"of {rank}"),
-        "refused": _told(lambda: collectives.on_rank_zero(lambda: _refuse(f"of {rank}"))),
-        "full": _told(lambda: collectives.on_rank_zero(_full)),
-        "in turn": collectives.local_rank_zero_first(fetched),
-        "one of two": _told(lambda: collectives.local_rank_zero_first(refused_by_the_second)),
+        "maximum": collectives.all_reduce_max(rank + 5),
+        "objects": collectives.all_gather_object(str(rank)),
+        "on_rank_zero": collectives.on_rank_zero(lambda: f"of {rank}"),
+        "refused": _result_or_error(lambda: collectives.on_rank_zero(lambda: _raise_user_error(f"of {rank}"))),
+        "full": _result_or_error(lambda: collectives.on_rank_zero(_raise_no_room)),
+        "local_rank_zero_first": collectives.local_rank_zero_first(fetch),
+        "error on rank 1": _result_or_error(lambda: collectives.local_rank_zero_first(fail_on_rank_one)),
         "batches": [(images.start, images.stop, made) for images, made in batches_with_oom_retry(9, 4, work)],
         "calls": calls,
     }
 
 
-def test_collectives_of_two_processes(tmp_path: Path) -> None:
-    first, second = in_two(_all_of_it, tmp_path, tmp_path)
+def test_collectives_in_two_processes(tmp_path: Path) -> None:
+    first, second = in_two(_all_collectives, tmp_path, tmp_path)
     shares = zip(first.pop("shares"), second.pop("shares"), strict=True)
     assert [one + other for one, other in shares] == [[0, 1, 2, 3, 4], [0, 1, 2, 3]]
-    assert [first.pop("in turn"), second.pop("in turn")] == ["fetched", "found"]
+    assert [first.pop("local_rank_zero_first"), second.pop("local_rank_zero_first")] == ["fetched", "found"]
     calls = first.pop("calls"), second.pop("calls")
     assert first == second
     assert first == {
         "mean": 0.5,
         "gathered": [0, 0, 1, 1],
-        "largest": 6,
-        "everyones": ["0", "1"],
-        "by_main": "of 0",
+        "maximum": 6,
+        "objects": ["0", "1"],
+        "on_rank_zero": "of 0",
         "refused": "UserError: of 0",
         "full": "NoRoom: file: no room on the disk for this file, which needs 2.0 KiB; make some",
-        "one of two": "UserError: second",
-        # four each do not fit in one of the two, so all go on with two each; the last one is left to the second
+        "error on rank 1": "UserError: second",
+        # a batch of four fails in one process, so both continue with batches of two; both compute the last image
         "batches": [(0, 2, [0, 10]), (2, 4, [20, 30]), (4, 6, [40, 50]), (6, 8, [60, 70]), (8, 9, [80])],
     }
     assert calls == ([(0, 4), (0, 2), (4, 6), (8, 9)], [(4, 8), (2, 4), (6, 8), (8, 9)])
 
 
-def test_errors_of_one_process_can_be_raised_in_another() -> None:
+def test_errors_can_be_pickled() -> None:
     import pickle
 
     for error in (NoRoom(Path("a"), 3), Stopped(15, "stopped"), UserError("no")):

@@ -1,4 +1,4 @@
-"""A function that is replayed as a CUDA graph."""
+"""CudaGraphs: a function replayed as a CUDA graph."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ddpm_cli.distributed.cuda_graph import WARM_UP_CALLS, CudaGraphs
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
-def test_a_replayed_function_continues_the_eager_one() -> None:
+def test_replayed_calls_continue_the_eager_calls() -> None:
     total = torch.zeros(3, device="cuda")
 
     def add(twice: bool, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What a CPU can show of other devices: fake CUDA tensors run the loss and the samplers."""
+"""Devices, precision and compilation, checked on a CPU. Fake CUDA tensors run the loss and the samplers."""
 
 import copy
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 NO_CUDA = not torch.cuda.is_available()
 
 
-class NoDoubles(TorchDispatchMode):
-    """Fails where a float64 tensor arises on another device than the CPU: MPS has none."""
+class ForbidFloat64(TorchDispatchMode):
+    """Fail if a float64 tensor is created on another device than the CPU, because MPS does not support float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -41,17 +41,18 @@ class NoDoubles(TorchDispatchMode):
 
 
 @pytest.fixture
-def as_if_on_cuda() -> Iterator[None]:
+def fake_cuda() -> Iterator[None]:
+    """Create all tensors as fake CUDA tensors, which have a shape, a type and a device but no values."""
     with FakeTensorMode(), torch.device("cuda"):
         yield
 
 
-# Made for real, for its T Python floats; the fake mode has no numbers.
+# Created outside the fake mode, because it computes Python floats from the values of tensors.
 PROCESS = Process(torch.linspace(0.01, 0.2, 50, dtype=torch.float64))
 
 
-def on_cuda(self_condition: bool, variance: str = "fixed_small") -> Denoiser:
-    """A denoiser whose network, told of three classes, and tables are fake CUDA tensors."""
+def fake_cuda_denoiser(self_condition: bool, variance: str = "fixed_small") -> Denoiser:
+    """Return a denoiser for three classes whose weights and tables are fake CUDA tensors."""
     model = composed(*TINY, "model.attention=[linear,full]", f"model.self_condition={self_condition}").model
     process = copy.copy(PROCESS)
     for name, table in vars(PROCESS).items():
@@ -63,10 +64,10 @@ def on_cuda(self_condition: bool, variance: str = "fixed_small") -> Denoiser:
 
 @pytest.mark.parametrize("loss", [l2, partial(hybrid, vlb_weight=0.001), vlb])
 @pytest.mark.parametrize("self_condition", [False, True])
-def test_the_loss_runs_as_if_on_cuda(as_if_on_cuda: None, self_condition: bool, loss: Loss) -> None:
-    denoiser = on_cuda(self_condition, "fixed_small" if loss is l2 else "learned_range")
+def test_loss_runs_on_fake_cuda(fake_cuda: None, self_condition: bool, loss: Loss) -> None:
+    denoiser = fake_cuda_denoiser(self_condition, "fixed_small" if loss is l2 else "learned_range")
     weighting = unweighted if loss is vlb else partial(min_snr, gamma=5.0)
-    with NoDoubles():
+    with ForbidFloat64():
         x0, eps, t = torch.empty(4, 1, 8, 8), torch.empty(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
         losses = Objective(denoiser, loss, weighting)(x0, t, eps, t, self_condition)
     assert losses.device.type == "cuda"
@@ -75,25 +76,25 @@ def test_the_loss_runs_as_if_on_cuda(as_if_on_cuda: None, self_condition: bool, 
 
 @pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
 @pytest.mark.parametrize("thresholding", ["clip", "dynamic"])
-def test_each_samplers_step_runs_as_if_on_cuda(as_if_on_cuda: None, kind: type[Sampler], thresholding: str) -> None:
-    denoiser = on_cuda(True, "learned_range")
+def test_samplers_run_on_fake_cuda(fake_cuda: None, kind: type[Sampler], thresholding: str) -> None:
+    denoiser = fake_cuda_denoiser(True, "learned_range")
     sampler = a_sampler(kind, steps=3, thresholding=thresholding, **({"eta": 0.5} if kind is Ddim else {}))
     guidance = Guidance(torch.zeros(2, dtype=torch.int64), null=3, scale=2.0)
-    with NoDoubles():
+    with ForbidFloat64():
         steps = list(steps_of(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8), guidance))
     assert len(steps) == 3
     assert all(step.x.device.type == step.x0.device.type == "cuda" for step in steps)
 
 
-def test_the_history_of_losses_stays_as_if_on_cuda(as_if_on_cuda: None) -> None:
+def test_loss_history_stays_on_fake_cuda(fake_cuda: None) -> None:
     sampler = SecondMoment(50, "cuda", 10, 0.001)
-    with NoDoubles():
+    with ForbidFloat64():
         sampler.update(torch.zeros(4, dtype=torch.int64), torch.empty(4))
         p = sampler.probabilities()
     assert p.device.type == "cuda"
 
 
-def test_fake_device_detects_a_tensor_on_the_cpu(as_if_on_cuda: None) -> None:
+def test_fake_device_detects_a_tensor_on_the_cpu(fake_cuda: None) -> None:
     with pytest.raises(RuntimeError):
         torch.empty(2) + torch.empty(2, device="cpu")
     with pytest.raises(Exception, match="_local_scalar_dense"):
@@ -111,19 +112,19 @@ def test_auto_is_the_best_available_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:0", "cuda:x", "cuda:", "mps:1", "", "cuda:-1", "cpu:", "cuda:²"])
-def test_unknown_devices_are_named(name: str) -> None:
+def test_unknown_device_is_an_error(name: str) -> None:
     with pytest.raises(UserError, match="device="):
         resolve_device(name)
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="there is a CUDA device")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_cuda_without_cuda(name: str) -> None:
+def test_cuda_without_a_cuda_device_is_an_error(name: str) -> None:
     with pytest.raises(UserError, match=f"device={name}: torch sees no CUDA device"):
         resolve_device(name)
 
 
-def test_cuda_index_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_index_out_of_range_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
@@ -131,7 +132,7 @@ def test_cuda_index_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:2")
 
 
-def test_precision() -> None:
+def test_resolve_precision() -> None:
     assert resolve_precision("fp16", CPU) == torch.float16
     assert resolve_precision("auto", torch.device("mps")) == torch.float32
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -143,24 +144,24 @@ def test_precision() -> None:
     ("choice", "device", "images", "compiles"),
     [
         (None, "cpu", 10**9, False),
-        (None, "cuda", 750 * 64, False),  # over before the kernels would be compiled
+        (None, "cuda", 750 * 64, False),  # ends before the kernels would be compiled
         (None, "cuda", 20_000 * 128, True),
         (True, "cuda", 1, True),
         (True, "cpu", 1, True),
         (False, "cuda", 10**9, False),
     ],
 )
-def test_when_the_network_is_compiled(
+def test_should_compile(
     choice: bool | None, device: str, images: int, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "_missing_for_compile", lambda device: None)
     assert should_compile(choice, torch.device(device), images) == compiles
 
 
-def test_a_machine_that_cannot_compile_trains_without(
+def test_missing_requirements_of_compile_are_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Each thing that torch.compile needs on CUDA is named where it is missing."""
+    """Check that each requirement of torch.compile on CUDA is named if it is missing."""
     capability, headers = [(8, 0)], tmp_path
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     monkeypatch.setattr(torch.utils._triton, "has_triton_package", lambda: True)

@@ -1,4 +1,4 @@
-"""Commands in two processes, as a user of one would see them."""
+"""Commands with `devices=2`, and the detection of torchrun and SLURM."""
 
 import json
 from collections.abc import Callable
@@ -22,14 +22,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_samples_do_not_depend_on_the_number_of_processes(trained: Path, run: Run) -> None:
-    """Five of them, two at once: the second process has one fewer, and none of the last."""
+    """Draw five samples in batches of two, so that the processes draw different numbers of samples."""
     for devices in (1, 2):
-        ask = [f"ckpt={trained}", "n=5", "batch_size=2", "npz=true", "gif=true", "device=cpu"]
-        result = run("sample", *ask, f"devices={devices}", f"out=of{devices}")
+        overrides = [f"ckpt={trained}", "n=5", "batch_size=2", "npz=true", "gif=true", "device=cpu"]
+        result = run("sample", *overrides, f"devices={devices}", f"out=of{devices}")
         assert result.code == 0, result.err
     one, two = (np.load(f"of{devices}/samples.npz") for devices in (1, 2))
     assert np.array_equal(one["labels"], two["labels"])
-    assert np.abs(one["images"].astype(int) - two["images"]).max() <= 1  # other batches round otherwise
+    assert np.abs(one["images"].astype(int) - two["images"]).max() <= 1  # the rounding depends on the batch size
     names = [sorted(str(path.relative_to(f"of{i}")) for path in Path(f"of{i}").rglob("*")) for i in (1, 2)]
     assert names[0] == names[1]
 
@@ -37,15 +37,15 @@ def test_samples_do_not_depend_on_the_number_of_processes(trained: Path, run: Ru
 @pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_number_of_processes(trained: Path, run: Run) -> None:
     for devices in (1, 2):
-        ask = [f"ckpt={trained}", "metrics=[nll]", "n=5", "batch_size=2", "device=cpu"]
-        result = run("evaluate", *ask, f"devices={devices}", f"out=of{devices}")
+        overrides = [f"ckpt={trained}", "metrics=[nll]", "n=5", "batch_size=2", "device=cpu"]
+        result = run("evaluate", *overrides, f"devices={devices}", f"out=of{devices}")
         assert result.code == 0, result.err
     one, two = (json.loads(Path(f"of{devices}/evaluation.json").read_text()) for devices in (1, 2))
     assert one["metrics"]["nll"] == pytest.approx(two["metrics"]["nll"], rel=1e-5)
     assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 2
 
 
-def test_an_error_in_the_processes_is_one_line(trained: Path, run: Run) -> None:
+def test_error_in_two_processes_is_one_line(trained: Path, run: Run) -> None:
     result = run("train", *TINY, "devices=2", f"out={trained}")
     assert result.code == 2
     assert result.err.strip().splitlines() == [
@@ -58,12 +58,12 @@ def test_an_error_in_the_processes_is_one_line(trained: Path, run: Run) -> None:
     ("nodes", "first"),
     [("node7", "node7"), ("node[03-07,9],other", "node03"), ("a-1,b-2", "a-1"), ("gpu[12]", "gpu12")],
 )
-def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
+def test_first_host_of_a_slurm_node_list(nodes: str, first: str) -> None:
     assert _first_host(nodes) == first
 
 
-def test_detection_of_torchrun_and_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SLURM allocation without srun, and a step of one task, are no reason to wait for others."""
+def test_slurm_without_several_tasks_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a SLURM allocation without srun, and a step of one task."""
     assert not is_one_of_several()
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "0")
@@ -73,8 +73,8 @@ def test_detection_of_torchrun_and_srun(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_sweep_under_torchrun_is_rejected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    for name, value in words.items():
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     result = run("train", "-m", *TINY, "train.seed=0,1")
     assert result.code == 2
@@ -82,11 +82,11 @@ def test_sweep_under_torchrun_is_rejected(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_restarted_job_resumes_from_its_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
-    """Not from the beginning, nor from the older one that it was told to go back to."""
+    """Check that it starts neither from scratch nor from the older checkpoint that was given as resume=."""
     config = composed(*TINY)
     started = TrainingJob(config, trained, ["train.seed=0"], changes=("train.seed=0",))
     assert _job_after_restart(started) == replace(started, resume=str(trained), changes=())
-    went_back = replace(started, folder=tmp_path, resume=str(trained / "checkpoints" / "step_00000000.pt"))
-    assert _job_after_restart(went_back) == replace(went_back, resume=str(trained))
-    barely = replace(started, folder=tmp_path)
-    assert _job_after_restart(barely) == barely
+    from_older = replace(started, folder=tmp_path, resume=str(trained / "checkpoints" / "step_00000000.pt"))
+    assert _job_after_restart(from_older) == replace(from_older, resume=str(trained))
+    without_checkpoint = replace(started, folder=tmp_path)
+    assert _job_after_restart(without_checkpoint) == without_checkpoint

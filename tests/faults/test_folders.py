@@ -101,7 +101,7 @@ def test_pruning_always_leaves_a_checkpoint(small: list[str], tally: Tally) -> N
 
 
 @pytest.mark.parametrize("args", [["out=mine"], ["resume=mine"]])
-def test_files_of_others_are_kept(args: list[str], small: list[str], tally: Tally) -> None:
+def test_foreign_files_are_kept(args: list[str], small: list[str], tally: Tally) -> None:
     survived = tally("foreign folders left unchanged")
     for name in ("metrics.csv", ".hydra/config.yaml", "train.log", "checkpoints/best.ckpt"):
         Path("mine", name).parent.mkdir(parents=True, exist_ok=True)

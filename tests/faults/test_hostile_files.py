@@ -296,7 +296,7 @@ spent = resource.getrusage(resource.RUSAGE_CHILDREN)
 pathlib.Path("spent").write_text(f"{{spent.ru_utime + spent.ru_stime}} {{spent.ru_maxrss}}")
 sys.exit(code)
 """
-"""A small intermediate process. The kernel includes the memory of the parent in the peak memory of a new process."""
+"""A small intermediate process, because the peak memory of a new process includes that of its parent."""
 
 
 def run_in_process(command: str, *args: str) -> tuple[Result, float, int]:
@@ -461,7 +461,7 @@ def test_package_executes_no_data(file: Path) -> None:
             assert called not in ("np.load", "numpy.load") or "allow_pickle" not in keywords
 
 
-def test_archive_directory_must_be_where_the_header_says(runs: dict[str, Path]) -> None:
-    """Check that torch writes the records of large archives (ZIP64). The files above have the short ones."""
+def test_torch_writes_zip64_records(runs: dict[str, Path]) -> None:
+    """Check that torch writes the records of large archives (ZIP64), because the tests above use the short ones."""
     end = checkpoint(runs["plain"]).read_bytes()[: -(len("ddpm-cli sha256:") + 64)][-98:]
     assert struct.unpack("<4s52x4s16x4s18x", end) == (b"PK\6\6", b"PK\6\7", b"PK\5\6")

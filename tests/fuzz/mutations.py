@@ -69,13 +69,13 @@ def images() -> dict[str, dict[str, bytes]]:
     palette, bits = rgb.quantize(16), gray.convert("1")
     deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 256)
     film = [gray, gray.rotate(90), gray.rotate(180)]
-    turned = Image.Exif()
-    turned[0x0112] = 6
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
     return {
         "png": {
             "gray": _file("png", gray),
             "gray and alpha": _file("png", rgba.convert("LA")),
-            "colour": _file("png", rgb, exif=turned),
+            "colour": _file("png", rgb, exif=rotated),
             "colour and alpha": _file("png", rgba),
             "palette": _file("png", palette),
             "transparent palette": _file("png", palette, transparency=bytes(range(16))),
@@ -85,12 +85,12 @@ def images() -> dict[str, dict[str, bytes]]:
         },
         "jpg": {
             "gray": _file("jpeg", gray),
-            "colour": _file("jpeg", rgb, exif=turned),
+            "colour": _file("jpeg", rgb, exif=rotated),
             "progressive": _file("jpeg", rgb, progressive=True),
             "inks": _file("jpeg", rgb.convert("CMYK")),
         },
         "webp": {
-            "lossy": _file("webp", rgb, exif=turned),
+            "lossy": _file("webp", rgb, exif=rotated),
             "lossless": _file("webp", rgba, lossless=True),
             "film": _file("webp", rgba, save_all=True, append_images=[rgba.rotate(90)]),
         },
