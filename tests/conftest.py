@@ -1,10 +1,10 @@
-"""Shared by all tests: composed configs, commands run in this process, and what makes the suite fast.
+"""Helpers of all tests: composed configs, commands run in this process, and shortcuts that keep the suite fast.
 
-- Figures are replaced by a stub, since drawing one takes longer than training a tiny network. Tests of figures have
-  the marker `figures`.
-- Hydra composes every config twice, the first time for hydra.mode alone; the first time is left out. The schemas are
+- Figures are replaced by a stub, because drawing one takes longer than training a tiny network. Tests that need real
+  figures have the marker `figures`.
+- Hydra composes every config twice, first only to read hydra.mode; the tests skip that first pass. Schemas are
   registered once.
-- The FLOPs of a network, which the start of a run shows, are counted once for each network.
+- The FLOPs in the summary table of a run are counted once per network.
 """
 
 import functools
@@ -79,7 +79,7 @@ TINY = [
     "train.precision=fp32",
     "device=cpu",
 ]
-"""A run of a second: the overrides of a network of a few thousand parameters on 8x8 digits."""
+"""Overrides of a run of about a second: a network of a few thousand parameters on 8x8 digits."""
 
 TINY_POINTS = [
     "dataset=swiss_roll",
@@ -95,7 +95,7 @@ TINY_POINTS = [
     "train.precision=fp32",
     "device=cpu",
 ]
-"""The same of a network for points."""
+"""Overrides of a similar run with a network for points."""
 
 
 @functools.cache
@@ -106,7 +106,7 @@ def _composed(command: str, overrides: tuple[str, ...]) -> DictConfig:
 
 
 def composed(*overrides: str, command: str = "train") -> Any:
-    """The checked config of `ddpm-<command> <overrides>`, a new object for each call."""
+    """Return the checked config of `ddpm-<command> <overrides>`, a new object for each call."""
     return OmegaConf.to_object(_composed(command, overrides))
 
 
@@ -139,7 +139,7 @@ def _real_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 def train_into(folder: Path, *overrides: str) -> Path:
-    """A run in `folder`, which is returned: for fixtures that several tests share."""
+    """Train in `folder` and return it, for fixtures that several tests share."""
     setup_globals()
     HydraConfig.instance().cfg = OmegaConf.create({"hydra": {"overrides": {"task": []}}})  # type: ignore[assignment]
     train.run(composed(*overrides), folder)
@@ -147,13 +147,13 @@ def train_into(folder: Path, *overrides: str) -> Path:
 
 
 def a_sampler(kind: type[Sampler] = Ddpm, **changes: Any) -> Any:
-    """A sampler of `kind` over all timesteps, clipping, but for `changes`."""
+    """Return the options of a sampler of `kind` over all timesteps with clipping, updated by `changes`."""
     plain = {"steps": None, "sections": None, "spacing": "time", "thresholding": "clip"}
     return kind(**(plain | ({"eta": 0.0} if kind is Ddim else {}) | changes))
 
 
 def edit_checkpoint(old: Path, new: Path, **changes: Any) -> Path:
-    """A checkpoint like `old` but for some keys, as a stranger who knows the format would write it."""
+    """Write a copy of checkpoint `old` with some keys changed and a valid checksum, as another program could."""
     torch.save(torch.load(old, weights_only=True) | changes, new)
     append_checksum(new)
     return new
@@ -161,7 +161,7 @@ def edit_checkpoint(old: Path, new: Path, **changes: Any) -> Path:
 
 @dataclass
 class Result:
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     code: int
     out: str
@@ -170,7 +170,7 @@ class Result:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """`run("train", "train.steps=3")`: a command in this process, from the empty folder `tmp_path`."""
+    """Run a command in this process from the empty folder `tmp_path`: `run("train", "train.steps=3")`."""
     monkeypatch.chdir(tmp_path)
 
     def call(command: str, *overrides: str) -> Result:
@@ -192,8 +192,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all trials of tests/faults and tests/fuzz, not a selection")
-    parser.addoption("--slow", action="store_true", help="also the tests marked slow")
+    parser.addoption("--full", action="store_true", help="run all trials of tests/faults and tests/fuzz")
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -220,7 +220,7 @@ SLOWEST_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that take longest, so that no worker is left alone with one at the end."""
+    """Start with the slowest files, so that all workers finish at about the same time."""
 
     def place(item: pytest.Item) -> int:
         return next((i for i, part in enumerate(SLOWEST_FILES) if f"tests/{part}" in item.nodeid), len(SLOWEST_FILES))
@@ -230,13 +230,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether all trials are wanted, not a selection of them."""
+    """Whether to run all trials instead of a selection."""
     return bool(request.config.getoption("--full"))
 
 
 @pytest.fixture
 def tally(record_property: Callable[[str, object], None]) -> Callable[[str], Callable[[], None]]:
-    """`survived = tally("killed")`, and `survived()` after each trial: the totals are printed at the end."""
+    """Count trials: `survived = tally("killed")`, then `survived()` after each; totals are printed at the end."""
 
     def kind(name: str) -> Callable[[], None]:
         record_property(name, 0)

@@ -1,4 +1,4 @@
-"""Distances of sets of points, for tests."""
+"""Distance between two sets of points."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, projections: int = 200) -> float:
-    """The mean over directions of the Wasserstein-1 distance of the projections of two equally large sets (N, 2)."""
+    """Return the sliced Wasserstein-1 distance of two sets of N points (N, 2): the mean over projections."""
     angles = math.pi * torch.rand(projections, generator=torch.Generator().manual_seed(0))
     directions = torch.stack([angles.cos(), angles.sin()]).to(a.dtype)
     sorted_a, sorted_b = ((x @ directions).sort(dim=0).values for x in (a, b))

@@ -1,4 +1,4 @@
-"""Two processes that meet, for tests of what they do together."""
+"""Run a function in two processes of one gloo process group."""
 
 import os
 from collections.abc import Callable
@@ -20,6 +20,6 @@ def _one(rank: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...
 
 
 def in_two(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What `work(*args)`, a function of a module, returns in each of two processes, by rank."""
+    """Return the results of `work(*args)`, a module-level function, in each of two processes, by rank."""
     multiprocessing.spawn(_one, (work, folder, args), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]

@@ -1,4 +1,4 @@
-"""Which package may import which, checked by reading the source files."""
+"""Import directions between the packages, checked in the source files."""
 
 import ast
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def room(file: Path) -> str:
 
 
 def imports(tree: ast.Module, top_level: bool = False) -> Iterator[str]:
-    """Yield the modules imported; with `top_level`, those that importing the file imports."""
+    """Yield the modules that a file imports; with `top_level`, only those imported when the file is imported."""
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -42,7 +42,7 @@ def layer(name: str) -> int:
 
 
 def module_file(name: str) -> Path | None:
-    """The file of `ddpm_cli.room.module` or of `ddpm_cli.room.module.attribute`; None outside the package."""
+    """Return the file of `ddpm_cli.package.module` or `ddpm_cli.package.module.attribute`; None outside ddpm_cli."""
     parts = name.split(".")
     for end in (len(parts), len(parts) - 1):
         path = PACKAGE.joinpath(*parts[1:end])
@@ -73,7 +73,7 @@ def test_only_cli_imports_hydra(file: Path) -> None:
     "file", [file for file in FILES if room(file) in {"cli", "config"}], ids=lambda file: file.stem
 )
 def test_importing_a_command_imports_no_torch(file: Path) -> None:
-    """`--help` and completion must answer at once, so nothing heavy may be reached from the top of these modules."""
+    """`--help` and completion must answer at once, so importing these modules must not import torch."""
     seen, left = set(), [file]
     while left:
         current = left.pop()
@@ -87,7 +87,7 @@ def test_importing_a_command_imports_no_torch(file: Path) -> None:
 
 
 def test_no_object_is_named_by_a_config() -> None:
-    """A checkpoint's config is data: nothing in the package instantiates what a string names."""
+    """A checkpoint's config is data: nothing in the package instantiates a class named by a string."""
     for file in FILES:
         text = file.read_text()
         assert "_target_" not in text, file

@@ -1,4 +1,4 @@
-"""What is published: the sdist, the wheel made of it, and what a package index asks of both."""
+"""The sdist and the wheel: their contents, and the metadata checks of a package index."""
 
 import shutil
 import subprocess
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, and the wheel that is built from it alone."""
+    """Build the sdist, and the wheel from that sdist alone."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in ("pyproject.toml", "README.md", "LICENSE", "configs", "ddpm_cli"):
         copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy

@@ -1,4 +1,4 @@
-"""Every experiment: what its text says, a few steps at its true size, and that its small variant learns."""
+"""Every experiment: its published settings, a step and samples, and whether its small variant learns."""
 
 import itertools
 from dataclasses import replace
@@ -50,7 +50,7 @@ SMALL = {
 
 
 def examples_like(config: TrainConfig, count: int) -> Examples:
-    """Blobs of two classes, of the size that the experiment's data have; they stand in for data not at hand."""
+    """Return synthetic blobs of two classes, of the size of the experiment's images, in place of its data."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 2
     if not isinstance(config.dataset, ImageDataset):
@@ -77,7 +77,7 @@ def test_every_text_has_an_experiment() -> None:
 @pytest.mark.parametrize("size", ["small", pytest.param("true", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_steps(name: str, size: str, tmp_path: Path) -> None:
-    """Train, write a checkpoint and draw samples; tests/config builds each network at its true size without memory."""
+    """Train, write a checkpoint and draw samples. tests/config builds each network at full size on the meta device."""
     few = ["train.steps=2", "train.epochs=null", "train.batch_size=2", "train.samples=2", "train.ema_start=0"]
     more = SMALL[name] if size == "small" else []
     config = composed(f"experiment={name}", *more, *few, "sampler.steps=2", "train.precision=fp32", "compile=false")
@@ -92,7 +92,7 @@ def test_two_steps(name: str, size: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_small_variant_learns(name: str) -> None:
-    """The loss at fixed timesteps and noise falls."""
+    """Check that the loss at fixed timesteps and noise falls."""
     few = ["train.batch_size=8", "train.lr=4e-3", "train.warmup_steps=0", "train.precision=fp32", "train.steps=30"]
     config = composed(f"experiment={name}", *SMALL[name], *few, "train.epochs=null")
     trainer = trainer_of(config)
@@ -100,11 +100,11 @@ def test_the_small_variant_learns(name: str) -> None:
     x0, y = trainer.table.batch(0, 32)
     t = torch.linspace(0, config.schedule.timesteps - 1, 32).long()
     eps = torch.randn(x0.shape, generator=generator)
-    told = y if trainer.classes else None
+    given = y if trainer.classes else None
 
     def loss() -> float:
         with torch.no_grad():
-            return trainer.objective(x0, t, eps, told).mean().item()
+            return trainer.objective(x0, t, eps, given).mean().item()
 
     first = loss()
     for _ in range(30):
@@ -140,7 +140,7 @@ KNOBS = [
 
 
 def _selected(name: str, knob: str) -> bool:
-    """Whether `make test` runs a combination: two experiments for each knob, in turn."""
+    """Return whether `make test` runs a combination: two experiments for each option, in rotation."""
     return (EXPERIMENTS.index(name) - KNOBS.index(knob)) % len(EXPERIMENTS) < 2
 
 
@@ -153,7 +153,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize(("name", "knob"), COMBINATIONS)
 def test_every_option_in_every_experiment(name: str, knob: str) -> None:
-    """A step and a sample of the small variant."""
+    """Take a step and draw samples with the small variant."""
     few = ["train.batch_size=4", "train.precision=fp32", "schedule.timesteps=40", "sampler.steps=3"]
     config = composed(f"experiment={name}", *SMALL[name], *few, *knob.split())
     trainer = trainer_of(config, count=4)
@@ -199,14 +199,14 @@ def test_improved_is_what_the_paper_trains() -> None:
 @pytest.mark.parametrize("schedule", ["linear", "quadratic", "sigmoid"])
 def test_swiss_roll_has_the_texts_betas(schedule: str) -> None:
     betas = betas_of(composed("experiment=swiss_roll", f"schedule={schedule}").schedule)
-    rounding = 0.003 if schedule == "sigmoid" else 1e-9  # which never reaches its ends
+    rounding = 0.003 if schedule == "sigmoid" else 1e-9  # sigmoid never reaches its bounds
     assert betas[0].item() == pytest.approx(1e-5, abs=rounding * 0.01 + 1e-12)
     assert betas[-1].item() == pytest.approx(0.01, abs=rounding * 0.01 + 1e-12)
     assert betas_of(composed("experiment=swiss_roll", "schedule=constant").schedule).unique().item() == 0.035
 
 
 def test_points_of_two_clusters_are_reproduced(tmp_path: Path) -> None:
-    """Swiss roll's network and settings learn two heaps of points well enough to draw both."""
+    """The network and settings of swiss_roll learn two clusters of points well enough to draw both."""
     config = composed(
         "experiment=swiss_roll",
         *SMALL["swiss_roll"],
@@ -231,7 +231,7 @@ def test_points_of_two_clusters_are_reproduced(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_swiss_roll_end_to_end(tmp_path: Path) -> None:
-    """Two fifths of its steps already draw 10,000 points that lie as near to fresh data as fresh data do."""
+    """After two fifths of its steps, 10,000 samples are as close to fresh data as other fresh data are."""
     config = composed("experiment=swiss_roll", "train.steps=1200", "train.samples=100", "sampler.steps=100")
     train, test = (load_examples(replace(config.dataset, points=50_000), split).values for split in (True, False))
     trainer = Trainer(config, Table(Examples(train), False, 0, CPU), CPU)

@@ -33,7 +33,7 @@ def test_full_disk_is_one_line(tmp_path: Path, number: int, wrapped: bool) -> No
         try:
             raise OSError(number, "full")
         except OSError:
-            if wrapped:  # as torch does: another error while it handles the first
+            if wrapped:  # as torch does: it raises another error while handling the first
                 raise RuntimeError("unexpected pos 832 vs 726")  # noqa: B904
             raise
 
@@ -61,7 +61,7 @@ def test_partial_files_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_file_is_flushed_to_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a power failure could leave the new name with no content."""
+    """Without fsync before the rename, a power failure could leave the new name with no content."""
     path, flushed = tmp_path / "file", []
     monkeypatch.setattr(os, "fsync", lambda number: flushed.append(path.exists()))
     write(path, b"content")

@@ -1,4 +1,4 @@
-"""`from ddpm_cli import load`: the same samples as ddpm-sample's, as tensors that Jupyter shows."""
+"""`from ddpm_cli import load` draws the same samples as ddpm-sample, as tensors that Jupyter displays."""
 
 import io
 import subprocess
@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(run: Run, *overrides: str) -> np.ndarray:
-    """What ddpm-sample writes: images (N, H, W, C) uint8, or points."""
+    """Return what ddpm-sample writes: images (N, H, W, C) uint8, or points."""
     result = run("sample", *overrides, "npz=true", "device=cpu", "out=drawn")
     assert result.code == 0, result.err
     with np.load("drawn/samples.npz") as found:
@@ -72,9 +72,9 @@ def test_samples_are_a_tensor_that_jupyter_shows(runs: Path) -> None:
     samples = load(runs / "classes", device="cpu").sample(4)
     assert isinstance(samples, torch.Tensor)
     grid = Image.open(io.BytesIO(samples._repr_png_() or b""))
-    wide = Image.open(io.BytesIO((samples[:1] * -1)._repr_png_() or b""))  # what is made of them is shown too
+    wide = Image.open(io.BytesIO((samples[:1] * -1)._repr_png_() or b""))  # results of operations are displayed too
     assert grid.width > 1.5 * wide.width
-    corner = np.asarray(grid)[2:58:7, 2:58:7]  # the first image, each pixel of it 7 by 7, within a gap of 2
+    corner = np.asarray(grid)[2:58:7, 2:58:7]  # the first image: each pixel is enlarged to 7x7, after a gap of 2
     assert np.array_equal(corner, to_uint8(samples)[0, 0].numpy())
 
 
@@ -125,7 +125,7 @@ def test_bad_checkpoints(runs: Path) -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    """The commands import it, and must be quick."""
+    """The commands import ddpm_cli, so importing it must not import torch."""
     code = "import sys, ddpm_cli; ddpm_cli.load; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "ddpm_cli" in loaded

@@ -5,7 +5,7 @@ from ddpm_cli import rng
 
 def test_a_stream_is_a_function_of_its_key() -> None:
     first = torch.rand(5, generator=rng.generator(7, "noise", 3))
-    torch.rand(100)  # what is drawn elsewhere does not matter
+    torch.rand(100)  # other use of the global generator must not matter
     again = torch.rand(5, generator=rng.generator(7, "noise", 3))
     assert torch.equal(first, again)
 

@@ -1,4 +1,4 @@
-"""Guidance on a toy whose conditional and unconditional models are both known."""
+"""Classifier-free guidance on data whose conditional and unconditional denoisers are known in closed form."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NULL = 2
 
 
 class Counted:
-    """E[x0 | x_t, y]: class 0 is N(-0.6, SPREAD**2), class 1 N(0.6, SPREAD**2), the null label their even mixture."""
+    """Return E[x0 | x_t, y]: class 0 is N(-0.6, SPREAD**2), class 1 is N(0.6, SPREAD**2), null is the even mixture."""
 
     def __init__(self, process: Process) -> None:
         self.signal = torch.tensor(process.alphas_cumprod)

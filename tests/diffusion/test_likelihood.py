@@ -16,7 +16,7 @@ from tests.diffusion.toys import COSINE, LINEAR
 
 SHORT = Process(torch.linspace(0.01, 0.5, 20, dtype=torch.float64))
 VARIANCE = 0.3
-"""Of data x0 ~ N(0, VARIANCE), each dimension alone."""
+"""The data are x0 ~ N(0, VARIANCE), independent in each dimension."""
 
 
 def test_kl_and_nll_are_torch_distributions() -> None:
@@ -38,7 +38,7 @@ def test_discretised_probabilities_sum_to_one_and_match_scipy(mean: float, std: 
     assert nll.neg().exp().sum().item() == pytest.approx(1, abs=1e-9)
     edges = torch.cat([torch.tensor([-math.inf]), (LEVELS[1:] + LEVELS[:-1]) / 2, torch.tensor([math.inf])]).numpy()
     mass = stats.norm(mean, std).cdf(edges[1:]) - stats.norm(mean, std).cdf(edges[:-1])
-    likely = torch.tensor(mass > 1e-12)  # where scipy's difference has digits
+    likely = torch.tensor(mass > 1e-12)  # below that, scipy's difference of two CDFs is rounding error
     assert torch.allclose(nll[likely], -torch.tensor(mass).log()[likely], rtol=1e-3)
 
 
@@ -54,7 +54,7 @@ def test_far_from_the_mean_values_and_gradients_stay_finite() -> None:
 
 
 def perfect(process: Process, variance: str = "fixed_small") -> Denoiser:
-    """Predicts E[x0 | x_t]."""
+    """Network that predicts E[x0 | x_t]."""
 
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         ac = torch.tensor(process.alphas_cumprod)[t][:, None]
@@ -65,7 +65,7 @@ def perfect(process: Process, variance: str = "fixed_small") -> Denoiser:
 
 
 def true_reverse_variance(process: Process, t: int) -> float:
-    """Of q(x_{t-1} | x_t) for the Gaussian data, by conditioning a pair of Gaussians."""
+    """Return the variance of q(x_{t-1} | x_t) for the Gaussian data, by conditioning a pair of Gaussians."""
     ac = process.alphas_cumprod[t]
     before = process.alphas_cumprod[t - 1] if t else 1.0
     alpha = ac / before
@@ -75,8 +75,8 @@ def true_reverse_variance(process: Process, t: int) -> float:
 
 @pytest.mark.parametrize("process", [SHORT, COSINE], ids=["short", "cosine"])
 def test_the_bound_of_the_optimal_denoiser_is_the_closed_form(process: Process) -> None:
-    """E_q KL(q(x_{t-1} | x_t, x0) || N(optimal mean, fixed_small)) by hand: the means differ by the posterior's
-    coefficient of x0 times the error of the best estimate, whose variance is known.
+    """Closed form of E_q KL(q(x_{t-1} | x_t, x0) || N(optimal mean, fixed_small)): the two means differ by the
+    error of the optimal estimate of x0, whose variance is known, times the posterior's coefficient of x0.
     """
     torch.manual_seed(0)
     denoiser = perfect(process)
@@ -99,8 +99,8 @@ def test_the_bound_of_the_optimal_denoiser_is_the_closed_form(process: Process) 
 
 
 def test_bound_equals_the_entropy_for_the_true_reverse_process() -> None:
-    """The optimal mean and the true variance of q(x_{t-1} | x_t) make p the true reverse chain: all terms sum to
-    the entropy of the data, 0.5 log2(2 pi e VARIANCE), and L_T's mismatch.
+    """With the optimal mean and the true variance of q(x_{t-1} | x_t), p is the true reverse chain: the terms sum to
+    the entropy of the data, 0.5 log2(2 pi e VARIANCE), plus the KL divergence of x_T from the prior.
     """
     torch.manual_seed(0)
     process = SHORT
@@ -117,19 +117,19 @@ def test_bound_equals_the_entropy_for_the_true_reverse_process() -> None:
         total = total + term.mean()
     ac = process.alphas_cumprod[-1]
     last = ac * VARIANCE + 1 - ac
-    mismatch = 0.5 * (last - 1 - math.log(last))  # KL of x_T's distribution from N(0, 1)
+    mismatch = 0.5 * (last - 1 - math.log(last))  # KL(q(x_T) || N(0, 1))
     entropy = 0.5 * math.log(2 * math.pi * math.e * VARIANCE)
     assert total.item() == pytest.approx((entropy + mismatch) / math.log(2), abs=0.01)
 
 
 def test_kl_terms_are_zero_for_the_true_posterior() -> None:
-    """A network that knows x0, and a learned variance at its lower end, which is the posterior's."""
+    """Network that returns the true x0, and the lower bound of the learned variance, the posterior's variance."""
     torch.manual_seed(0)
     x0 = torch.randn(19, 5)
     t = torch.arange(1, 20)
 
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        return torch.cat([x0, -torch.ones_like(x0)], 1)  # -1 is fraction 0
+        return torch.cat([x0, -torch.ones_like(x0)], 1)  # -1 selects the lower bound
 
     denoiser = Denoiser(network, SHORT, "x0", "learned_range")
     x_t = SHORT.q_sample(x0, t, torch.randn_like(x0))

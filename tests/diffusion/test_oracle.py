@@ -1,4 +1,4 @@
-"""diffusers' schedulers as an oracle: betas, and single steps of DDPM, DDIM and DPM-Solver++, in float64."""
+"""Compare betas and single steps of DDPM, DDIM and DPM-Solver++ with diffusers' schedulers, in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def test_zero_terminal_snr() -> None:
 
 
 def in_float64(scheduler: Any, process: Process) -> Any:
-    """`scheduler` with the tables of `process`, which it computes in float32."""
+    """Return `scheduler` with the float64 tables of `process` in place of its own float32 tables."""
     scheduler.betas = torch.tensor(process.betas, dtype=torch.float64)
     scheduler.alphas = 1 - scheduler.betas
     scheduler.alphas_cumprod = torch.tensor(process.alphas_cumprod, dtype=torch.float64)
@@ -63,7 +63,7 @@ def x0_of(process: Process, t: int, x: Tensor, eps: Tensor = EPS) -> Tensor:
 
 @pytest.fixture
 def noise(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Tensor]:
-    """The noise that diffusers is made to draw, too."""
+    """Return the noise that diffusers is patched to draw as well."""
     fixed = torch.tensor([0.2, -0.7, 1.5, -0.1], dtype=torch.float64)
     for module in ("scheduling_ddpm", "scheduling_ddim"):
         monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor", lambda *_, **__: fixed)
@@ -74,7 +74,7 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 @pytest.mark.parametrize("at", [0, 25, 48, 49])
 def test_ddpm(process: Process, variance: str, at: int, noise: Callable[[], Tensor]) -> None:
-    """At the first, a middle and the last steps of 50."""
+    """Check the first, a middle and the last of 50 steps."""
     visited = stride(1000, 50)[::-1]
     scheduler = in_float64(DDPMScheduler(1000, variance_type=variance, clip_sample=False), process)
     scheduler.set_timesteps(50)
@@ -113,14 +113,14 @@ def test_ddim(process: Process, eta: float, at: int, noise: Callable[[], Tensor]
     (step,) = ddim(lambda x, t, last: Estimate(x0_of(process, t, x)), X, process, [(t, t_prev)], noise, eta)
     if t_prev >= 0:
         assert torch.allclose(step.x, theirs, rtol=1e-5, atol=1e-9)
-    else:  # diffusers adds noise to the data where eta > 0 only if its variance at the end were not 0
+    else:  # the variance of diffusers' last step is 0, so eta > 0 adds no noise either
         assert torch.allclose(step.x, x0_of(process, t, X), rtol=1e-9)
         assert torch.allclose(step.x, theirs, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_dpm_solver_pp_from_the_first_step_to_the_last(process: Process) -> None:
-    """The whole walk, step by step: each starts where diffusers' last one ended."""
+    """Check every step of a whole trajectory; each starts from the previous output of diffusers."""
     visited = [999, 900, 750, 500, 300, 120, 40, 5]
     scheduler = DPMSolverMultistepScheduler(
         1000, algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", final_sigmas_type="zero"

@@ -38,7 +38,7 @@ def test_x0_from_inverts_target(prediction: str) -> None:
 
 
 def test_v_is_orthogonal_to_x_t() -> None:
-    """(x_t, v) is (x0, eps) rotated by the angle whose cosine is sqrt(alphas_cumprod)."""
+    """Check that (x_t, v) is (x0, eps) rotated by the angle whose cosine is sqrt(alphas_cumprod)."""
     torch.manual_seed(0)
     process = Process(BETAS)
     x0, eps, t = torch.randn(20, 5), torch.randn(20, 5), torch.arange(20)

@@ -1,4 +1,4 @@
-"""Samplers against Bayes' rule, against each other and on data whose perfect denoiser is known."""
+"""Compare samplers with Bayes' rule, with each other, and on data whose optimal denoiser is known."""
 
 import itertools
 import math
@@ -38,7 +38,7 @@ def pairs_over(process: Process, steps: int | None) -> Pairs:
 
 @pytest.mark.parametrize(("t", "t_prev"), [(999, 998), (500, 499), (1, 0), (999, 979), (520, 13)])
 def test_posterior_is_bayes_rule(t: int, t_prev: int) -> None:
-    """q(x_prev | x_t, x0) is proportional to q(x_t | x_prev) q(x_prev | x0), two Gaussians in x_prev."""
+    """Check that q(x_prev | x_t, x0) is proportional to q(x_t | x_prev) q(x_prev | x0), two Gaussians in x_prev."""
     ac, ac_prev = LINEAR.alphas_cumprod[t], LINEAR.alphas_cumprod[t_prev]
     alpha = ac / ac_prev
     x0, x_t = 0.3, -1.2
@@ -92,13 +92,13 @@ def test_ddim_at_eta_0_draws_no_noise() -> None:
 
 @dataclass(frozen=True)
 class Walk:
-    """A sampler and how many of the 1000 timesteps it visits."""
+    """A sampler and the number of timesteps, of 1000, that it visits."""
 
     kind: str
     steps: int | None
 
     def __call__(self, denoise: Denoise, process: Process) -> Tensor:
-        """20,000 samples."""
+        """Draw 20,000 samples."""
         generator = torch.Generator().manual_seed(0)
 
         def noise() -> Tensor:
@@ -160,14 +160,15 @@ ORDERS = {
     "heun": (2, heun),
 }
 FINE = 100_000
-"""Timesteps, so that rounding to them is no part of the error."""
+"""Number of timesteps: so many that rounding to whole timesteps does not contribute to the error."""
 
 
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("spacing", ["time", "logsnr"])
 def test_solver_has_its_order_of_convergence(name: str, spacing: str) -> None:
-    """Against the exact flow of Gaussian data, x_t - mean scaled by the ratio of standard deviations (both ends
-    short of the data, where the last step is of first order).
+    """Compare with the exact flow of Gaussian data, which scales x_t - mean by the ratio of standard deviations.
+
+    Both ends lie before t = 0, because the last step, to the data, is of first order for every solver.
     """
     order, solve = ORDERS[name]
     ramp = Linear(timesteps=FINE, beta_start=1e-4, beta_end=0.02, rescale=True, zero_terminal_snr=False)
@@ -218,14 +219,14 @@ def test_number_of_network_calls_per_step() -> None:
 
 @pytest.mark.parametrize(("t", "t_prev"), [(999, 998), (500, 480), (20, 0)])
 def test_variances_of_a_stride(t: int, t_prev: int) -> None:
-    """Small is the posterior's, large the stride's beta, a learned one lies between them in the logarithm."""
+    """fixed_small is the posterior's variance, fixed_large the stride's beta; learned ones lie between, in the log."""
     ac, ac_prev = LINEAR.alphas_cumprod[t], LINEAR.alphas_cumprod[t_prev]
     beta = 1 - ac / ac_prev
     small = beta * (1 - ac_prev) / (1 - ac)
     zeros, ones = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
 
     def variance(kind: str, fraction: Tensor | None = None) -> list[float]:
-        """Of a step whose mean is 0 and whose noise is 1."""
+        """Return the variance of a step whose mean is 0 and whose noise is 1."""
         (step,) = ddpm(lambda *_: Estimate(zeros, fraction, kind), zeros, LINEAR, [(t, t_prev)], lambda: ones)
         return (step.x**2).tolist()
 
@@ -237,7 +238,7 @@ def test_variances_of_a_stride(t: int, t_prev: int) -> None:
 
 @pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
 def test_samplers_with_zero_terminal_snr(kind: type[Sampler]) -> None:
-    """zero_terminal_snr: no coefficient is infinite, and Gaussian data still come back."""
+    """With zero_terminal_snr no coefficient is infinite, and samples of Gaussian data keep mean and covariance."""
     ramp = Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=True)
     process = Process(betas_of(ramp))
     assert process.alphas_cumprod[-1] == 0
@@ -290,7 +291,7 @@ def test_self_conditioning_is_used_while_inpainting_and_bounded() -> None:
 
 @pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
 def test_thresholding_bounds_the_samples(kind: type[Sampler]) -> None:
-    """A network far out of range: the image still ends in [-1, 1], for eps is derived from the clipped x0."""
+    """Even if the network predicts values far out of range, images end in [-1, 1]: eps follows the clipped x0."""
     denoiser = Denoiser(lambda x, t, y: torch.full_like(x, 50.0), LINEAR, "x0")
     noise = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     for thresholding in ("clip", "dynamic"):

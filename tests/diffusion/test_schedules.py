@@ -1,4 +1,4 @@
-"""Against the formulas, written out with Python's math alone."""
+"""Compare schedules with their formulas, written out with Python's math module alone."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_cosine_gives_the_alphas_cumprod_of_its_definition(timesteps: int) -> No
         product *= 1 - beta
         if t < timesteps:
             assert product == pytest.approx(f(t) / f(0), rel=1e-9)
-    assert betas[-1] == 0.999  # alphas_cumprod would reach 0, where the SNR has no logarithm
+    assert betas[-1] == 0.999  # otherwise alphas_cumprod would reach 0, where the log-SNR is infinite
 
 
 @pytest.mark.parametrize("kind", [Linear, Quadratic, Sigmoid])
@@ -54,7 +54,7 @@ def test_rescaled_betas_end_at_the_same_noise(kind: type, timesteps: int) -> Non
     scaled = betas_of(kind(timesteps=timesteps, beta_start=1e-4, beta_end=0.02, rescale=True, zero_terminal_snr=False))
     assert scaled[0] == pytest.approx(full[0].item() * 1000 / timesteps, rel=1e-9)
     at_end, expected = torch.log1p(-scaled).sum(), torch.log1p(-full).sum()
-    assert at_end == pytest.approx(expected.item(), rel=0.12)  # betas differ in the second order
+    assert at_end == pytest.approx(expected.item(), rel=0.12)  # equal to first order in beta
 
 
 def test_betas_are_float64_in_0_1() -> None:
@@ -82,6 +82,6 @@ def test_one_timestep() -> None:
 
 
 def test_unscaled_betas_of_annotated_do_not_end_in_noise() -> None:
-    """What its YAML says: x_T keeps over a fifth of the image's amplitude."""
+    """As its YAML comment states, x_T keeps more than a fifth of the image's amplitude."""
     betas = betas_of(Linear(timesteps=300, zero_terminal_snr=False, **RAMP))
     assert torch.cumprod(1 - betas, 0)[-1].item() == pytest.approx(0.048, abs=0.001)

@@ -1,4 +1,4 @@
-"""Importance sampling of timesteps: unbiased, of less variance, the same in every process."""
+"""Importance sampling of timesteps is unbiased, has less variance, and agrees between processes."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from tests.processes import in_two
 
 T = 50
 LOSSES = torch.linspace(3, 0.1, T) ** 3
-"""Of each timestep."""
+"""Loss at each timestep."""
 
 
 def filled(history: int = 3, uniform_mix: float = 0.001) -> SecondMoment:
-    """A sampler that has seen LOSSES."""
+    """Return a sampler whose history is filled with LOSSES."""
     sampler = SecondMoment(T, "cpu", history, uniform_mix)
     for _ in range(history):
         sampler.update(torch.arange(T), LOSSES)
@@ -38,14 +38,14 @@ def test_uniform_until_every_timestep_has_its_history() -> None:
 
 def test_probabilities_are_the_rms_of_the_recent_losses() -> None:
     sampler = SecondMoment(2, "cpu", 2, 0.01)
-    for losses in ([9.0, 1.0], [3.0, 1.0], [4.0, 1.0]):  # the first is forgotten
+    for losses in ([9.0, 1.0], [3.0, 1.0], [4.0, 1.0]):  # the first losses drop out of the history
         sampler.update(torch.tensor([0, 1]), torch.tensor(losses))
     rms = 12.5**0.5
     assert sampler.probabilities()[0].item() == pytest.approx(0.99 * rms / (rms + 1) + 0.01 / 2)
 
 
 def test_repeated_timesteps_in_a_batch() -> None:
-    """As if they had come one after the other: of five losses the last three stay."""
+    """Losses of one batch enter the history in order: of five, the last three stay."""
     at_once, one_by_one = SecondMoment(2, "cpu", 3, 0.01), SecondMoment(2, "cpu", 3, 0.01)
     t, losses = torch.tensor([0, 1, 0, 0, 0, 1, 0]), torch.arange(1.0, 8.0)
     at_once.update(t, losses)
@@ -76,12 +76,12 @@ def test_importance_sampling_is_unbiased_with_less_variance() -> None:
     assert importance.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.01)
     assert uniform.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.02)
     assert importance.var() < uniform.var() / 10
-    other = LOSSES.flip(0)  # unbiased for losses that it has not seen, too
+    other = LOSSES.flip(0)  # also unbiased if the losses have changed since
     assert estimates(filled(uniform_mix=0.5), other).mean().item() == pytest.approx(other.mean().item(), rel=0.02)
 
 
 def test_importance_sampling_of_the_bound() -> None:
-    """L_vlb of a simple model of 1-D data, whose terms differ by orders of magnitude over t."""
+    """Check L_vlb of a simple model of 1-D data, whose terms differ by orders of magnitude over t."""
     process = Process(torch.linspace(1e-3, 0.2, T, dtype=torch.float64))
     denoiser = Denoiser(lambda x, t, y: 0.9 * x, process, "eps")
     objective = Objective(denoiser, vlb, unweighted, discrete=False)

@@ -1,4 +1,4 @@
-"""Which timesteps are visited, against hand counts and the text's own procedure."""
+"""Compare the visited timesteps with counts by hand and with the procedure of Nichol and Dhariwal (2021)."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def test_pairs_from_a_start_timestep() -> None:
 
 
 def test_sections_match_the_example_of_the_paper() -> None:
-    """300 timesteps in sections of 10, 15 and 20: strides of 11, 99 / 14 and 99 / 19."""
+    """Split 300 timesteps into sections of 10, 15 and 20 steps: strides of 11, 99 / 14 and 99 / 19."""
     visited = in_sections(300, [10, 15, 20])
     assert visited[:10] == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
     assert visited[10:25] == [100 + round(i * 99 / 14) for i in range(15)]
@@ -81,7 +81,7 @@ def test_even_in_logsnr(process: Process, steps: int) -> None:
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_even_in_logsnr_down_to_noise(process: Process) -> None:
-    """As near to even as whole timesteps allow, down to a log-SNR of -10.2; below it there is only the end."""
+    """Log-SNRs are as evenly spaced as whole timesteps allow, down to -10.2; only T - 1 lies below."""
     logsnr = np.array([math.log(ac / (1 - ac)) for ac in process.alphas_cumprod])
     visited = even_in_logsnr(process.alphas_cumprod, 20)
     above = [t for t in visited if logsnr[t] >= -10.2]

@@ -1,4 +1,4 @@
-"""Weights by the papers' formulas, and the same weight whatever is predicted."""
+"""Compare weights with the papers' formulas, and with each other for eps, x0 and v prediction."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def test_weight_at_zero_snr_is_zero() -> None:
     "weighting", [partial(min_snr, gamma=5.0), partial(p2, k=1.0, gamma=1.0)], ids=["min_snr", "p2"]
 )
 def test_weighted_loss_does_not_depend_on_the_prediction(weighting: Weights) -> None:
-    """Three networks with one and the same wrong x0 behind their eps, x0 and v."""
+    """Compare three networks whose eps, x0 and v correspond to the same wrong x0."""
     torch.manual_seed(0)
     t = torch.tensor([5, 300, 700])
     x0, eps, wrong = torch.randn(3, 3, 1, 4, 4)

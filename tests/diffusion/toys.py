@@ -1,4 +1,4 @@
-"""Data whose perfect denoiser is known, and schedules to try it on."""
+"""Data whose optimal denoiser is known in closed form, and schedules to test it with."""
 
 import math
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.10]], dtype=torch.float64)
 CENTRES = torch.tensor([[-0.8, 0.2], [0.5, -0.6], [0.6, 0.7]], dtype=torch.float64)
 SHARES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 SPREAD = 0.15
-"""A mixture of three round Gaussians."""
+"""Centres of a mixture of three isotropic Gaussians."""
 
 
 def pairs_of(sampler: Sampler, process: Process, start: int | None = None) -> Pairs:
@@ -42,7 +42,7 @@ def steps_of(
 
 
 def gaussian_denoiser(process: Process) -> Denoise:
-    """E[x0 | x_t] where x0 ~ N(MEAN, COVARIANCE): the best that any network could learn."""
+    """Return E[x0 | x_t] for x0 ~ N(MEAN, COVARIANCE), the optimum that a network could learn."""
 
     def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
         ac = process.alphas_cumprod[t]
@@ -54,7 +54,7 @@ def gaussian_denoiser(process: Process) -> Denoise:
 
 
 def mixture_denoiser(process: Process) -> Denoise:
-    """E[x0 | x_t] of the mixture: each centre's own, weighted by how likely x_t is from it."""
+    """Return E[x0 | x_t] of the mixture: the mean given each centre, weighted by its posterior probability."""
 
     def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
         ac = process.alphas_cumprod[t]
@@ -68,7 +68,7 @@ def mixture_denoiser(process: Process) -> Denoise:
 
 
 def mixture_moments() -> tuple[Tensor, Tensor]:
-    """The mean and the covariance of the mixture."""
+    """Return the mean and the covariance of the mixture."""
     mean = SHARES @ CENTRES
     off = CENTRES - mean
     return mean, (SHARES[:, None] * off).T @ off + SPREAD**2 * torch.eye(2, dtype=torch.float64)

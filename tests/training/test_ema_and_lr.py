@@ -62,7 +62,7 @@ def test_a_skipped_step_leaves_the_average_unchanged() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
 def test_only_matrices_and_filters_decay(name: str) -> None:
-    """With zero gradients, decay is all that moves the parameters of AdamW and Muon."""
+    """With zero gradients, weight decay alone changes the parameters under AdamW and Muon."""
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(1, 4), nn.Linear(4, 4), nn.Embedding(3, 4))
     train = composed(f"train.optimizer={name}", "train.weight_decay=0.5", "train.lr=0.1").train
     optimizer = build_optimizer(train, network, torch.float32)

@@ -1,4 +1,4 @@
-"""The loop: signals at any moment, pictures that are owed."""
+"""The training loop: signals at any moment, and pictures that a killed run still has to draw."""
 
 import signal
 from collections.abc import Callable
@@ -22,12 +22,12 @@ def last_step(folder: Path) -> int:
     return int(load_checkpoint("ckpt", folder / "checkpoints" / "last.pt")["step"])
 
 
-def before(monkeypatch: pytest.MonkeyPatch, loop: Loop, method: str, happens: Callable[[], None]) -> None:
-    """Have something happen right before a method of `loop` is called."""
+def before(monkeypatch: pytest.MonkeyPatch, loop: Loop, method: str, action: Callable[[], None]) -> None:
+    """Call `action` right before a method of `loop`."""
     original = getattr(loop, method)
 
     def call(*args: object) -> None:
-        happens()
+        action()
         original(*args)
 
     monkeypatch.setattr(loop, method, call)
@@ -94,7 +94,7 @@ def test_film_is_written_only_at_the_end(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("moment", ["save_gif", "save_png"])
 def test_last_grid_always_has_a_film(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before the one or the other, both are drawn by the process that goes on."""
+    """If the run is killed before drawing either picture, the resumed process draws both."""
     config = composed(*TINY, "train.steps=2")
 
     def killed(*_: object) -> None:

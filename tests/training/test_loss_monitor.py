@@ -31,7 +31,7 @@ def test_limit_counts_consecutive_bad_steps() -> None:
 
 
 def test_divergence_is_detected_without_calling_mean() -> None:
-    """At most `max_bad_steps` after it could have been, and with the step at which it was."""
+    """Divergence is reported at most `max_bad_steps` steps late, and with the step at which it happened."""
     losses = fed(LossMonitor(4), 1.0, 1.0, 1.0, NAN, NAN, NAN)
     with pytest.raises(TrainingDiverged, match="step 7: "):
         fed(losses, NAN, NAN, NAN)

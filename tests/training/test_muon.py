@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition, and against torch's own on matrices where torch has it."""
+"""Compare Muon with the singular value decomposition, and on matrices with torch.optim.Muon where it exists."""
 
 import pytest
 import torch
@@ -58,14 +58,14 @@ def test_muon_matches_torch_muon_and_adamw() -> None:
         muon.step()
         adamw.step()
     for weight, matrix in zip(matrices_of(ours), flat, strict=True):
-        assert torch.allclose(weight.flatten(1), matrix, atol=2e-4)  # products of bf16, in another order
+        assert torch.allclose(weight.flatten(1), matrix, atol=2e-4)  # bf16 products, summed in another order
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert a.ndim > 1 or torch.allclose(a, b)
     assert torch.allclose(ours[4].weight, theirs[4].weight)
 
 
 def test_the_update_is_as_large_as_that_of_adamw() -> None:
-    """0.2 of the learning rate, root mean square, whatever the shape."""
+    """The root mean square of an update is 0.2 times the learning rate, whatever the shape."""
     network = _network()
     before = [weight.detach().clone() for weight in matrices_of(network)]
     _with_gradients(network, 0)
@@ -76,7 +76,7 @@ def test_the_update_is_as_large_as_that_of_adamw() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_update_does_not_depend_on_the_scale_of_the_gradients(dtype: torch.dtype) -> None:
-    """Of momenta of 1e-7 fp16 has a bit or two."""
+    """Small momenta must not lose their precision: fp16 has one or two bits left at 1e-7."""
     large, small = _network(), _network()
     for network, size in ((large, 1.0), (small, 1e-6)):
         _with_gradients(network, 0)

@@ -30,7 +30,7 @@ def test_second_signal_has_its_default_effect() -> None:
 
 
 def test_ignored_signals_stay_ignored() -> None:
-    """As SIGHUP is under nohup, and SIGINT in a shell's background."""
+    """nohup ignores SIGHUP, and a shell ignores SIGINT for background jobs; both must stay ignored."""
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Signals() as signals:

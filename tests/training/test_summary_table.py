@@ -1,4 +1,4 @@
-"""The table at the start, and the operations that it counts."""
+"""The summary table at the start of a run, and the FLOPs it counts."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.training.test_trainer import trainer_of
 
 
 class Convolutions(nn.Module):
-    """3x3 to 5 channels, 5x5 of stride 2 to 2; told a class, a linear layer as well."""
+    """A 3x3 convolution to 5 channels, a 5x5 one of stride 2 to 2, and a linear layer if it gets a class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Convolutions(nn.Module):
 
 
 def test_flops_of_convolutions_match_the_formula() -> None:
-    """2 C_in C_out k k H W, of the size that comes out."""
+    """A convolution takes 2 C_in C_out k k H W operations, where H and W are the output size."""
     with torch.device("meta"):
         network = Convolutions()
     wanted = 2 * 3 * 5 * 3 * 3 * 12 * 16 + 2 * 5 * 2 * 5 * 5 * 6 * 8

@@ -1,4 +1,4 @@
-"""What a training step must fulfil to be captured as a CUDA graph, shown without CUDA."""
+"""Requirements of a training step for capture as a CUDA graph, checked without CUDA."""
 
 from collections import Counter
 from typing import Any
@@ -17,11 +17,11 @@ NO_KERNEL = {
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_record_function_enter_new",
     "_record_function_exit", "_reshape_alias", "_unsafe_view",
 }  # fmt: skip
-"""Operations that launch nothing on a GPU: views, allocations and profiler marks."""
+"""Operations that launch no kernel on a GPU: views, allocations and profiler marks."""
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operations that would launch a kernel on a GPU."""
+    """Count the operations that would launch a kernel on a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def _state_tensors(trainer: Trainer) -> list[Tensor]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_a_step_changes_its_state_in_place(optimizer: str) -> None:
-    """A replayed graph writes to the memory that was captured, so no state may move after the first step."""
+    """A replayed graph writes to the captured memory, so no state may change its address after the first step."""
     trainer = trainer_of(composed(*TINY, *EVERYTHING, f"train.optimizer={optimizer}"))
     trainer.train_step()
     before = _state_tensors(trainer)
@@ -57,7 +57,7 @@ def test_a_step_changes_its_state_in_place(optimizer: str) -> None:
 
 @pytest.mark.parametrize(("optimizer", "most"), [("adam", 60), ("muon", 900)])
 def test_launches_of_optimizer_and_average(optimizer: str, most: int) -> None:
-    """Of the default network, eagerly; muon: 30 for each of its 23 shapes of matrices, and some for all."""
+    """Count for the default network in eager mode; Muon needs 30 for each of its 23 matrix shapes, plus a constant."""
     trainer = trainer_of(composed("dataset=digits", f"train.optimizer={optimizer}", "train.batch_size=2", "device=cpu"))
     trainer.train_step()
     for parameter in trainer.network.parameters():

@@ -33,7 +33,7 @@ EVERYTHING = [
     "timestep_sampler.history=1",
     "schedule=constant",
     "schedule.beta=0.3",
-    "schedule.timesteps=6",  # so few that the history fills while the test runs
+    "schedule.timesteps=6",  # few, so that the loss history fills during the test
     "variance=learned_range",
     "loss=hybrid",
     "weighting=min_snr",
@@ -71,7 +71,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Equal to the last bit."""
+    """Check that all tensors and values are bit-identical."""
     if isinstance(ours, torch.Tensor):
         assert torch.equal(ours, theirs)
     elif isinstance(ours, dict):
@@ -103,7 +103,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: str,
     first.trainer.train_step = dies_after_five  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    torch.rand(1000)  # another process has another global generator
+    torch.rand(1000)  # another process has another state of the global generator
     second = loop_of(config, stopped, from_step=3)
     assert second.trainer.step == 3
     second.run()
@@ -130,12 +130,14 @@ def test_changed_options_are_used_on_resume(tmp_path: Path) -> None:
 
 
 def test_milestones_are_at_global_steps_and_the_end(tmp_path: Path) -> None:
-    config = composed(*TINY, *EVERYTHING, "train.steps=null", "train.epochs=2.8")  # 2.5 steps an epoch
+    config = composed(*TINY, *EVERYTHING, "train.steps=null", "train.epochs=2.8")  # 2.5 steps per epoch
     loop = loop_of(config, tmp_path)
     assert loop.trainer.steps == 7
     loop.run()
     steps = [f"step_{step:08d}" for step in (3, 6, 7)]
-    assert sorted(f.stem for f in (tmp_path / "checkpoints").glob("step_*")) == steps  # pruned: 0, the beginning
+    assert (
+        sorted(f.stem for f in (tmp_path / "checkpoints").glob("step_*")) == steps
+    )  # step 0, the beginning, is pruned
     assert sorted(f.stem for f in (tmp_path / "samples").glob("step_*")) == steps
     assert (tmp_path / "loss.png").stat().st_size > 1000
     rows = rows_of(tmp_path)
@@ -182,7 +184,7 @@ def test_half_precision_with_its_loss_scaler_trains() -> None:
     trainer = trainer_of(composed(*TINY, "train.precision=fp16"))
     before = [parameter.clone() for parameter in trainer.network.parameters()]
     assert trainer.scaler.is_enabled()
-    for _ in range(12):  # the first ones find the scale, skipping what overflows
+    for _ in range(12):  # the first steps find the loss scale; those that overflow are skipped
         trainer.train_step()
     after = list(trainer.network.parameters())
     assert all(parameter.isfinite().all() for parameter in after)
@@ -192,13 +194,13 @@ def test_half_precision_with_its_loss_scaler_trains() -> None:
 def test_compiling_keeps_clean_names(tmp_path: Path) -> None:
     plain, compiled = trainer_of(composed(*TINY)), trainer_of(composed(*TINY, "compile=true"))
     assert compiled.network._compiled_call_impl is not None
-    assert plain.network._compiled_call_impl is None  # a CPU: off unless asked for
+    assert plain.network._compiled_call_impl is None  # on a CPU, compilation is off by default
     assert compiled.state()["model"].keys() == plain.state()["model"].keys()
 
 
 @pytest.mark.slow
 def test_network_memorises_eight_images(tmp_path: Path) -> None:
-    """Trained on eight digits, it draws those eight: each sample is near one, and not all near the same."""
+    """A network trained on eight digits draws those eight: each sample is near one, and not all near the same."""
     config = composed(
         *TINY,
         "model.width=16",
@@ -224,20 +226,20 @@ def test_network_memorises_eight_images(tmp_path: Path) -> None:
     distances = torch.cdist(samples, originals)
     apart = torch.cdist(originals, originals).fill_diagonal_(math.inf).min().item()
     near = distances.min(dim=1)
-    assert (near.values < apart / 2).float().mean() > 0.8  # nearer to it than to any mixture of two
+    assert (near.values < apart / 2).float().mean() > 0.8  # nearer to one image than to the mean of two
     assert len(near.indices.unique()) >= 5
 
 
 def test_class_is_dropped_for_a_share_of_the_examples() -> None:
     trainer = trainer_of(composed(*TINY, "conditioning=class", "conditioning.dropout=0.25", "train.batch_size=8"))
-    told, known = [], []
+    given, known = [], []
     for trainer.step in range(200):
-        told.append(trainer._batch().y)
+        given.append(trainer._batch().y)
         known.append(trainer.table.batch(trainer.step, 8).y)
-    told, known = torch.cat(told), torch.cat(known)
-    hidden = told == 10  # digits have classes 0 to 9
+    given, known = torch.cat(given), torch.cat(known)
+    hidden = given == 10  # digits have classes 0 to 9
     assert 0.2 < hidden.float().mean() < 0.3
-    assert torch.equal(told[~hidden], known[~hidden])
+    assert torch.equal(given[~hidden], known[~hidden])
 
 
 def test_unconditional_network_gets_no_class() -> None:
@@ -255,7 +257,7 @@ def test_the_average_is_a_copy_before_it_starts() -> None:
 
 
 def test_milestones_by_epochs(tmp_path: Path) -> None:
-    """20 images in batches of 8 are 2.5 steps: an epoch is over after 3, 5, 8 steps."""
+    """20 images in batches of 8 take 2.5 steps, so epochs end after 3, 5 and 8 steps."""
     config = composed(*TINY, "train.steps=null", "train.epochs=3", "train.milestone_every=1epoch", "train.log_every=1")
     loop_of(config, tmp_path).run()
     steps = sorted(int(file.stem[5:]) for file in (tmp_path / "samples").glob("step_*"))
@@ -263,12 +265,12 @@ def test_milestones_by_epochs(tmp_path: Path) -> None:
 
 
 def test_hybrid_bound_trains_the_variance_only() -> None:
-    """However large the weight of the bound, the mean gets the gradient that L2 gives it."""
+    """The mean gets the gradient of L2 alone, however large the weight of the variational bound."""
     hybrid = composed(*TINY, "variance=learned_range", "loss=hybrid", "loss.vlb_weight=1000")
     trainer = trainer_of(hybrid)
     part = trainer._batch()
     trainer.objective(part.x0, part.t, part.eps).mean().backward()
-    head = trainer.network.head[0].weight.grad  # (2 channels, ...): the mean's, the variance's
+    head = trainer.network.head[0].weight.grad  # output channels: mean, variance
     plain = trainer_of(composed(*TINY, "variance=learned_range", "loss=hybrid", "loss.vlb_weight=1e-9"))
     plain.objective(part.x0, part.t, part.eps).mean().backward()
     assert torch.allclose(head[0], plain.network.head[0].weight.grad[0], atol=1e-6)
