@@ -15,7 +15,7 @@ class Failure(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended the command after everything was saved; exit status 128 + its number. The message is one line."""
+    """A signal ended the command; exit status 128 + its number. The message is one line and says what was saved."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(signal, message)  # both, so that the exception can be pickled

@@ -48,6 +48,15 @@ def write(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder` to the disk, so that a power failure cannot undo a rename there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def no_room(error: BaseException | None) -> bool:
     """Return whether a full disk, a quota or a file size limit caused an error."""
     while error is not None:

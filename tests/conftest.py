@@ -1,4 +1,4 @@
-"""Helpers of all tests: composed configs, commands run in this process, and shortcuts that keep the suite fast.
+"""Shared test helpers: compose configs, run commands in this process, and keep the suite fast.
 
 - Figures are replaced by a stub, because drawing one takes longer than training a tiny network. Tests that need real
   figures have the marker `figures`.

@@ -64,11 +64,11 @@ def check_archive(path: Path) -> None:
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
         raise Damaged("not an archive as ddpm-train writes it: compressed or encrypted")
     if not all(ENTRY.fullmatch(entry.filename) for entry in entries):
-        raise Damaged("not an archive as ddpm-train writes it: entries of other names")
+        raise Damaged("not an archive as ddpm-train writes it: unexpected names of entries")
     if any(entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE for entry in entries):
-        raise Damaged("not an archive written by ddpm-train: too much besides the tensors")
+        raise Damaged("not an archive written by ddpm-train: too much data besides the tensors")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise Damaged("not an archive as ddpm-train writes it: larger inside than outside")
+        raise Damaged("not an archive as ddpm-train writes it: its entries are larger than the file")
 
 
 def check_pickle(path: Path) -> None:
@@ -92,7 +92,7 @@ def _check_operations(content: bytes) -> None:
         if kind == "GLOBAL" and not CALLED.fullmatch(str(argument)):
             raise ValueError(f"names {argument}")
         if kind.endswith("GET") and argument not in names:
-            raise ValueError("holds a thing twice")
+            raise ValueError("refers to the same object twice")
         if isinstance(argument, int) and argument.bit_length() > 64:
             raise ValueError("a number too large")
         if kind.endswith("PUT"):

@@ -11,7 +11,7 @@ from typing import Any
 from ddpm_cli.checkpoints.format import CorruptCheckpoint, load_checkpoint, write_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.errors import UserError
-from ddpm_cli.files import atomic
+from ddpm_cli.files import atomic, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     path.parent.mkdir(exist_ok=True)
     write_checkpoint(path, state)
     _make_last(path)
+    sync_folder(path.parent)  # before older checkpoints are removed
     return path
 
 

@@ -54,9 +54,7 @@ def read_weights(key: str, path: Path) -> Weights:
     tensors, metadata = read_tensors(key, path)
     about = metadata.get("ddpm_cli")
     if about is None:
-        raise UserError(
-            f"{key}={path}: not a file of ddpm-export; one of the diffusers library is for ddpm-import, others for none"
-        )
+        raise UserError(f"{key}={path}: not a file of ddpm-export; ddpm-import reads folders of the diffusers library")
     if _sha256_of_tensors(about, tensors) != metadata.get("sha256"):
         raise UserError(f"{key}={path}: damaged: its checksum does not match; name another file")
     try:

@@ -7,7 +7,7 @@ from ddpm_cli.config.dataset import Dataset, ImageDataset
 from ddpm_cli.config.registry import MAX_SIZE
 from ddpm_cli.config.sampler import Sampler
 from ddpm_cli.config.schedule import Schedule
-from ddpm_cli.config.train import FEWEST, PRECISIONS, VARIANCES, check_devices
+from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, VARIANCES, check_devices
 from ddpm_cli.errors import UserError, check, one_of
 
 TASKS = ("generate", "interpolate", "inpaint")
@@ -104,7 +104,7 @@ class EvaluateConfig(CheckpointConfig):
         ok = len(self.metrics) > 0 and all(metric in METRICS for metric in self.metrics)
         check(ok, "metrics", self.metrics, f"a list of {one_of(METRICS)}, as in [fid,kid]")
         check(self.features in FEATURES, "features", self.features, one_of(FEATURES))
-        least = FEWEST if self.distances else 1
+        least = MIN_SAMPLES if self.distances else 1
         check(self.n is None or self.n >= least, "n", self.n, f"at least {least} for these metrics, or null")
         check(self.split in ("test", "train"), "split", self.split, "test or train")
         one = (self.ckpt == "") != (self.samples is None)
@@ -125,7 +125,7 @@ class EvaluateConfig(CheckpointConfig):
             raise UserError("metrics=[nll]: needs a network; give ckpt=… instead of samples=…")
         for key in ("sampler", "variance", "guidance_scale"):
             if getattr(self, key) is not None:
-                raise UserError(f"{key}: is for drawing samples, and these are given; leave it out")
+                raise UserError(f"{key}: has no effect on samples=…, which are drawn already; leave it out")
         check(self.dataset is not None, "dataset", None, "set with samples=…, as in dataset=fashion_mnist")
         check(
             isinstance(self.dataset, ImageDataset),

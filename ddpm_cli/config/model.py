@@ -52,7 +52,7 @@ class ImageModel(Model):
             near = sorted(below.union(side + self.stride for side in below) - {0})
             size = list(sides) if len(set(sides)) > 1 else sides[0]
             raise UserError(
-                f"dataset.image_size={size}: must divide by {self.stride} for this model: "
+                f"dataset.image_size={size}: must be divisible by {self.stride} for this model: "
                 f"{one_of(map(str, near))} would do{self.remedy}"
             )
 

@@ -9,7 +9,7 @@ from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.errors import UserError, check, one_of
 
 SPACINGS = ("time", "stride", "logsnr")
-NOISY = 0.75
+MIN_START = 0.75
 """Smallest share of T at which a sampler may start."""
 THRESHOLDINGS = ("clip", "dynamic", "none")
 
@@ -62,7 +62,7 @@ class Sampler(Option):
         self._check_start(timesteps - 1 if sections[-1] > 1 else timesteps - sizes[-1], timesteps)
 
     def _check_start(self, start: int, timesteps: int) -> None:
-        if start < NOISY * (timesteps - 1):
+        if start < MIN_START * (timesteps - 1):
             raise UserError(
                 f"sampler={self.name}: these steps start at t={start} of T={timesteps}, where x_t is not pure noise; "
                 "use more steps, or sampler.spacing=time"

@@ -24,7 +24,7 @@ from ddpm_cli.errors import UserError, check, one_of
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 REPORTS = ("val_loss", "nll", "fd_classifier", "fid")
-FEWEST = 10
+MIN_SAMPLES = 10
 """Fewest samples that a distance can be computed from."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("adam", "adamw", "muon")
@@ -91,7 +91,7 @@ class Train:
         check(1 <= self.samples <= 10_000, "train.samples", self.samples, "in 1..10000")
         ok = self.report is None or self.report in REPORTS
         check(ok, "train.report", self.report, f"{one_of(REPORTS)}, or null for the last loss")
-        least = 1 if self.report in (None, "val_loss", "nll") else FEWEST
+        least = 1 if self.report in (None, "val_loss", "nll") else MIN_SAMPLES
         ok = self.report_n is None or self.report_n >= least
         check(ok, "train.report_n", self.report_n, f"at least {least}, or null")
 
@@ -232,7 +232,9 @@ class TrainConfig:
         if isinstance(self.loss, Hybrid) and not learned:
             raise UserError(f"loss=hybrid: needs variance=learned_range, not {self.variance}; without one, use loss=l2")
         if isinstance(self.loss, Vlb) and not isinstance(self.weighting, Unweighted):
-            raise UserError(f"weighting={self.weighting.name}: must be none with loss=vlb, which weighted is no bound")
+            raise UserError(
+                f"weighting={self.weighting.name}: must be none with loss=vlb: a weighted bound is no bound"
+            )
         if self.schedule.zero_terminal_snr and not isinstance(self.weighting, Unweighted):
             raise UserError(
                 f"weighting={self.weighting.name}: must be none with schedule.zero_terminal_snr=true, "

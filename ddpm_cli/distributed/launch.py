@@ -1,7 +1,7 @@
 """Run a command in several processes, each on its own device.
 
-The processes are started here by torch's elastic launcher, or already by torchrun or srun. Hydra runs in the launching
-process only.
+The processes are started here by torch's elastic launcher, and then Hydra runs in the launching process only; or they
+have been started by torchrun or srun, each with its own Hydra.
 """
 
 import json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 T = TypeVar("T")
-HEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 """Signals that the launching process forwards to its workers."""
 LOGS = "hydra/job_logging/ddpm.yaml"
 GRACE = 60
@@ -62,18 +62,18 @@ def worker_group(devices: int | str, device: str, distributed: Distributed = ONE
     return WorkerGroup(processes_of(devices, device), device, distributed)
 
 
-def run_distributed(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup) -> T:
+def run_distributed(work: Callable[..., T], args: tuple[Any, ...], group: WorkerGroup) -> T:
     """Call `work(*args)` in all processes of a group and return or raise what it does on rank 0.
 
-    The group is the one that torchrun or srun has started, or the workers of `team`, or this process alone.
+    The group is the one that torchrun or srun has started, or the workers of `group`, or this process alone.
     """
-    if is_one_of_several(team.distributed.rdzv_endpoint):
-        if team.count > 1:
-            raise UserError(f"devices={team.count}: torchrun or srun has started the processes already; leave it out")
-        with _process_group(team.device):
+    if is_one_of_several(group.distributed.rdzv_endpoint):
+        if group.count > 1:
+            raise UserError(f"devices={group.count}: torchrun or srun has started the processes already; leave it out")
+        with _process_group(group.device):
             return work(*args)
-    alone = team.count == 1 and team.distributed.nnodes == 1 and team.distributed.max_restarts == 0
-    return work(*args) if alone else _launch_workers(work, args, team)
+    alone = group.count == 1 and group.distributed.nnodes == 1 and group.distributed.max_restarts == 0
+    return work(*args) if alone else _launch_workers(work, args, group)
 
 
 def is_launch_rank_zero() -> bool:
@@ -103,7 +103,7 @@ def is_one_of_several(endpoint: str | None = None) -> bool:
     return True
 
 
-def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup) -> T:
+def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], group: WorkerGroup) -> T:
     import torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -118,20 +118,20 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], team: WorkerG
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="ddpm-cli_") as name, _forward_signals(asked := Path(name, "asked")):
         ended, lost = Path(name, "ended"), ""
-        config = _launch_config(team, name)
-        threads = max(1, torch.get_num_threads() // team.count)
+        config = _launch_config(group, name)
+        threads = max(1, torch.get_num_threads() // group.count)
         try:
             # Not in the main thread, where the launcher would handle signals and kill workers that still save.
             with ThreadPoolExecutor(1, initializer=_block_signals) as thread:
                 launch = elastic_launch(config, _worker_main)
-                values: dict[int, T] = thread.submit(launch, work, args, team, name, threads).result()
+                values: dict[int, T] = thread.submit(launch, work, args, group, name, threads).result()
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             lost = f"process {rank} was lost: {failure.message.strip().splitlines()[-1]}"
             values = {}
         except RendezvousError as error:
             raise Failure(
-                f"distributed.rdzv_endpoint={team.distributed.rdzv_endpoint}: {team.distributed.nnodes} machines did "
+                f"distributed.rdzv_endpoint={group.distributed.rdzv_endpoint}: {group.distributed.nnodes} machines did "
                 "not meet there; start the same command on each, and check that this port can be reached"
             ) from error
         if ended.exists():
@@ -144,15 +144,15 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], team: WorkerG
     return values[min(values)]
 
 
-def _launch_config(team: WorkerGroup, log_dir: str) -> "LaunchConfig":
+def _launch_config(group: WorkerGroup, log_dir: str) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
-    own = team.distributed
+    own = group.distributed
     return LaunchConfig(
         min_nodes=own.nnodes,
         max_nodes=own.nnodes,
-        nproc_per_node=team.count,
+        nproc_per_node=group.count,
         run_id="ddpm-cli",
         rdzv_backend="c10d",
         rdzv_endpoint=own.rdzv_endpoint or "localhost:0",
@@ -162,7 +162,9 @@ def _launch_config(team: WorkerGroup, log_dir: str) -> "LaunchConfig":
     )
 
 
-def _worker_main(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGroup, name: str, threads: int) -> T | None:
+def _worker_main(
+    work: Callable[..., T], args: tuple[Any, ...], group: WorkerGroup, name: str, threads: int
+) -> T | None:
     """The main function of a worker. Expected errors are written to a file for the launching process."""
     import torch
 
@@ -176,8 +178,8 @@ def _worker_main(work: Callable[..., T], args: tuple[Any, ...], team: WorkerGrou
     launcher, value = os.getppid(), None
     threading.Thread(target=_exit_with_launcher, args=(launcher,), daemon=True).start()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
-        with _process_group(team.device):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+        with _process_group(group.device):
             value = work(*args)
     except (UserError, Failure, Stopped) as error:
         _write_error(error, ended)
@@ -223,7 +225,7 @@ def _process_group(device: str) -> Iterator[None]:
 
 @contextmanager
 def _forward_signals(asked: Path) -> Iterator[None]:
-    """Forward signals to the workers, and write one that asks to stop to the file `asked`."""
+    """Forward signals to the workers. Record a signal that asks to stop in the file `asked`."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGUSR1:
@@ -234,7 +236,7 @@ def _forward_signals(asked: Path) -> Iterator[None]:
             with suppress(ProcessLookupError):  # it has ended in the meantime
                 os.kill(child.pid, number)  # type: ignore[arg-type]  # the process has been started
 
-    before = {number: signal.getsignal(number) for number in HEARD}
+    before = {number: signal.getsignal(number) for number in FORWARDED}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, pass_on)
@@ -247,7 +249,7 @@ def _forward_signals(asked: Path) -> Iterator[None]:
 
 def _block_signals() -> None:
     """Block signals in the processes that this thread starts, until they are ready to handle them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
 
 
 def _first_host(nodes: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.checkpoints.run_folder import RunFolder, new_folder
-from ddpm_cli.config import FEWEST, Dataset, EvaluateConfig, ImageDataset
+from ddpm_cli.config import MIN_SAMPLES, Dataset, EvaluateConfig, ImageDataset
 from ddpm_cli.data.sources import cache_folder, load_examples, moved
 from ddpm_cli.data.table import Examples
 from ddpm_cli.distributed import collectives
@@ -118,7 +118,7 @@ def _batches(
             generator, config.n or DEFAULT_N[_features(config, dataset)], config.seed, config.batch_size
         )
     found = read_sample_images(str(config.samples), dataset, cache_folder())[: config.n]
-    check(len(found) >= FEWEST, "samples", config.samples, f"at least {FEWEST} images")
+    check(len(found) >= MIN_SAMPLES, "samples", config.samples, f"at least {MIN_SAMPLES} images")
     return found.split(config.batch_size)
 
 

@@ -62,8 +62,8 @@ def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -
 def with_cuda_graphs(denoiser: Denoiser, device: torch.device) -> Denoiser:
     """Return the denoiser with a network that is replayed as a CUDA graph, one for each shape of its inputs.
 
-    For inference only. Other devices have no such graphs, and the collectives of several processes are not captured:
-    there the denoiser is returned as it is.
+    For inference only. On other devices, and with several processes, whose collectives cannot be captured, the
+    denoiser is returned unchanged.
     """
     if device.type != "cuda" or collectives.world_size() > 1:
         return denoiser

@@ -9,8 +9,8 @@ CLOUDS = 16
 SHOWN = 16
 """Largest number of samples in the film of a run."""
 VALUES = 1_700_000
-"""Largest number of pixel values in all frames of the film of a run (about 1 MB), unless FEWEST frames need more."""
-FEWEST = 8
+"""Largest number of pixel values in the film of a run (about 1 MB), unless MIN_FRAMES frames need more."""
+MIN_FRAMES = 8
 
 
 def evenly(steps: int, count: int = FRAMES) -> list[int]:
@@ -27,7 +27,7 @@ def shown(shape: tuple[int, ...], count: int) -> int:
 
 def frames(shape: tuple[int, ...]) -> int:
     """Return the number of frames: fewer for large images."""
-    return CLOUDS if len(shape) == 1 else max(FEWEST, min(FRAMES, VALUES // _cell(shape)))
+    return CLOUDS if len(shape) == 1 else max(MIN_FRAMES, min(FRAMES, VALUES // _cell(shape)))
 
 
 def _cell(shape: tuple[int, ...]) -> int:

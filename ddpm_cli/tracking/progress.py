@@ -31,7 +31,7 @@ class Progress:
         self.go_on()
 
     def pause(self) -> None:
-        """Stop the clock while something other than a step is done."""
+        """Add the time since `go_on` to the time spent in steps. Call `go_on` before the next step."""
         elapsed = time.perf_counter() - self._since
         self.seconds += elapsed
         self._lap_seconds += elapsed

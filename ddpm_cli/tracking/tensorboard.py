@@ -26,9 +26,9 @@ FOLDER = "tensorboard"
 
 
 class EventFile:
-    """A new file of events in `folder`. Each is on the disk when its call returns; raises `OSError` where not.
+    """A new file of events in `folder`. Each event is flushed before the call returns; raise `OSError` on failure.
 
-    Of what older files there say, TensorBoard shows nothing from step `first_step` on, if that is given.
+    If `first_step` is given, TensorBoard ignores the events of older files from that step on.
     """
 
     def __init__(self, folder: Path, first_step: int | None = None) -> None:
@@ -81,9 +81,9 @@ class TensorBoard:
 
 
 def add_evaluation(record: Mapping[str, Any], run: Path) -> None:
-    """The metrics of a line of evaluations.jsonl.
+    """Log the metrics in a line of evaluations.jsonl.
 
-    In a folder of their own: a file that is newer than the one a run is writing would end what TensorBoard reads of it.
+    They get a folder of their own, because TensorBoard stops reading a run's file once there is a newer one beside it.
     """
     with closing(EventFile(run / FOLDER / "evaluations")) as file:
         for name, value in record["metrics"].items():

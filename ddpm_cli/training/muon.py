@@ -85,7 +85,7 @@ class Muon(torch.optim.AdamW):
 
     @staticmethod
     def _store(tensors: list[Tensor], values: Tensor) -> None:
-        """Copy `values` (tensors, rows, columns) into the tensors whose `rows` they are."""
+        """Write `values` (tensors, rows, columns) back to the tensors; the inverse of stacking their `rows`."""
         parts = [from_rows(value, local_part(tensor)) for value, tensor in zip(values.unbind(), tensors, strict=True)]
         torch._foreach_copy_([local_part(tensor) for tensor in tensors], parts)
 

@@ -143,7 +143,8 @@ def test_every_job_of_a_sweep_file_is_checked_before_the_first_job(run: Run, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_of_other_launchers(launcher: str, tmp_path: Path) -> None:
     """Run the command in a process, because these launchers start processes. One of the two jobs fails."""
     more = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []

@@ -130,7 +130,7 @@ def test_fsdp_with_fp16_is_rejected() -> None:
 
 
 def test_error_names_usable_image_sizes() -> None:
-    with pytest.raises(UserError, match=r"image_size=30: must divide by 4 for this model: 28 or 32 would do"):
+    with pytest.raises(UserError, match=r"image_size=30: must be divisible by 4 for this model: 28 or 32 would do"):
         composed("dataset.image_size=30")
     with pytest.raises(UserError, match="24 or 32 would do"):
         composed("model=ddpm_cifar10")  # 28 pixels, halved three times

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ddpm_cli.config import ImageDataset, Loss, Model, Sampler, Schedule, Weighting, implements
+from ddpm_cli.config import ImageDataset, Loss, Model, Sampler, Schedule, TimestepSampler, Weighting, implements
 from ddpm_cli.data.table import Examples
 from ddpm_cli.diffusion.samplers import Step
+from ddpm_cli.diffusion.timestep_samplers import Uniform
 from ddpm_cli.errors import check
 
 
@@ -79,6 +80,23 @@ def power(prediction, snr, exponent):
 
 
 @dataclass(kw_only=True)
+class LateTimesteps(TimestepSampler):
+    name: str = "late"
+    first: int
+
+
+@implements(LateTimesteps)
+class LateSampler(Uniform):
+    def __init__(self, timesteps, device, *, first):
+        super().__init__(timesteps, device)
+        self.first = first
+
+    def sample(self, count, generator):
+        t, weights = super().sample(count, generator)
+        return t.clamp(min=self.first), weights
+
+
+@dataclass(kw_only=True)
 class Pointwise(Model):
     name: str = "pointwise"
 
@@ -113,6 +131,7 @@ YAML = {
     "schedule/geometric": ["timesteps: 20", "zero_terminal_snr: false", "ratio: 30.0"],
     "loss/log_cosh": [],
     "weighting/power": ["exponent: 0.5"],
+    "timestep_sampler/late": ["first: 5"],
     "model/pointwise": ["width: 8", "dropout: 0.0", "time_scale: 1.0", "self_condition: false"],
     "dataset/stripes": ["root: null", "image_size: 8", "channels: 1", "flip: false"],
 }

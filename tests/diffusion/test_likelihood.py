@@ -123,7 +123,7 @@ def test_bound_equals_the_entropy_for_the_true_reverse_process() -> None:
 
 
 def test_kl_terms_are_zero_for_the_true_posterior() -> None:
-    """Network that returns the true x0, and the lower bound of the learned variance, the posterior's variance."""
+    """Network that returns the true x0 and the smallest learned variance, that of the posterior: each KL is 0."""
     torch.manual_seed(0)
     x0 = torch.randn(19, 5)
     t = torch.arange(1, 20)

@@ -160,7 +160,7 @@ ORDERS = {
     "heun": (2, heun),
 }
 FINE = 100_000
-"""Number of timesteps: so many that rounding to whole timesteps does not contribute to the error."""
+"""Number of timesteps, large enough that rounding to integers does not affect the measured error."""
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -168,7 +168,7 @@ FINE = 100_000
 def test_solver_has_its_order_of_convergence(name: str, spacing: str) -> None:
     """Compare with the exact flow of Gaussian data, which scales x_t - mean by the ratio of standard deviations.
 
-    Both ends lie before t = 0, because the last step, to the data, is of first order for every solver.
+    The interval stops short of t = 0, because the last step of every solver is of first order.
     """
     order, solve = ORDERS[name]
     ramp = Linear(timesteps=FINE, beta_start=1e-4, beta_end=0.02, rescale=True, zero_terminal_snr=False)
@@ -219,7 +219,7 @@ def test_number_of_network_calls_per_step() -> None:
 
 @pytest.mark.parametrize(("t", "t_prev"), [(999, 998), (500, 480), (20, 0)])
 def test_variances_of_a_stride(t: int, t_prev: int) -> None:
-    """fixed_small is the posterior's variance, fixed_large the stride's beta; learned ones lie between, in the log."""
+    """fixed_small is the posterior's variance, fixed_large the stride's beta; a learned one interpolates their logs."""
     ac, ac_prev = LINEAR.alphas_cumprod[t], LINEAR.alphas_cumprod[t_prev]
     beta = 1 - ac / ac_prev
     small = beta * (1 - ac_prev) / (1 - ac)

@@ -81,7 +81,7 @@ def test_even_in_logsnr(process: Process, steps: int) -> None:
 
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_even_in_logsnr_down_to_noise(process: Process) -> None:
-    """Log-SNRs are as evenly spaced as whole timesteps allow, down to -10.2; only T - 1 lies below."""
+    """Log-SNRs are as evenly spaced as integers allow, down to -10.2; T - 1 is the only one below that."""
     logsnr = np.array([math.log(ac / (1 - ac)) for ac in process.alphas_cumprod])
     visited = even_in_logsnr(process.alphas_cumprod, 20)
     above = [t for t in visited if logsnr[t] >= -10.2]

@@ -36,7 +36,7 @@ def pairs_of(sampler: Sampler, process: Process, start: int | None = None) -> Pa
 def steps_of(
     sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Noise, guidance: Guidance | None = None
 ) -> Iterator[Step]:
-    """Yield the steps of the sampler of a config from `x`."""
+    """Yield the steps of the sampler that a config describes, starting from `x`."""
     pairs = pairs_of(sampler, denoiser.process)
     return sample(implementation_of(sampler), pairs, denoiser, x, noise, sampler.thresholding, guidance)
 

@@ -1,6 +1,8 @@
 """Commands with `devices=2`, and the detection of torchrun and SLURM."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm_cli.distributed.launch import _first_host, is_one_of_several
+from ddpm_cli.distributed.launch import (
+    ONE_MACHINE,
+    WorkerFailed,
+    WorkerGroup,
+    _first_host,
+    is_one_of_several,
+    run_distributed,
+)
 from ddpm_cli.training.start import TrainingJob, _job_after_restart
 from tests.conftest import TINY, Result, composed, train_into
 
@@ -52,6 +61,16 @@ def test_error_in_two_processes_is_one_line(trained: Path, run: Run) -> None:
         f"ddpm-train: out={trained}: already contains a run; resume={trained} continues it, another out=… starts a new "
         "one"
     ]
+
+
+def _kill_rank_one() -> None:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_lost_worker_is_a_failure_that_names_it() -> None:
+    with pytest.raises(WorkerFailed, match="process 1 was lost: Signal 9"):
+        run_distributed(_kill_rank_one, (), WorkerGroup(2, "cpu", ONE_MACHINE))
 
 
 @pytest.mark.parametrize(

@@ -10,29 +10,26 @@ from pathlib import Path
 import pytest
 
 from ddpm_cli.checkpoints.format import load_checkpoint
+from ddpm_cli.checkpoints.run_folder import locked
+from tests.conftest import Result
 from tests.faults.processes import SMALL, Process, assert_same_run, running, steps_done, train_to_end, write_digits
 
 Tally = Callable[[str], Callable[[], None]]
 
 
-def test_second_process_on_a_run_folder_is_rejected(
-    small: list[str], undisturbed: Callable[..., Path], tally: Tally
-) -> None:
+def test_second_process_on_a_run_folder_is_rejected(run: Callable[..., Result], small: list[str], tally: Tally) -> None:
     survived = tally("second processes rejected")
-    with running(*small, "out=run", module="tests.faults.slow_writes") as process:
+    with running(*small, "out=run") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 3)
         os.kill(process.popen.pid, signal.SIGSTOP)  # it still holds the lock
         for args in (["resume=run"], [*small, "out=run"]):
-            with running(*args) as other:
-                code, lines = other.wait()
-            assert code == 2
-            (line,) = lines
-            assert f"process {process.popen.pid} on" in line or "already contains a run" in line
+            refused = run("train", *args)
+            assert refused.code == 2
+            assert refused.err.count("\n") == 1
+            assert f"process {process.popen.pid} on" in refused.err or "already contains a run" in refused.err
             survived()
-        process.popen.kill()
-        process.wait()
-    train_to_end("resume=run")  # the lock was released with the process
-    assert_same_run(Path("run"), undisturbed())
+    with locked("resume", Path("run")):  # the lock was released with the process
+        pass
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ def test_lost_worker_restarts_both_launchers(small: list[str], tally: Callable[[
     survived()
 
 
+@pytest.mark.slow
 def test_lost_worker_is_one_line(small: list[str]) -> None:
     with running(*small, *ENDLESS, TWO, "out=run") as process:
         process.wait_for(lambda: steps_done(Path("run")) >= 2)

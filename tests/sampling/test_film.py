@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_cli.sampling.film import FEWEST, FRAMES, SHOWN, VALUES, evenly, frames, shown
+from ddpm_cli.sampling.film import FRAMES, MIN_FRAMES, SHOWN, VALUES, evenly, frames, shown
 
 
 def test_frames_are_evenly_spaced_and_include_the_last_step() -> None:
@@ -27,7 +27,7 @@ def test_film_size_is_limited(channels: int, side: int) -> None:
     factor = max(1, 56 // side)
     cell = channels * (side * factor) ** 2
     total = cell * shown((channels, side, side), 64) * frames((channels, side, side))
-    assert total <= max(VALUES, FEWEST * cell)
+    assert total <= max(VALUES, MIN_FRAMES * cell)
 
 
 def test_few_samples_are_all_shown() -> None:

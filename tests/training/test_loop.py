@@ -1,4 +1,4 @@
-"""The training loop: signals at any moment, and pictures that a killed run still has to draw."""
+"""The training loop: signals at any moment, and pictures that a killed run has not drawn."""
 
 import signal
 from collections.abc import Callable

@@ -76,7 +76,7 @@ def test_the_update_is_as_large_as_that_of_adamw() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_update_does_not_depend_on_the_scale_of_the_gradients(dtype: torch.dtype) -> None:
-    """Small momenta must not lose their precision: fp16 has one or two bits left at 1e-7."""
+    """The update must not depend on the scale of the gradient; fp16 has only one or two bits at 1e-7."""
     large, small = _network(), _network()
     for network, size in ((large, 1.0), (small, 1e-6)):
         _with_gradients(network, 0)

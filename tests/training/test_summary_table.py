@@ -10,7 +10,7 @@ from tests.training.test_trainer import trainer_of
 
 
 class Convolutions(nn.Module):
-    """A 3x3 convolution to 5 channels, a 5x5 one of stride 2 to 2, and a linear layer if it gets a class."""
+    """A 3x3 convolution (5 channels), a 5x5 one of stride 2 (2 channels) and, given a class, a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Requirements of a training step for capture as a CUDA graph, checked without CUDA."""
+"""Check without CUDA that a training step can be captured as a CUDA graph."""
 
 from collections import Counter
 from typing import Any
@@ -57,7 +57,7 @@ def test_a_step_changes_its_state_in_place(optimizer: str) -> None:
 
 @pytest.mark.parametrize(("optimizer", "most"), [("adam", 60), ("muon", 900)])
 def test_launches_of_optimizer_and_average(optimizer: str, most: int) -> None:
-    """Count for the default network in eager mode; Muon needs 30 for each of its 23 matrix shapes, plus a constant."""
+    """Limit the kernels of a step of the default network; Muon takes about 30 for each of its 23 matrix shapes."""
     trainer = trainer_of(composed("dataset=digits", f"train.optimizer={optimizer}", "train.batch_size=2", "device=cpu"))
     trainer.train_step()
     for parameter in trainer.network.parameters():

@@ -55,7 +55,7 @@ def loop_of(
     signals: Signals | None = None,
     from_step: int | None = None,
 ) -> Loop:
-    """Return the loop of a run in `folder`, which continues from a checkpoint with `from_step`."""
+    """Return the loop of a run in `folder`; with `from_step`, resumed from the checkpoint of that step."""
     folder.mkdir(exist_ok=True)
     trainer, state = trainer_of(config, count), None
     if from_step is not None:
@@ -200,7 +200,7 @@ def test_compiling_keeps_clean_names(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_network_memorises_eight_images(tmp_path: Path) -> None:
-    """A network trained on eight digits draws those eight: each sample is near one, and not all near the same."""
+    """Samples of a network trained on eight digits are each close to one of them, and not all to the same one."""
     config = composed(
         *TINY,
         "model.width=16",
