@@ -40,7 +40,11 @@ class Page:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": size == PHONE})
         self.set_light(not dark)
+        self.js("window.isPrevious = true")
         self.driver.get(page.as_uri())
+        # The driver sometimes returns while the previous page is still there.
+        loaded = "return !window.isPrevious && document.readyState === 'complete'"
+        WebDriverWait(self.driver, TIMEOUT).until(lambda _: self.js(loaded))
         return self
 
     def set_light(self, light: bool) -> None:
