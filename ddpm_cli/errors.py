@@ -6,8 +6,16 @@ from collections.abc import Iterable
 class UserError(Exception):
     """An error in what the user typed or supplied; exit status 2.
 
-    The message is one line: the key, its value, what is allowed, what to do.
+    The message is one line: the key, its value, what is allowed, what to do. `suggestions` are commands that are
+    printed below it.
     """
+
+    def __init__(self, message: str, suggestions: tuple[str, ...] = ()) -> None:
+        super().__init__(message, suggestions)  # both, so that the exception can be pickled
+        self.suggestions = suggestions
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Failure(Exception):

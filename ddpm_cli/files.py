@@ -11,6 +11,10 @@ from ddpm_cli.errors import Failure
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_unfinished: set[Path] = set()
+"""Temporary files that are being written."""
+
+
 class NoRoom(Failure):
     """The disk has no room for a file of `size` bytes."""
 
@@ -29,6 +33,7 @@ def atomic(path: Path, size: int) -> Iterator[Path]:
     `size` is the approximate size in bytes. Raise `NoRoom` if the disk is full.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _unfinished.add(partial)
     try:
         yield partial
         with partial.open("rb+") as stream:
@@ -40,6 +45,7 @@ def atomic(path: Path, size: int) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+        _unfinished.discard(partial)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -64,6 +70,12 @@ def no_room(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def remove_unfinished() -> None:
+    """Remove the files that this process is writing, before it is ended."""
+    for partial in _unfinished:
+        partial.unlink(missing_ok=True)
 
 
 def remove_partials(folder: Path) -> None:

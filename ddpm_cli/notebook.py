@@ -1,7 +1,7 @@
 """A trained network in a notebook: `model = load("outputs/…")`, `model.sample(16, seed=7)`."""
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 
 import torch
@@ -73,10 +73,9 @@ class TrainedModel:
         check(1 <= n <= 10**7, "n", n, "in 1..10000000")
         check(0 <= seed < 2**63, "seed", seed, "in 0..2**63-1")
         check(1 <= batch_size <= 10**6, "batch_size", batch_size, "in 1..1000000")
-        chosen = _stock_sampler(sampler) if isinstance(sampler, str) else sampler or self.config.sampler
-        if steps is not None:
-            chosen = replace(chosen, steps=steps, sections=None)
-        generator = generator_of(self.trained, chosen, None, guidance_scale)
+        chosen = _stock_sampler(sampler) if isinstance(sampler, str) else sampler
+        changes = {} if steps is None else {"steps": steps}
+        generator = generator_of(self.trained, chosen, None, guidance_scale, changes)
         wanted = wanted_classes(classes, self.classes, everything=range(len(self.classes)))
         labels = cycle_labels(n, wanted or [0])
 

@@ -10,7 +10,7 @@ import ddpm_cli
 
 PACKAGE = Path(ddpm_cli.__file__).parent
 LAYERS = [
-    {"rng", "errors", "files", "untrusted_files"},
+    {"rng", "errors", "files", "shell", "untrusted_files"},
     {"config", "distributed"},
     {"diffusion", "models", "data", "images"},
     {"sampling", "checkpoints", "tracking"},

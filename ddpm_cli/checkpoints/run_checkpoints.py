@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_cli.checkpoints.format import CorruptCheckpoint, load_checkpoint, write_checkpoint
-from ddpm_cli.checkpoints.run_folder import RunFolder
+from ddpm_cli.checkpoints.run_folder import WEIGHTS, RunFolder
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic, sync_folder
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = "model.safetensors"
-"""Name of the weights in the folders that ddpm-export and ddpm-import write."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:

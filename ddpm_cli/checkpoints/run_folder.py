@@ -18,10 +18,13 @@ import yaml
 
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import remove_partials
+from ddpm_cli.shell import override
 from ddpm_cli.untrusted_files import text_of
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "model.safetensors"
+"""Name of the weights in the folders that ddpm-export and ddpm-import write."""
 NOTES = ".hydra"
 LOCK = ".lock"
 OURS = (
@@ -243,7 +246,8 @@ def _check_free(folder: Path) -> None:
     without_checkpoint = LOCK in names and names <= BEFORE_A_CHECKPOINT and not any(folder.glob("checkpoints/*.pt"))
     if NOTES in names and not without_checkpoint:
         raise UserError(
-            f"out={folder}: already contains a run; resume={folder} continues it, another out=… starts a new one"
+            f"out={folder}: already contains a run; {override('resume', folder)} continues it, another out=… starts a "
+            "new one"
         )
     if not without_checkpoint:
         raise UserError(f"out={folder}: already contains files; choose another folder")

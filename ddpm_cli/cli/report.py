@@ -6,12 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddpm_cli.checkpoints.newest import OUTPUTS
 from ddpm_cli.cli.app.error_messages import on_one_line
+from ddpm_cli.cli.app.help import version_text
 from ddpm_cli.errors import Failure, UserError
 
 USAGE = """
 ddpm-report compares runs of ddpm-train in one HTML file, which needs no server and no internet connection.
 
+  ddpm-report                                         a table of the runs below outputs/, in the terminal
   ddpm-report outputs/sweep/…                         all runs of a sweep
   ddpm-report outputs/train/digits outputs/sweep/…    runs of any folders, at any depth
   ddpm-report outputs/sweep/… out=page.html           instead of report.html in the first folder
@@ -27,6 +30,10 @@ def main() -> None:
     try:
         if {"--help", "-h"} & {*sys.argv[1:]}:
             print(USAGE.strip())
+        elif "--version" in sys.argv[1:]:
+            print(version_text())
+        elif not sys.argv[1:]:
+            list_runs()
         else:
             run(*_parse_arguments(sys.argv[1:]))
     except (UserError, Failure) as error:
@@ -37,6 +44,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ddpm-report: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def list_runs() -> None:
+    """Print a table of the runs below outputs/."""
+    from ddpm_cli.report.listing import listing
+
+    print(listing(OUTPUTS))
 
 
 def run(folders: Sequence[str], out: Path) -> None:

@@ -38,5 +38,4 @@ def run(config: SampleConfig, folder: Path) -> None:
     run_distributed(draw, (config, folder), worker_group(config.devices, config.device))
 
 
-# `class` is a keyword of Python and cannot be the name of a field.
-COMMAND = Command("sample", USAGE, SampleConfig, check, run, spelling={"class": "classes"})
+COMMAND = Command("sample", USAGE, SampleConfig, check, run)

@@ -25,7 +25,8 @@ class CheckpointConfig:
     batch_size: int
     seed: int
     root: str | None  # of the data, if they were moved after training
-    sampler: Sampler | None  # None: that of the milestones of the run; also for the next two
+    sampler: Sampler | None  # None: that of the milestones of the run; also for variance and guidance_scale
+    sampler_changes: dict[str, Any]  # changes of the run's sampler; typed sampler.steps=… without sampler=…
     variance: str | None
     guidance_scale: float | None
     weights: str
@@ -126,6 +127,9 @@ class EvaluateConfig(CheckpointConfig):
         for key in ("sampler", "variance", "guidance_scale"):
             if getattr(self, key) is not None:
                 raise UserError(f"{key}: has no effect on samples=…, which are drawn already; leave it out")
+        if self.sampler_changes:
+            key = f"sampler.{next(iter(self.sampler_changes))}"
+            raise UserError(f"{key}: has no effect on samples=…, which are drawn already; leave it out")
         check(self.dataset is not None, "dataset", None, "set with samples=…, as in dataset=fashion_mnist")
         check(
             isinstance(self.dataset, ImageDataset),

@@ -1,7 +1,8 @@
 """The config group `sampler`: how samples are drawn."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 from ddpm_cli.config.dataset import Dataset
 from ddpm_cli.config.registry import Option
@@ -11,7 +12,7 @@ from ddpm_cli.errors import UserError, check, one_of
 SPACINGS = ("time", "stride", "logsnr")
 MIN_START = 0.75
 """Smallest share of T at which a sampler may start."""
-THRESHOLDINGS = ("clip", "dynamic", "none")
+THRESHOLDINGS = ("auto", "clip", "dynamic", "none")
 
 
 @dataclass(kw_only=True)
@@ -22,7 +23,7 @@ class Sampler(Option):
     steps: int | None
     sections: list[int] | None  # instead of steps: their numbers in equal parts of 0..T-1
     spacing: str  # even in time, with DDIM's integer stride, or even in the log-SNR
-    thresholding: str  # of the estimate of x0 at each step
+    thresholding: str  # of the estimate of x0 at each step; auto: clip for images, none for points
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,12 +40,26 @@ class Sampler(Option):
             one_of(THRESHOLDINGS),
         )
 
+    def for_data(self, dataset: Dataset) -> "Sampler":
+        """Return this sampler with `auto` replaced by what suits the data of `dataset`."""
+        if self.thresholding != "auto":
+            return self
+        return replace(self, thresholding="clip" if dataset.bounded else "none")
+
+    def changed(self, changes: Mapping[str, Any]) -> "Sampler":
+        """Return this sampler with some values changed. Raise `UserError` for keys that it does not have."""
+        for key in changes:
+            if key == "name" or key not in {field.name for field in fields(self)}:
+                raise UserError(f"sampler.{key}: the run's sampler={self.name} has no such key; choose another sampler")
+        sections = {"sections": None} if changes.get("steps") else {}
+        return replace(self, **{**sections, **changes})
+
     def check_against(self, schedule: Schedule, dataset: Dataset) -> None:
         """Raise `UserError` if `schedule` has too few timesteps or the data of `dataset` exceed the thresholds."""
-        if self.thresholding != "none" and not dataset.bounded:
+        if self.thresholding in ("clip", "dynamic") and not dataset.bounded:
             raise UserError(
-                f"sampler.thresholding={self.thresholding}: must be none for dataset={dataset.name}, whose data "
-                "exceed [-1, 1]"
+                f"sampler.thresholding={self.thresholding}: must be auto or none for dataset={dataset.name}, "
+                "whose data exceed [-1, 1]"
             )
         if self.sections is not None:
             self._check_sections(self.sections, schedule.timesteps)

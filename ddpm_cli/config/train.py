@@ -207,6 +207,7 @@ class TrainConfig:
         check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         self.model.check_against(self.dataset)
         self.sampler.check_against(self.schedule, self.dataset)
+        self.sampler = self.sampler.for_data(self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
         check_devices(self.devices)
         if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":

@@ -50,10 +50,10 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Example
         )
     pixels, valid = _load_or_decode(dataset, root, files, cache)
     if any(file.parent == root for file in found):  # some images have no class
-        return Examples(torch.from_numpy(pixels))
+        return Examples(torch.from_numpy(pixels), source=str(root))
     classes = sorted({file.relative_to(root).parts[0] for file in found})
     labels = [classes.index(files[i].relative_to(root).parts[0]) for i in valid]
-    return Examples(torch.from_numpy(pixels), torch.tensor(labels), classes)
+    return Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root))
 
 
 def decode_image(file: Path, height: int, width: int, channels: int) -> np.ndarray:

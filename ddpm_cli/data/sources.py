@@ -55,7 +55,7 @@ def load_examples(dataset: Dataset, train: bool) -> Examples:
     if not isinstance(dataset, ImageDataset) or examples.values.shape[1:] == dataset.shape:
         return examples
     values = _resize_and_crop(_convert_channels(examples.values, dataset.channels), dataset)
-    return Examples(values, examples.labels, examples.classes)
+    return replace(examples, values=values)
 
 
 def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
@@ -81,30 +81,33 @@ def check_labels(dataset: Dataset, examples: Examples) -> None:
 
 @implements(FashionMnist)
 def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
-    """Load Fashion-MNIST from `dataset.root`, otherwise from the Debian package, otherwise download it.
+    """Load Fashion-MNIST from `dataset.root`; if this is None, from the Debian package, or download it.
 
     Folders may have the layout of torchvision or contain idx files.
     """
-    folders = [DEBIAN_FASHION_MNIST] if dataset.root is None else [Path(dataset.root), DEBIAN_FASHION_MNIST]
-    for folder in folders:
-        try:
-            if (folder / "FashionMNIST" / "raw").is_dir():
-                return _read_torchvision("FashionMNIST", folder, train)
-            if any(folder.glob("train-images-idx3-ubyte*")):
-                return _read_idx_files("FashionMNIST", folder, train)
-        except READ_ERRORS as error:
-            raise UserError(
-                f"dataset.root={folder}: the files of Fashion-MNIST are damaged; download them again, or name "
-                "another folder"
-            ) from error
+    folder = DEBIAN_FASHION_MNIST if dataset.root is None else Path(dataset.root).expanduser()
+    try:
+        if (folder / "FashionMNIST" / "raw").is_dir():
+            return _read_torchvision("FashionMNIST", folder, train)
+        if any(folder.glob("train-images-idx3-ubyte*")):
+            return _read_idx_files("FashionMNIST", folder, train)
+    except READ_ERRORS as error:
+        raise UserError(
+            f"dataset.root={folder}: the files of Fashion-MNIST are damaged; download them again, or name another "
+            "folder"
+        ) from error
+    if dataset.root is not None:
+        raise UserError(
+            f"dataset.root={dataset.root}: Fashion-MNIST is not there; did you mean dataset=image_folder, for your own "
+            "pictures? Without dataset.root it is downloaded"
+        )
     try:
         return _load_or_download("FashionMNIST", train)
     except READ_ERRORS as error:
-        root = dataset.root or "null"
         raise UserError(
-            f"dataset=fashion_mnist: not found in dataset.root={root} or {DEBIAN_FASHION_MNIST}, and the download "
-            "failed; set dataset.root, install the Debian package (apt-get install dataset-fashion-mnist), "
-            "or use dataset=digits, which needs no download"
+            f"dataset=fashion_mnist: not found in {DEBIAN_FASHION_MNIST}, and the download failed; set dataset.root, "
+            "install the Debian package (apt-get install dataset-fashion-mnist), or use dataset=digits, which needs no "
+            "download"
         ) from error
 
 
@@ -132,12 +135,13 @@ def _load_torchvision(source: str, dataset: ImageDataset, train: bool) -> Exampl
     except READ_ERRORS as error:
         if dataset.root is not None:
             raise UserError(
-                f"dataset.root={dataset.root}: contains no valid copy of {source}; name the folder "
-                "that it was downloaded to, or use dataset.root=null to download it"
+                f"dataset.root={dataset.root}: contains no valid copy of {source}; name the folder that it was "
+                "downloaded to, use dataset.root=null to download it, or dataset=image_folder for a folder of pictures"
             ) from error
         raise UserError(
-            f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that contains "
-            "it with dataset.root=…, or use dataset=digits, which needs no download"
+            f"dataset={dataset.name}: the download to {cache_folder()} failed; name a folder that contains it with "
+            "dataset.root=…, or one with a folder of pictures for each class with dataset=image_folder "
+            "dataset.root=… dataset.image_size=32, or use dataset=digits, which needs no download"
         ) from error
 
 
@@ -172,7 +176,7 @@ def _read_torchvision(source: str, folder: Path | str, train: bool, download: bo
         raise ValueError("images and labels differ in number, or there are none")
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes):
         raise ValueError("labels out of range")
-    return Examples(to_tensor(pixels), labels, list(data.classes))
+    return Examples(to_tensor(pixels), labels, list(data.classes), str(folder))
 
 
 def _read_idx_files(source: str, folder: Path, train: bool) -> Examples:
@@ -187,7 +191,7 @@ def _read_idx_files(source: str, folder: Path, train: bool) -> Examples:
                 extract_archive(file, raw)
             elif not (raw / file.name).exists():
                 (raw / file.name).symlink_to(file.resolve())
-        return _read_torchvision(source, Path(unpacked), train)
+        return replace(_read_torchvision(source, Path(unpacked), train), source=str(folder))
 
 
 @implements(SwissRoll)

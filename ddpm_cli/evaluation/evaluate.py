@@ -113,7 +113,9 @@ def _batches(
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"metrics={config.distances}: compare images, and dataset={dataset.name} has points; use [nll]")
     if trained:
-        generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
+        generator = generator_of(
+            trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes
+        )
         return GeneratedSamples(
             generator, config.n or DEFAULT_N[_features(config, dataset)], config.seed, config.batch_size
         )

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ddpm_cli.checkpoints.loading import load_weights
-from ddpm_cli.checkpoints.run_checkpoints import WEIGHTS, find_checkpoint
-from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
+from ddpm_cli.checkpoints.run_folder import WEIGHTS, new_folder
 from ddpm_cli.checkpoints.safetensors_file import Weights, write_weights
 from ddpm_cli.config import ExportConfig
 from ddpm_cli.errors import UserError

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.format import LONGEST, check_matches
 from ddpm_cli.checkpoints.loading import weights_like
-from ddpm_cli.checkpoints.run_checkpoints import WEIGHTS
-from ddpm_cli.checkpoints.run_folder import new_folder
+from ddpm_cli.checkpoints.run_folder import WEIGHTS, new_folder
 from ddpm_cli.checkpoints.safetensors_file import Weights, read_tensors, write_tensors, write_weights
 from ddpm_cli.config import L2, Dataset, DdpmUNetOptions, Hybrid, ImportConfig, TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.export import ddpm_scheduler, unet2d
 from ddpm_cli.files import write
+from ddpm_cli.shell import override
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def import_pipeline(config: ImportConfig, defaults: TrainConfig, folder: Path) -
     weights = pipeline_to_weights("path", pipeline, defaults, config.dataset)
     new_folder(folder)
     write_weights(folder / WEIGHTS, weights)
-    log.info("%s is in %s. Next: ddpm-sample ckpt=%s", WEIGHTS, folder, folder)
+    log.info("%s is in %s. Next: ddpm-sample %s", WEIGHTS, folder, override("ckpt", folder))
 
 
 def pipeline_to_weights(key: str, pipeline: Pipeline, defaults: TrainConfig, dataset: Dataset) -> Weights:

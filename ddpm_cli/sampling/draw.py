@@ -36,7 +36,7 @@ Batches: TypeAlias = Iterator[tuple[range, dict[int, Tensor]]]
 def draw(config: SampleConfig, folder: Path) -> None:
     """Draw samples and write them to `folder`. Each of several processes draws a share; rank 0 writes."""
     trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
-    generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale)
+    generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes)
     task = plan(config, generator, trained)
     collectives.on_rank_zero(lambda: new_folder(folder))
     points = len(generator.shape) == 1

@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -97,15 +97,21 @@ class SampleGenerator:
 
 
 def generator_of(
-    trained: Trained, sampler: Sampler | None, variance: str | None, guidance_scale: float | None
+    trained: Trained,
+    sampler: Sampler | None,
+    variance: str | None,
+    guidance_scale: float | None,
+    sampler_changes: Mapping[str, Any] | None = None,
 ) -> SampleGenerator:
     """Return the sample generator of a checkpoint; None means the sampler, variance or guidance of the run.
 
-    Raise `UserError` if they do not fit the schedule, the data or the network.
+    `sampler_changes` are values of the sampler's keys that replace its own. Raise `UserError` if they do not fit the
+    schedule, the data or the network.
     """
     own = trained.config
-    sampler = sampler or own.sampler
+    sampler = (sampler or own.sampler).changed(sampler_changes or {})
     sampler.check_against(own.schedule, own.dataset)
+    sampler = sampler.for_data(own.dataset)
     scale = own.guidance_scale if guidance_scale is None else guidance_scale
     check_guidance(scale, own.conditioning)
     variance = variance or own.variance

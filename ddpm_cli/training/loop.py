@@ -18,6 +18,7 @@ from ddpm_cli.files import NoRoom
 from ddpm_cli.images.samples import picture
 from ddpm_cli.sampling.film import evenly, frames, shown
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, cycle_labels
+from ddpm_cli.shell import override
 from ddpm_cli.tracking.progress import Progress
 from ddpm_cli.tracking.run_writer import RunWriter
 from ddpm_cli.training.loss_monitor import LossMonitor
@@ -127,7 +128,7 @@ class Loop:
             raise Stopped(
                 self.stop,
                 f"{name_of(self.stop)}: stopped after step {self.trainer.step} of {self.trainer.steps}, which is "
-                f"saved; ddpm-train resume={self.folder} continues",
+                f"saved; ddpm-train {override('resume', self.folder)} continues",
             )
 
     def _allow_full_disk(self, write: Callable[..., None], *what: Any) -> None:

@@ -16,6 +16,7 @@ from ddpm_cli.checkpoints.stored_config import train_config, with_noted_root
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
+from ddpm_cli.shell import override
 from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import moments_like
 from ddpm_cli.training.trainer import Trainer
@@ -42,6 +43,8 @@ def folder_to_resume(resume: str) -> Path:
 def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> dict[str, Any]:
     """Return the contents of the checkpoint that `resume` names, with the config to continue with.
 
+    `train_before` are its training options before the changes.
+
     For a run folder it is the newest valid checkpoint. Raise `UserError` if training cannot continue from it.
     """
     path = checkpoint_to_resume(resume)
@@ -50,7 +53,8 @@ def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -
     else:
         state = load_checkpoint("resume", path)
     check_resumable("resume", path, state)
-    return state | {"config": _merged_config(typed, with_noted_root(state["config"], path), changes)}
+    config = _merged_config(typed, with_noted_root(state["config"], path), changes)
+    return state | {"config": config, "train_before": state["config"].train}
 
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
@@ -89,26 +93,26 @@ def check_same_data(trainer: Trainer, fingerprint: str, state: dict[str, Any], r
 def resume_hint(folder: Path) -> str:
     """Return what to type after a run ended early."""
     if RunFolder(folder).last_checkpoint.exists():
-        return f"ddpm-train resume={folder} continues from its last checkpoint"
+        return f"ddpm-train {override('resume', folder)} continues from its last checkpoint"
     return "nothing was trained yet, so the same command starts again"
 
 
 def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...]) -> TrainConfig:
     """Return the config of the run with the overrides typed beside `resume=`. Raise `UserError` for fixed keys."""
     merged, now = asdict(own), asdict(typed)
-    for override in changes:
-        key = override.split("=")[0].lstrip("+~")
+    for change in changes:
+        key = change.split("=")[0].lstrip("+~")
         if key in ("resume", "resume_data_changed"):
             continue
         if not key.startswith(MAY_CHANGE):
             raise UserError(
-                f"{override}: not with resume=, which keeps the config of the run; only device, devices, "
+                f"{change}: not with resume=, which keeps the config of the run; only device, devices, "
                 "distributed.*, compile, logger, dataset.root, checkpoint.* and train.* may change"
             )
         *groups, last = key.split(".")
         ours = reduce(getitem, groups, merged)
         if last not in ours:
-            raise UserError(f"{override}: this run has no {key}; leave it out")
+            raise UserError(f"{change}: this run has no {key}; leave it out")
         ours[last] = reduce(getitem, groups, now)[last]
     resumed = train_config(merged)
     before, after = own.train.optimizer, resumed.train.optimizer

@@ -22,6 +22,8 @@ class Signals:
         self.save = False
         before = {number: signal.getsignal(number) for number in (*STOPS, *SAVES)}
         self._before = {number: how for number, how in before.items() if how not in (signal.SIG_IGN, None)}
+        if signal.SIGINT in self._before:  # which ended the process without cleaning up, as before the run started
+            self._before[signal.SIGINT] = signal.default_int_handler
 
     def __enter__(self) -> "Signals":
         for number in self._before:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ddpm_cli.checkpoints.run_checkpoints import move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
-from ddpm_cli.config import ClassLabels, ImageDataset, ImageFolder, TrainConfig
+from ddpm_cli.config import ClassLabels, ImageDataset, ImageFolder, Train, TrainConfig
 from ddpm_cli.data.sources import check_labels, load_examples
 from ddpm_cli.data.table import Table, fingerprint
 from ddpm_cli.diffusion.schedules import betas_of
@@ -26,8 +27,10 @@ from ddpm_cli.errors import Failure, Stopped, UserError, check
 from ddpm_cli.evaluation.final_metric import final_metric
 from ddpm_cli.files import write
 from ddpm_cli.sampling.sample_generator import warn_of_few_steps
+from ddpm_cli.shell import override
 from ddpm_cli.tracking.loggers import check_loggers
 from ddpm_cli.training.loop import Loop
+from ddpm_cli.training.optimizer import learning_rate
 from ddpm_cli.training.resume import (
     check_same_data,
     checkpoint_to_resume,
@@ -102,15 +105,19 @@ def train(job: TrainingJob) -> float | None:
         table, data = _load_table(config, device)
         trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
+            lines = start_table(trainer)
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
             collectives.on_rank_zero(lambda: _write_config(job))
         else:
             check_same_data(trainer, data, state, str(job.resume), job.config.resume_data_changed)
             trainer.restore(state)
+            lines = start_table(trainer)
             collectives.on_rank_zero(lambda: move_later_checkpoints(folder, state["step"]))
         if collectives.is_rank_zero():
             stack.enter_context(log_into(RunFolder(folder).log))
-            _log_start(trainer, folder)
+            _log_start(trainer, lines, folder)
+            if state is not None:
+                _log_resume(trainer, state["train_before"], folder)
         return _run_loop(trainer, folder, data, state)
 
 
@@ -151,7 +158,7 @@ def _run_loop(trainer: Trainer, folder: Path, data: str, state: dict[str, Any] |
                 loss = loop.run()
             if not collectives.is_rank_zero():
                 return None
-            log.info("Training finished. Next: ddpm-sample ckpt=%s", folder)
+            log.info("Training finished. Next: ddpm-sample %s", override("ckpt", folder))
             train = trainer.config.train
             return loss if train.report is None else final_metric(train, folder, str(trainer.device))
     except Failure as error:
@@ -169,9 +176,24 @@ def _write_config(job: TrainingJob) -> None:
         write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
-def _log_start(trainer: Trainer, folder: Path) -> None:
+def _log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
+    """Log that a resumed run has no steps left, or that its learning rate jumps up."""
+    now, examples = trainer.config.train, len(trainer.table)
+    if trainer.step >= trainer.steps:
+        length = f"train.steps={2 * trainer.step}" if now.epochs is None else f"train.epochs={2 * now.epochs:g}"
+        log.info("Finished already. To train longer: ddpm-train %s %s", override("resume", folder), length)
+        return
+    old = learning_rate(trainer.step, before, before.total_steps(examples))
+    new = learning_rate(trainer.step, now, trainer.steps)
+    if new > 1.01 * old:
+        log.info(
+            "the learning rate goes up from %.3g to %.3g: its schedule now ends at step %d", old, new, trainer.steps
+        )
+
+
+def _log_start(trainer: Trainer, lines: Mapping[str, str], folder: Path) -> None:
     """Log the table at the start of a run."""
-    for name, text in {**start_table(trainer), "folder": str(folder)}.items():
+    for name, text in {**lines, "folder": str(folder)}.items():
         log.info("%-10s%s", name, text)
     config = trainer.config
     warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)

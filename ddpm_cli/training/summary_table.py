@@ -19,8 +19,9 @@ def start_table(trainer: Trainer) -> dict[str, str]:
     gflops = _gflops(config, trainer.classes)
     classes = f", conditioned on {len(trainer.classes)} classes" if trainer.classes else ""
     epochs = trainer.steps * train.batch_size / len(trainer.table)
+    source = f", from {trainer.table.source}" if trainer.table.source else ""
     return {
-        "dataset": f"{config.dataset.name}, {len(trainer.table)} examples of {size}",
+        "dataset": f"{config.dataset.name}, {len(trainer.table)} examples of {size}{source}",
         "network": f"{config.model.name}, {parameters / 1e6:.2f}M parameters, {gflops:.3g} GFLOPs an image{classes}",
         "schedule": f"{config.schedule.name}, T={config.schedule.timesteps}",
         "loss": f"{config.loss.name}; predicts {config.prediction}, variance {config.variance}",

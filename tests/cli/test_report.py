@@ -90,7 +90,8 @@ def test_invalid_input_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     names = sorted(tmp_path.rglob("*"))
     for words, message in {
-        "": "folders: none given; name a run, or a folder of some",
+        "": "outputs: no such folder; name a run folder",
+        "out=x.html": "folders: none given; name a run, or a folder of some",
         "nowhere": "nowhere: no such folder; name a run folder",
         "file": "file: no such folder",
         "it nowhere": "nowhere: no such folder",

@@ -3,9 +3,9 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,13 +18,16 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
+from ddpm_cli.cli.app.completion import candidates
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
-from ddpm_cli.cli.app.help import help_text
-from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
-from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, quoted, run_sweep_job
+from ddpm_cli.cli.app.help import help_text, version_text
+from ddpm_cli.cli.app.overrides import check_overrides, check_single, explain_composition_error, to_typed
+from ddpm_cli.cli.app.shorthands import expand
+from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, run_sweep_job
 from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
 from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
 from ddpm_cli.errors import Failure, Stopped, UserError
+from ddpm_cli.shell import quoted
 
 CONFIGS = "pkg://ddpm_cli.configs"
 
@@ -39,7 +42,6 @@ class Command:
         check: raises `UserError` for a config that cannot run. It is called once for a run, and for all jobs of a
             sweep before the first one starts.
         run: called with the config and the folder to write to.
-        spelling: fields of the schema by the keys that are typed for them, if these differ.
         after_sweep: called with the folder of a finished sweep.
     """
 
@@ -48,7 +50,6 @@ class Command:
     schema: type
     check: Callable[[Any], None]
     run: Callable[[Any, Path], float | None]
-    spelling: Mapping[str, str] = field(default_factory=dict)
     after_sweep: Callable[[Path], None] | None = None
 
 
@@ -61,15 +62,22 @@ def run_command(command: Command) -> None:
     register_schemas(command.name, command.schema)
     if EXTRA_CONFIGS:
         Plugins.instance().register(ExtraConfigs)
+    if "--version" in sys.argv[1:]:
+        print(version_text())
+        return
     with _hydra_raises_errors() as traceback, _errors_on_one_line(command, traceback):
         arguments = _parse(command)
-        if arguments.help:
-            print(help_text(command.name, command.usage))
+        if arguments.shell_completion and arguments.overrides and arguments.overrides[0].startswith("query="):
+            line = os.environ.get("COMP_LINE", "")
+            print(*candidates(command.name, command.schema, line), sep="\n")
+        elif arguments.help:
+            print(help_text(command.name, command.usage, arguments.overrides))
         elif arguments.multirun:
             _run_sweep(command, arguments.overrides, traceback)
         else:
             if not arguments.shell_completion:  # whose overrides are options of the completion
                 check_overrides(command.name, command.schema, arguments.overrides)
+                check_single(arguments.overrides)
             _compose_and_run(command, arguments.overrides, None, traceback)
 
 
@@ -98,7 +106,7 @@ def _parse(command: Command) -> Namespace:
 
     # argparse accepts no positional arguments on both sides of an option, so -m is moved to the front.
     typed = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
-    sys.argv[1:] = [_field_of(argument, command.spelling) for argument in typed]
+    sys.argv[1:] = expand(command.name, command.schema, typed)
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     arguments = parser.parse_args()
@@ -107,18 +115,12 @@ def _parse(command: Command) -> Namespace:
     return arguments
 
 
-def _field_of(override: str, spelling: Mapping[str, str]) -> str:
-    """Return an override with its key replaced by the field that it is typed for."""
-    key, equals, value = override.partition("=")
-    return spelling.get(key, key) + equals + value
-
-
 def _run_sweep(command: Command, overrides: list[str], traceback: bool) -> None:
     if is_one_of_several():
         raise UserError("-m: not under torchrun or srun, whose processes share one job; type devices=… instead")
     plan = plan_sweep(command.name, command.schema, overrides, command.check)
     create_sweep(plan)
-    sys.argv.append(f"hydra.sweep.dir={quoted(plan.folder)}")
+    sys.argv.append(f"hydra.sweep.dir={quoted(str(plan.folder))}")
     _compose_and_run(command, overrides, plan, traceback)
     finish_sweep(plan, command.after_sweep)
 
@@ -177,9 +179,9 @@ def _hydra_raises_errors() -> Iterator[bool]:
 def _errors_on_one_line(command: Command, traceback: bool) -> Iterator[None]:
     """Turn expected errors into a line on stderr and an exit status."""
 
-    def end(message: str, status: int) -> NoReturn:
+    def end(message: str, status: int, suggestions: tuple[str, ...] = ()) -> NoReturn:
         if is_launch_rank_zero():
-            print(f"ddpm-{command.name}: {on_one_line(message)}", file=sys.stderr)
+            print(f"ddpm-{command.name}: {on_one_line(message)}", *suggestions, sep="\n", file=sys.stderr)
         sys.exit(status)
 
     try:
@@ -189,6 +191,7 @@ def _errors_on_one_line(command: Command, traceback: bool) -> Iterator[None]:
     except EXPECTED_ERRORS as error:
         if traceback:
             raise
-        end(message_of(error, command.schema), 1 if isinstance(error, Failure) else 2)
+        suggestions = error.suggestions if isinstance(error, UserError) else ()
+        end(message_of(error, command.schema), 1 if isinstance(error, Failure) else 2, suggestions)
     except KeyboardInterrupt:
         end("interrupted", 130)

@@ -1,7 +1,7 @@
 """Check the typed overrides against the schema of a command, before anything is composed or written."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, make_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -18,6 +18,32 @@ from ddpm_cli.cli.app.help import SETTING_GROUPS, configs_of, groups_of, options
 from ddpm_cli.config import GROUPS, Option, option_name
 from ddpm_cli.errors import UserError, one_of
 
+CHANGES = "sampler_changes."
+"""Prefix of the keys that change the sampler of a run; they are typed `sampler.`, without sampler=…."""
+MEANT: Mapping[str, tuple[str, ...]] = {
+    "batch": ("train.batch_size", "batch_size"),
+    "cfg": ("guidance_scale",),
+    "cfg_scale": ("guidance_scale",),
+    "channels": ("model.width",),
+    "checkpoint": ("ckpt", "resume"),
+    "checkpoint_path": ("ckpt", "resume"),
+    "class_conditional": ("conditioning=class",),
+    "dim": ("model.width",),
+    "ema": ("train.ema_decay",),
+    "gpus": ("devices",),
+    "label": ("class",),
+    "labels": ("class",),
+    "learning_rate": ("train.lr",),
+    "num_gpus": ("devices",),
+    "num_samples": ("n", "train.samples"),
+    "path": ("dataset.root", "root"),
+    "pretrained": ("resume", "ckpt"),
+    "samples": ("n",),
+    "scale": ("guidance_scale",),
+    "T": ("schedule.timesteps",),
+}
+"""Keys that are meant by names which other programs use."""
+NO_KEY = {"num_workers": "there is none, because the data are in memory and no processes load them; leave it out"}
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 LISTS_OF = {int: "whole numbers", float: "numbers", str: "texts"}
 
@@ -46,6 +72,18 @@ def check_overrides(command: str, schema: type, overrides: list[str]) -> None:
         else:
             _check_key(override, keys)
     _check_needed_groups(schema, parsed, nullable - SETTING_GROUPS)
+
+
+def check_single(overrides: list[str]) -> None:
+    """Raise `UserError` for a key with several values, which only a sweep can have."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: has several values; add -m, which runs each of them")
+
+
+def is_whole_number(schema: type, key: str) -> bool:
+    """Return whether the values of a key are whole numbers."""
+    return any(int in (known.hint, *get_args(known.hint)) for known in known_keys(schema).get(key, []))
 
 
 def to_typed(cfg: DictConfig) -> Any:
@@ -137,22 +175,36 @@ def _check_group(override: Override, nullable: bool) -> None:
         if value is None and nullable:
             raise UserError(f"{override.input_line}: leave it out, it is null by default")
         if value not in options_of(group):
-            raise UserError(f"{group}={_shown(value)}: must be {one_of(options_of(group))}")
+            allowed = f"{group}={_shown(value)}: must be {one_of(options_of(group))}"
+            raise UserError(f"{allowed}{_option_hint(group, _shown(value))}")
+
+
+def _option_hint(group: str, value: str) -> str:
+    near = difflib.get_close_matches(value, options_of(group), n=1)
+    return f"; did you mean {group}={near[0]}?" if near else ""
 
 
 def _check_key(override: Override, keys: dict[str, list[Key]]) -> None:
-    name = override.key_or_group
-    if name not in keys:
-        nested = [known for known in keys if known.endswith(f".{name}")]
-        near = nested or difflib.get_close_matches(name, keys, n=1)
-        hint = f"did you mean {one_of(near)}?" if near else "--cfg job lists the keys"
-        raise UserError(f"{name}: no such key; {hint}")
+    name = override.key_or_group.replace(CHANGES, "sampler.")
+    if name not in keys or (name == "checkpoint" and not isinstance(override.value(), dict)):
+        raise UserError(f"{name}: no such key; {_key_hint(name, keys)}")
     for value in _values(override):
         if _has_interpolation(value):
             continue
         hints = [key.hint for key in keys[name]]
         if not any(_fits(hint, value) for hint in hints):
             raise UserError(f"{name}={_shown(value)}: must {_expectation(hints[0], value)}")
+
+
+def _key_hint(name: str, keys: Mapping[str, Any]) -> str:
+    last = name.rpartition(".")[2]
+    if last in NO_KEY:
+        return NO_KEY[last]
+    known = {*keys, *(key.partition(".")[0] for key in keys)}
+    known |= {"class"} if "classes" in known else set()
+    near = [key for key in MEANT.get(last, ()) if key.partition("=")[0] in known]
+    near = near or [key for key in keys if key.endswith(f".{name}")] or difflib.get_close_matches(name, keys, n=1)
+    return f"did you mean {one_of(near)}?" if near else "--cfg job lists the keys"
 
 
 def _check_needed_groups(schema: type, parsed: list[Override], optional: set[str]) -> None:

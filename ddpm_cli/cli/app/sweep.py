@@ -195,12 +195,6 @@ def typed_overrides() -> list[str]:
     return [override for override in HydraConfig.get().overrides.task if not override.startswith(("sweep.", "sweep="))]
 
 
-def quoted(folder: Path) -> str:
-    """Return a path as the value of an override, with special characters escaped."""
-    text = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
-
-
 def at_once(launcher: Mapping[str, Any], jobs: int | None) -> int:
     """Return the number of jobs that run on this machine at once.
 

@@ -1,0 +1,103 @@
+"""Entry points of the commands. They handle Ctrl-C before they import anything that takes time."""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+COMMANDS = {
+    "train": "train a model, or resume a run",
+    "sample": "draw samples with a checkpoint",
+    "evaluate": "measure a checkpoint or samples",
+    "report": "compare runs in one HTML page",
+    "forward": "show the noising of an image",
+    "export": "convert a checkpoint to the formats of other libraries",
+    "import": "convert a network of the diffusers library to a checkpoint",
+}
+
+
+def main() -> None:
+    """`python -m ddpm_cli` lists the commands; `python -m ddpm_cli train …` runs one."""
+    name = sys.argv[1].removeprefix("ddpm-") if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        sys.argv[:2] = [f"ddpm-{name}"]
+        run(name)
+    print(*(f"ddpm-{name:10}{what}" for name, what in COMMANDS.items()), "", sep="\n")
+    print("ddpm-<command> --help describes a command.")
+    sys.exit(2 if name else 0)
+
+
+def run(name: str) -> NoReturn:
+    """Run `ddpm-<name>` with the arguments in `sys.argv` and exit."""
+    _open_missing_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if a shell ignores it in the background
+        signal.signal(signal.SIGINT, lambda number, frame: _interrupted(name, frame))
+    try:
+        import_module(f"ddpm_cli.cli.{name.replace('import', 'import_')}").main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # for example, in ddpm-train --help | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest at exit
+        sys.exit(128 + signal.SIGPIPE)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and Python's own end would be reported as a failure
+    sys.exit()
+
+
+def _open_missing_streams() -> None:
+    """Replace standard streams that the caller has closed, as in `ddpm-train 2>&-`, which Python sets to None."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115  # used until the process ends
+
+
+def _interrupted(name: str, frame: FrameType | None) -> NoReturn:
+    """End at once. An exception could be swallowed or could crash the imports of extension modules."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "ddpm_cli.files" in sys.modules:
+        sys.modules["ddpm_cli.files"].remove_unfinished()
+    with suppress(OSError):  # stderr may be closed
+        os.write(2, f"ddpm-{name}: interrupted\n".encode())
+    os._exit(130)
+
+
+def train() -> None:
+    """ddpm-train."""
+    run("train")
+
+
+def sample() -> None:
+    """ddpm-sample."""
+    run("sample")
+
+
+def evaluate() -> None:
+    """ddpm-evaluate."""
+    run("evaluate")
+
+
+def report() -> None:
+    """ddpm-report."""
+    run("report")
+
+
+def forward() -> None:
+    """ddpm-forward."""
+    run("forward")
+
+
+def export() -> None:
+    """ddpm-export."""
+    run("export")
+
+
+def import_() -> None:
+    """ddpm-import."""
+    run("import")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Rewrite what is typed in short as full overrides: keys, names of options, lone paths, `latest`, lengths."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from ddpm_cli.checkpoints.newest import OUTPUTS, newest_run_of, newest_runs
+from ddpm_cli.cli.app.help import groups_of, option_meant
+from ddpm_cli.cli.app.overrides import CHANGES, is_whole_number
+from ddpm_cli.config import Train
+from ddpm_cli.errors import UserError
+from ddpm_cli.shell import override, quoted
+
+SHORT_KEYS: Mapping[str, Mapping[str, str]] = {
+    "train": {field.name: f"train.{field.name}" for field in fields(Train)},
+    "sample": {"steps": "sampler.steps", "class": "classes"},
+    "evaluate": {"steps": "sampler.steps"},
+}
+"""Full keys of short ones, by command. `class` is a keyword of Python and cannot be the name of a field."""
+LONE_PATH = {
+    "train": "resume", "sample": "ckpt", "evaluate": "ckpt", "export": "ckpt", "import": "path", "forward": "image",
+}  # fmt: skip
+"""The key that a path without a key is meant for."""
+RUN_KEYS = ("ckpt", "resume")
+PATHS = {"ckpt", "resume", "out", "dataset.root", "root", "image", "mask", "a", "b", "samples", "path", "sweep.resume"}
+NEED_A_RUN = ("sample", "export")
+WITH_A_VALUE = {
+    "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
+    "--experimental-rerun",
+}  # fmt: skip
+"""Flags that are followed by a value."""
+HELP = {"-h", "--help"}
+SHOWN_INSTEAD = {"--hydra-help", "--version", "-i", "--info", "-sc", "--shell-completion", "-c", "--cfg"}
+"""Flags with which no run is needed."""
+MULTIRUN = {"-m", "--multirun"}
+FLAGS = WITH_A_VALUE | HELP | SHOWN_INSTEAD | MULTIRUN | {"-r", "--resolve"}
+INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
+"""Values that may follow --info."""
+NAME = re.compile(r"[A-Za-z0-9_\-]+(?![\w\-(])")
+FLOATS = re.compile(r"(\d+(\.\d*)?e\+?\d\d?)(,\d+(\.\d*)?e\+?\d\d?)*", re.IGNORECASE)
+
+
+def expand(command: str, schema: type, arguments: list[str]) -> list[str]:
+    """Return the arguments of `ddpm-<command>` with short forms replaced by full overrides. Raise `UserError`."""
+    if {*HELP, "-sc", "--shell-completion"} & {*arguments}:
+        return arguments
+    several = bool(MULTIRUN & {*arguments})
+    words = [*_split(command, arguments)]
+    expanded = [_expand(command, schema, word, several) if typed else word for typed, word in words]
+    own_sampler = not any(word.startswith("sampler=") for word in expanded)
+    if command in ("sample", "evaluate") and own_sampler:
+        expanded = [re.sub(r"^sampler\.", f"+{CHANGES}", word) for word in expanded]
+    if command in NEED_A_RUN and not SHOWN_INSTEAD & {*arguments}:
+        _check_run(command, expanded)
+    return [*expanded, *_replaced_length(expanded)] if command == "train" else expanded
+
+
+def _split(command: str, arguments: Iterable[str]) -> Iterator[tuple[bool, str]]:
+    """Yield the arguments, each with whether it is an override; lone paths become overrides."""
+    before = ""
+    for word in arguments:
+        if before in WITH_A_VALUE or (before in ("-i", "--info") and word in INFO):
+            yield False, word
+        elif word.startswith("-"):
+            _check_flag(word)
+            yield False, word
+        else:
+            yield True, word if "=" in word or word.startswith("~") else _lone_word(command, word)
+        before = word
+
+
+def _check_flag(word: str) -> None:
+    name, _, value = word.partition("=")
+    if name not in FLAGS:
+        raise UserError(f"{word}: keys are written without dashes; write {name.lstrip('-')}={value or '…'}")
+
+
+def _lone_word(command: str, word: str) -> str:
+    """Return the override that a word without a key stands for. Raise `UserError`."""
+    key = LONE_PATH[command]
+    if word == "latest" and key in RUN_KEYS:
+        return f"{key}=latest"
+    try:
+        exists = Path(word).expanduser().exists()
+    except (OSError, ValueError):  # too long, or with a null byte
+        exists = False
+    if exists:
+        return f"{key}={quoted(word)}"
+    if word in ("help", "version"):
+        raise UserError(f"{word}: did you mean ddpm-{command} --{word}?")
+    meant = [f"{group}={found}" for group in groups_of(command) if (found := option_meant(group, word))]
+    hint = f"did you mean {meant[0]}?" if meant else f"write key=value, or a path, which means {key}="
+    raise UserError(f"{word}: no such file or folder; {hint}")
+
+
+def _expand(command: str, schema: type, word: str, several: bool) -> str:
+    """Return the full override that `word`, key=value, stands for."""
+    key, equals, value = word.partition("=")
+    key = SHORT_KEYS.get(command, {}).get(key, key)
+    if key == "dataset" and ("/" in value or value.startswith((".", "~"))):
+        raise UserError(f"{word}: must be a name; did you mean dataset=image_folder {override('dataset.root', value)}?")
+    if key in groups_of(command) or key == "device":
+        value = NAME.sub(lambda found: option_meant(key, found[0]) or found[0], value)
+    elif key in PATHS and not several:
+        value = _path_meant(command, key, value)
+    elif key == "classes" and not several and "," in value and value[0] not in "[\"'":
+        value = f"[{value}]"
+    elif FLOATS.fullmatch(value) and is_whole_number(schema, key):
+        value = ",".join(f"{float(part):.0f}" for part in value.split(","))
+    return f"{key}{equals}{value}"
+
+
+def _path_meant(command: str, key: str, value: str) -> str:
+    """Return a path in quotes if Hydra needs them.
+
+    For `latest`, a checkpoints folder or a folder of runs as ckpt or resume, return the run that it stands for, and
+    print that on stderr.
+    """
+    is_quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
+    typed = value[1:-1] if is_quoted else value
+    try:
+        found = newest_run_of(typed) if key in RUN_KEYS else None
+        if found is None and not is_quoted and (value.startswith("~") or Path(value).exists()):
+            return quoted(value)
+    except (OSError, ValueError):  # a name that is too long or contains a null byte; a later check says so
+        return value
+    if found is None and typed == "latest":
+        raise UserError(f"{key}=latest: no run below {OUTPUTS}/ has a checkpoint; ddpm-train starts one")
+    if found is None:
+        return value
+    print(f"ddpm-{command}: {key}={typed} is {found}", file=sys.stderr)
+    return quoted(str(found))
+
+
+def _check_run(command: str, overrides: Iterable[str]) -> None:
+    """Raise `UserError` if ckpt is missing, with the newest runs as commands to paste."""
+    if not any(word.startswith("ckpt=") for word in overrides):
+        suggestions = tuple(f"  ddpm-{command} {override('ckpt', run)}" for run in newest_runs(OUTPUTS)[:3])
+        hint = "the newest are:" if suggestions else "ddpm-train makes one"
+        raise UserError(f"ckpt=: missing; name a run folder or a checkpoint; {hint}", suggestions)
+
+
+def _replaced_length(overrides: Iterable[str]) -> list[str]:
+    """Return the override that removes the length of an experiment or a run, if the other kind of length is typed.
+
+    The lengths are train.steps and train.epochs. Raise `UserError` if both were typed.
+    """
+    typed = dict(word.split("=", 1) for word in overrides if "=" in word)
+    given = [key for key in ("train.steps", "train.epochs") if typed.get(key, "null") != "null"]
+    if len(given) == 2:
+        raise UserError(f"train.steps={typed['train.steps']} train.epochs={typed['train.epochs']}: give one of the two")
+    if given == ["train.epochs"] and "train.steps" not in typed:
+        return ["train.steps=null"]
+    if given == ["train.steps"] and "train.epochs" not in typed and {"experiment", "resume"} & typed.keys():
+        return ["train.epochs=null"]
+    return []

@@ -1,0 +1,221 @@
+"""Lines that people type: short forms, other names, lone paths, `latest`, and the nearest right line for the rest."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ddpm_cli.cli.app.shorthands import expand
+from tests.conftest import SCHEMAS, TINY, TINY_POINTS, Result, composed, train_into
+
+Run = Callable[..., Result]
+SHORT = [*TINY, "train.log_every=1"]
+
+EXPANDED = {
+    "train seed=3 batch_size=32 lr=1e-3 precision=fp32": [
+        "train.seed=3", "train.batch_size=32", "train.lr=1e-3", "train.precision=fp32",
+    ],
+    "train epochs=2": ["train.epochs=2", "train.steps=null"],
+    "train train.epochs=2": ["train.epochs=2", "train.steps=null"],
+    "train steps=1e3": ["train.steps=1000"],
+    "train -m steps=1e2,2e2": ["-m", "train.steps=100,200"],
+    "train experiment=annotated train.steps=200": ["experiment=annotated", "train.steps=200", "train.epochs=null"],
+    "train experiment=annotated train.steps=200 train.epochs=null": [
+        "experiment=annotated", "train.steps=200", "train.epochs=null",
+    ],
+    "train -m lr=1e-3,3e-4": ["-m", "train.lr=1e-3,3e-4"],
+    "train dataset=CIFAR10 schedule=cos loss=mse device=gpu model=unet": [
+        "dataset=cifar10", "schedule=cosine", "loss=l2", "device=cuda", "model=small",
+    ],
+    "train dataset=FashionMNIST": ["dataset=fashion_mnist"],
+    "train dataset=fashion-mnist": ["dataset=fashion_mnist"],
+    "train dataset=cifar-10": ["dataset=cifar10"],
+    "train -m loss=MAE,smooth_l1,Huber": ["-m", "loss=l1,huber,huber"],
+    "train --config-dir conf experiment=mine": ["--config-dir", "conf", "experiment=mine"],
+    "train out=1e3": ["out=1e3"],
+    "sample ckpt=x steps=10": ["ckpt=x", "+sampler_changes.steps=10"],
+    "sample ckpt=x sampler=ddim steps=10 sampler.eta=0.5": [
+        "ckpt=x", "sampler=ddim", "sampler.steps=10", "sampler.eta=0.5",
+    ],
+    "sample ckpt=x class=sneaker,bag": ["ckpt=x", "classes=[sneaker,bag]"],
+    "sample -m ckpt=x class=sneaker,bag": ["-m", "ckpt=x", "classes=sneaker,bag"],
+    "evaluate ckpt=x sampler.steps=10": ["ckpt=x", "+sampler_changes.steps=10"],
+}  # fmt: skip
+
+REFUSED = {
+    "train --batch_size 32": "--batch_size: keys are written without dashes; write batch_size=…",
+    "train --lr=1e-3": "--lr=1e-3: keys are written without dashes; write lr=1e-3",
+    "train T=500": "T: no such key; did you mean schedule.timesteps?",
+    "train timesteps=500": "timesteps: no such key; did you mean schedule.timesteps?",
+    "train ema=0.99": "ema: no such key; did you mean train.ema_decay?",
+    "train width=64": "width: no such key; did you mean model.width?",
+    "train train.ema=0.99": "train.ema: no such key; did you mean train.ema_decay?",
+    "train schedule.T=500": "schedule.T: no such key; did you mean schedule.timesteps?",
+    "train model.dim=64": "model.dim: no such key; did you mean model.width?",
+    "train model.channels=64": "model.channels: no such key; did you mean model.width?",
+    "train class_conditional=true": "class_conditional: no such key; did you mean conditioning=class?",
+    "train dataset.path=x": "dataset.path: no such key; did you mean dataset.root?",
+    "train num_workers=4": "num_workers: no such key; there is none, because the data are in memory",
+    "train gpus=2": "gpus: no such key; did you mean devices?",
+    "train checkpoint=x.pt": "checkpoint: no such key; did you mean resume?",
+    "train pretrained=x.pt": "pretrained: no such key; did you mean resume?",
+    "sample ckpt=x num_samples=4": "num_samples: no such key; did you mean n?",
+    "sample ckpt=x samples=4": "samples: no such key; did you mean n?",
+    "sample ckpt=x scale=3": "scale: no such key; did you mean guidance_scale?",
+    "sample ckpt=x cfg=3": "cfg: no such key; did you mean guidance_scale?",
+    "sample ckpt=x label=3": "label: no such key; did you mean class?",
+    "sample ckpt=x checkpoint=y": "checkpoint: no such key; did you mean ckpt?",
+    "train schedule=cosin": "schedule=cosin: must be constant, cosine, linear, quadratic or sigmoid; did you mean ",
+    "train dataset=/tmp/pics": "did you mean dataset=image_folder dataset.root=/tmp/pics?",
+    "train dataset=~/my,pics": "did you mean dataset=image_folder 'dataset.root=\"~/my,pics\"'?",
+    "train loss=l1,l2": "loss=l1,l2: has several values; add -m, which runs each of them",
+    "train steps=5 epochs=2": "train.steps=5 train.epochs=2: give one of the two",
+    "train help": "help: did you mean ddpm-train --help?",
+    "train cifar10": "cifar10: no such file or folder; did you mean dataset=cifar10?",
+    "evaluate run": "run: no such file or folder; write key=value, or a path, which means ckpt=",
+    "sample": "ckpt=: missing; name a run folder or a checkpoint; ddpm-train makes one",
+    "sample ckpt=latest": "ckpt=latest: no run below outputs/ has a checkpoint; ddpm-train starts one",
+    "train resume=latest": "resume=latest: no run below outputs/ has a checkpoint; ddpm-train starts one",
+    "train dataset.root=nowhere device=cpu": "dataset.root=nowhere: Fashion-MNIST is not there; did you mean ",
+    "train --help nothing": "nothing: no such group or key; ddpm-train --help lists them",
+}
+
+
+@pytest.mark.parametrize("line", EXPANDED)
+def test_short_forms_stand_for_full_overrides(line: str) -> None:
+    command, *words = line.split()
+    assert expand(command, SCHEMAS[command], words) == EXPANDED[line]
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_other_lines_name_the_nearest_right_one(line: str, run: Run, tmp_path: Path) -> None:
+    command, *words = line.split()
+    result = run(command, *words)
+    assert result.code == 2
+    assert result.err.startswith(f"ddpm-{command}: ")
+    assert REFUSED[line] in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Train two runs below outputs/; the second one is newer."""
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("outputs/train/digits/1"), Path("outputs/train/my digits/2")]
+    for age, folder in enumerate(folders):
+        train_into(folder, *SHORT, "train.steps=2")
+        os.utime(folder / "checkpoints/last.pt", (age, age))
+    return folders
+
+
+def test_latest_and_paths_name_a_run(two_runs: list[Path], run: Run) -> None:
+    _, newest = two_runs
+    lines = {
+        "ckpt=latest": f"ckpt=latest is {newest}",
+        "latest": f"ckpt=latest is {newest}",
+        "ckpt=outputs/train": f"ckpt=outputs/train is {newest}",
+        "ckpt=outputs/train/digits/1/checkpoints": "ckpt=outputs/train/digits/1/checkpoints is outputs/train/digits/1",
+        "outputs/train/my digits/2": "",
+    }
+    for i, (line, said) in enumerate(lines.items()):
+        result = run("sample", line, "n=1", "steps=2", "device=cpu", f"out=samples{i}")
+        assert result.code == 0, result.err
+        assert said in result.err
+        assert Path(f"samples{i}/grid.png").is_file()
+
+
+def test_missing_ckpt_suggests_the_newest_runs(two_runs: list[Path], run: Run) -> None:
+    result = run("sample")
+    assert result.code == 2
+    first, *suggestions = result.err.splitlines()
+    assert first == "ddpm-sample: ckpt=: missing; name a run folder or a checkpoint; the newest are:"
+    older, newest = two_runs
+    assert suggestions == [f"  ddpm-sample 'ckpt={newest}'", f"  ddpm-sample ckpt={older}"]
+    assert run("sample", f"ckpt={newest}", "n=1", "steps=1", "device=cpu").code == 0  # as the shell passes it
+
+
+def test_resume_of_a_finished_run_says_how_to_go_on(two_runs: list[Path], run: Run) -> None:
+    result = run("train", "resume=latest")
+    assert result.code == 0, result.err
+    assert (
+        "Finished already. To train longer: ddpm-train 'resume=outputs/train/my digits/2' train.steps=4" in result.err
+    )
+    result = run("train", "resume=latest", "steps=3", "lr=1e-4")
+    assert "steps 2 to 3" in result.err
+    result = run("train", "resume=latest", "epochs=0.006")  # of 1,500 images, in batches of 8
+    assert result.code == 0, result.err
+    assert "of 8 images" in result.err
+
+
+def test_longer_cosine_decay_is_announced(run: Run) -> None:
+    run("train", *SHORT, "steps=4", "lr_decay=cosine", "warmup_steps=0", "lr=1e-3", "out=run")
+    result = run("train", "resume=run", "steps=8")
+    assert "the learning rate goes up from 0 to 0.0005: its schedule now ends at step 8" in result.err
+
+
+def test_samplers_and_keys_of_a_run_of_points(run: Run) -> None:
+    run("train", *TINY_POINTS, "steps=1", "out=run")
+    for i, words in enumerate((["sampler=ddim"], ["sampler=heun", "steps=3"], ["steps=3"])):
+        result = run("sample", "ckpt=run", "n=3", "device=cpu", *words, f"out=s{i}")
+        assert result.code == 0, result.err
+    assert composed("experiment=swiss_roll", "sampler=heun").sampler.thresholding == "none"
+    assert composed("sampler=heun").sampler.thresholding == "clip"
+
+
+def test_short_keys_are_noted_in_full(run: Run) -> None:
+    result = run("train", *SHORT, "seed=3", "steps=1", "out=run")
+    assert result.code == 0, result.err
+    assert {"train.seed=3", "train.steps=1"} <= {*yaml.safe_load(Path("run/.hydra/overrides.yaml").read_text())}
+    shown = yaml.safe_load(run("train", "lr=1e-4", "--cfg", "job").out)
+    assert shown["train"]["lr"] == 1e-4
+
+
+def test_report_without_folders_lists_the_runs(two_runs: list[Path], run: Run) -> None:
+    result = run("report")
+    assert result.code == 0, result.err
+    header, *lines = result.out.splitlines()
+    assert header.split() == ["run", "dataset", "experiment", "steps", "loss", "last", "metric", "age"]
+    assert len(lines) == 2
+    assert all("2 of 2" in line and "digits" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_version(command: str, run: Run) -> None:
+    assert "device=auto is" in run(command, "--version").out
+
+
+def test_help_of_a_group_an_option_and_a_section(run: Run) -> None:
+    assert "model=conv" in run("train", "--help", "model").out
+    shown = run("train", "--help", "experiment=annotated").out
+    assert "epochs: 6" in shown
+    assert "lr_decay: constant  # after the warm-up" in run("train", "--help", "train").out
+
+
+def in_process(*words: str, module: str = "train", **options: object) -> subprocess.CompletedProcess[bytes]:
+    code = f"import sys; sys.argv[0] = 'ddpm-{module}'; from ddpm_cli.__main__ import {module} as main; main()"
+    return subprocess.run([sys.executable, "-c", code, *words], timeout=120, **options)  # type: ignore[call-overload]
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ended = in_process("--help", stdout=write, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_closed_stderr_is_no_error(tmp_path: Path) -> None:
+    ended = in_process(*SHORT, "steps=1", cwd=tmp_path, preexec_fn=lambda: os.close(2), stdout=subprocess.DEVNULL)
+    assert ended.returncode == 0
+
+
+def test_module_lists_the_commands() -> None:
+    listed = subprocess.run([sys.executable, "-m", "ddpm_cli"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in listed.stdout.splitlines()[:7]] == [
+        f"ddpm-{name}" for name in ("train", "sample", "evaluate", "report", "forward", "export", "import")
+    ]
