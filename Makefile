@@ -1,4 +1,5 @@
 # make demo           train on Fashion-MNIST and draw samples, from a bare clone
+# make demo-colour    the same with emoji in colour, one row for each of nine classes
 # make test           lint, types and tests, in about 8 minutes on 2 cores after installation
 # make test-all       the slow tests too
 # make faults, fuzz   all trials of the tests of failures and of random input
@@ -14,7 +15,7 @@ DEMO := outputs/demo
 ROUNDS ?= 5
 DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && echo yes)
 
-.PHONY: demo test test-all faults fuzz coverage bench bench-quality gpu-check lint dist clean
+.PHONY: demo demo-colour test test-all faults fuzz coverage bench bench-quality gpu-check lint dist clean
 
 demo: .venv/installed data
 	rm -rf $(DEMO)
@@ -24,13 +25,20 @@ demo: .venv/installed data
 	@echo "The pictures:  $(DEMO)/samples/grid.png  $(DEMO)/samples/film.gif"
 	@echo "How they came: $(DEMO)/run/samples/      $(DEMO)/run/loss.png"
 
+demo-colour: .venv/installed emoji
+	rm -rf $(DEMO)-colour
+	$(BIN)/ddpm-train experiment=emoji out=$(DEMO)-colour/run
+	$(BIN)/ddpm-sample ckpt=$(DEMO)-colour/run n=32 class=flags seed=1 out=$(DEMO)-colour/flags
+	@echo
+	@echo "The pictures:  $(DEMO)-colour/run/samples/      $(DEMO)-colour/flags/grid.png"
+
 # A worker for each core, and one thread for each worker: torch's threads wait busily for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
 
-test: .venv/installed-dev lint browser
+test: .venv/installed-dev lint browser emoji
 	$(PYTEST)
 
-test-all: .venv/installed-dev lint browser
+test-all: .venv/installed-dev lint browser emoji
 	$(PYTEST) --slow
 
 faults: .venv/installed-dev
@@ -67,6 +75,15 @@ data:
 ifeq ($(DEBIAN_ROOT),yes)
 	@test -d /usr/share/datasets/fashion-mnist || apt-get install -y -q dataset-fashion-mnist \
 		|| (apt-get update -q && apt-get install -y -q dataset-fashion-mnist) || true
+endif
+
+# The emoji of dataset=emoji, from Debian too; where they cannot be installed, the tests of them are skipped.
+.PHONY: emoji
+emoji:
+ifeq ($(DEBIAN_ROOT),yes)
+	@test -f /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf -a -f /usr/share/unicode/emoji/emoji-test.txt \
+		|| apt-get install -y -q fonts-noto-color-emoji unicode-data \
+		|| (apt-get update -q && apt-get install -y -q fonts-noto-color-emoji unicode-data) || true
 endif
 
 # Debian's chromium for the tests of ddpm-report's page; where it cannot be installed they are skipped.

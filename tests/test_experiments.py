@@ -38,6 +38,7 @@ SMALL = {
         "model.multipliers=[1,2]",
         "model.attention=[none,full]",
     ],
+    "emoji": ["dataset.image_size=16", "model.width=16"],
     "improved": [
         "dataset.image_size=16",
         "model.width=16",

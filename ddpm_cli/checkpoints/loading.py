@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ddpm_cli.checkpoints.format import check_matches, load_checkpoint
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
 from ddpm_cli.checkpoints.safetensors_file import Weights, read_weights
-from ddpm_cli.checkpoints.stored_config import with_noted_root
+from ddpm_cli.checkpoints.stored_config import with_noted_paths
 from ddpm_cli.config import ClassLabels, TrainConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.distributed.devices import resolve_device, resolve_precision
@@ -55,7 +55,7 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
         weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind])
     if weights.kind != kind:
         raise UserError(f"weights={kind}: {path} contains only the {weights.kind} weights; use weights={weights.kind}")
-    config = with_noted_root(weights.config, path)
+    config = with_noted_paths(weights.config, path)
     check_classes(key, path, config, weights.classes)
     check_matches(key, path, {kind: weights.tensors}, {kind: weights_like(config, weights.classes)})
     return replace(weights, config=config)

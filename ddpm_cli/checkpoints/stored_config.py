@@ -1,7 +1,7 @@
 """The config of a run as its checkpoints store it: a plain dict without paths."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.config import GROUPS, ImageDataset, Option, TrainConfig, option_name
 from ddpm_cli.errors import UserError, check, one_of
 
+PATHS = ("root", "font", "list")
+"""Keys of datasets whose values are paths."""
+
 
 def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config as a dict without paths, which mean nothing elsewhere and must not be opened if untrusted."""
     dataset = data.get("dataset")
-    if isinstance(dataset, dict) and "root" in dataset:
-        dataset = {**dataset, "root": None}
+    if isinstance(dataset, dict):
+        dataset = {key: None if key in PATHS else value for key, value in dataset.items()}
     left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": {"resume": None}}
     return {**data, "dataset": dataset, **left}
 
@@ -45,16 +48,18 @@ def train_config(data: Mapping[str, Any]) -> TrainConfig:
         raise UserError(f"config: {' '.join(str(error).split())}") from error
 
 
-def with_noted_root(config: TrainConfig, checkpoint: Path) -> TrainConfig:
-    """Return `config` with the data folder that is noted in the run folder of `checkpoint`, if there is one."""
+def with_noted_paths(config: TrainConfig, checkpoint: Path) -> TrainConfig:
+    """Return `config` with the paths of the data that are noted in the run folder of `checkpoint`, if there is one."""
     run = RunFolder.of(checkpoint)
     if run is None or not isinstance(config.dataset, ImageDataset):
         return config
     try:
-        root = run.read_config()["dataset"]["root"]
-    except (KeyError, TypeError):
+        noted = dict(run.read_config()["dataset"])
+    except (KeyError, TypeError, ValueError):
         return config
-    return replace(config, dataset=replace(config.dataset, root=root if isinstance(root, str) else None))
+    own = {field.name for field in fields(config.dataset)}
+    paths = {key: noted[key] for key in PATHS if key in own and isinstance(noted.get(key), str)}
+    return replace(config, dataset=replace(config.dataset, **paths))
 
 
 def _option_reader(base: type[Option], options: list[type[Option]]) -> Any:

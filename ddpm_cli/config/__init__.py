@@ -12,7 +12,17 @@ from ddpm_cli.config.commands import (
     ImportConfig,
     SampleConfig,
 )
-from ddpm_cli.config.dataset import Cifar10, Dataset, Digits, FashionMnist, ImageDataset, ImageFolder, Mnist, SwissRoll
+from ddpm_cli.config.dataset import (
+    Cifar10,
+    Dataset,
+    Digits,
+    Emoji,
+    FashionMnist,
+    ImageDataset,
+    ImageFolder,
+    Mnist,
+    SwissRoll,
+)
 from ddpm_cli.config.model import ConvUNetOptions, DdpmUNetOptions, MlpOptions, Model, UNetOptions
 from ddpm_cli.config.objective import (
     L1,
@@ -60,6 +70,7 @@ __all__ = [
     "Digits",
     "Distributed",
     "DpmPp2M",
+    "Emoji",
     "EvaluateConfig",
     "ExportConfig",
     "FashionMnist",

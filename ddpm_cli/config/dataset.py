@@ -63,6 +63,19 @@ class Digits(ImageDataset):
 
 
 @dataclass(kw_only=True)
+class Emoji(ImageDataset):
+    """Emoji drawn from a font with bitmaps of 109 points."""
+
+    name: str = "emoji"
+    font: str | None  # None: where Debian's package puts it; also for the next
+    list: str | None  # of Unicode: emoji-test.txt
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.root is None, "dataset.root", self.root, "null for emoji; use dataset.font and dataset.list")
+
+
+@dataclass(kw_only=True)
 class ImageFolder(ImageDataset):
     name: str = "image_folder"
     test_fraction: float  # share of the files held out if the folder has no train/ and test/

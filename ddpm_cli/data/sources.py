@@ -18,6 +18,7 @@ from ddpm_cli.config import (
     Cifar10,
     Dataset,
     Digits,
+    Emoji,
     FashionMnist,
     ImageDataset,
     ImageFolder,
@@ -26,6 +27,7 @@ from ddpm_cli.config import (
     implementation_of,
     implements,
 )
+from ddpm_cli.data.emoji import read_emoji
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import Examples, to_tensor
 from ddpm_cli.errors import UserError
@@ -114,6 +116,11 @@ def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
 @implements(ImageFolder)
 def _image_folder(dataset: ImageFolder, train: bool) -> Examples:
     return read_image_folder(dataset, train, cache_folder() / "image_folder")
+
+
+@implements(Emoji)
+def _emoji(dataset: Emoji, train: bool) -> Examples:
+    return read_emoji(dataset, train, cache_folder() / "emoji")
 
 
 @implements(Mnist)

@@ -12,7 +12,7 @@ from ddpm_cli.checkpoints.format import check_matches, load_checkpoint
 from ddpm_cli.checkpoints.loading import check_classes
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_valid_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
-from ddpm_cli.checkpoints.stored_config import train_config, with_noted_root
+from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
@@ -21,7 +21,8 @@ from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import moments_like
 from ddpm_cli.training.trainer import Trainer
 
-MAY_CHANGE = ("train.", "checkpoint.", "device", "distributed.", "compile", "dataset.root", "logger")
+PATH_KEYS = tuple(f"dataset.{key}" for key in PATHS)
+MAY_CHANGE = ("train.", "checkpoint.", "device", "distributed.", "compile", "logger", *PATH_KEYS)
 """Keys that may be changed with resume=; all others keep the values of the run."""
 
 
@@ -53,7 +54,7 @@ def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -
     else:
         state = load_checkpoint("resume", path)
     check_resumable("resume", path, state)
-    config = _merged_config(typed, with_noted_root(state["config"], path), changes)
+    config = _merged_config(typed, with_noted_paths(state["config"], path), changes)
     return state | {"config": config, "train_before": state["config"].train}
 
 

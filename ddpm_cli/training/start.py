@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ddpm_cli.checkpoints.run_checkpoints import move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
+from ddpm_cli.checkpoints.stored_config import PATHS
 from ddpm_cli.config import ClassLabels, ImageDataset, ImageFolder, Train, TrainConfig
 from ddpm_cli.data.sources import check_labels, load_examples
 from ddpm_cli.data.table import Table, fingerprint
@@ -170,8 +171,9 @@ def _run_loop(trainer: Trainer, folder: Path, data: str, state: dict[str, Any] |
 def _write_config(job: TrainingJob) -> None:
     """Write the overrides and the config of a new run to its folder."""
     config, run = asdict(job.config), RunFolder(job.folder)
-    if config["dataset"].get("root") is not None:
-        config["dataset"]["root"] = str(Path(config["dataset"]["root"]).expanduser().absolute())
+    for key in PATHS:
+        if config["dataset"].get(key) is not None:
+            config["dataset"][key] = str(Path(config["dataset"][key]).expanduser().absolute())
     for path, content in ((run.overrides, job.typed), (run.config, config)):
         write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ddpm_cli.checkpoints.stored_config import from_stored, to_stored, train_config, with_noted_root
+from ddpm_cli.checkpoints.stored_config import from_stored, to_stored, train_config, with_noted_paths
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from tests.conftest import composed
@@ -64,11 +64,11 @@ def test_invalid_config_is_rejected(data: Any) -> None:
 def test_data_folder_is_read_from_the_run_folder(tmp_path: Path) -> None:
     config: TrainConfig = composed()
     checkpoint = tmp_path / "checkpoints" / "last.pt"
-    assert with_noted_root(config, checkpoint) == config
+    assert with_noted_paths(config, checkpoint) == config
     config_file = tmp_path / ".hydra" / "config.yaml"
     config_file.parent.mkdir()
     config_file.write_text("dataset: {root: /my/pictures}")
-    assert with_noted_root(config, checkpoint).dataset.root == "/my/pictures"
+    assert with_noted_paths(config, checkpoint).dataset.root == "/my/pictures"
     for invalid in ("dataset: {root: [1]}", "dataset: 5", "", "a: [", "!!python/object/apply:os.system [ls]", "\0"):
         config_file.write_text(invalid)
-        assert with_noted_root(config, checkpoint).dataset.root is None
+        assert with_noted_paths(config, checkpoint).dataset.root is None

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ddpm_cli.cli.app.help import _texts_of
 from ddpm_cli.cli.app.shorthands import expand
+from ddpm_cli.config import EXTRA_CONFIGS
 from tests.conftest import SCHEMAS, TINY, TINY_POINTS, Result, composed, train_into
 
 Run = Callable[..., Result]
@@ -219,3 +221,30 @@ def test_module_lists_the_commands() -> None:
     assert [line.split()[0] for line in listed.stdout.splitlines()[:7]] == [
         f"ddpm-{name}" for name in ("train", "sample", "evaluate", "report", "forward", "export", "import")
     ]
+
+
+@pytest.fixture
+def own_configs() -> Iterator[None]:
+    """Forget the folders of --config-dir after a test."""
+    yield
+    EXTRA_CONFIGS.clear()
+    _texts_of.cache_clear()
+
+
+def test_experiment_of_your_own(run: Run, tmp_path: Path, own_configs: None) -> None:
+    """Run the example in docs/command-line.md, also in a sweep."""
+    text = (Path(__file__).parents[2] / "docs/command-line.md").read_text()
+    example = text.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/mine.yaml").write_text(example)
+    shown = yaml.safe_load(run("train", "--config-dir", "conf", "experiment=mine", "--cfg", "job").out)
+    assert (shown["schedule"]["name"], shown["train"]["steps"], shown["model"]["blocks"]) == ("linear", 500, 1)
+    words = ["--config-dir=conf", "experiment=mine", *SHORT, "steps=1", "seed=0,1", "hydra.sweep.dir=sweep"]
+    result = run("train", "-m", *words)
+    assert result.code == 0, result.err
+    assert Path("sweep/1/checkpoints/last.pt").is_file()
+    (tmp_path / "conf/experiment/mine.yaml").write_text(example.split("\n", 1)[1])
+    result = run("train", "--config-dir", "conf", "experiment=mine")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "the first line of conf/experiment/mine.yaml must be: # @package _global_" in result.err
+    assert "--config-dir=nowhere: no such folder" in run("train", "--config-dir", "nowhere").err

@@ -23,8 +23,8 @@ OPTIONS = [
 
 REQUIRED_BY_OPTION = {
     "dataset=image_folder": ["dataset.root=/pictures"],
-    "dataset=swiss_roll": ["model=mlp", "sampler.thresholding=none"],
-    "model=mlp": ["dataset=swiss_roll", "sampler.thresholding=none"],
+    "dataset=swiss_roll": ["model=mlp"],
+    "model=mlp": ["dataset=swiss_roll"],
     "model=ddpm_cifar10": ["dataset=cifar10"],
     "model=improved_cifar10": ["dataset=cifar10"],
     "loss=hybrid": ["variance=learned_range"],
@@ -140,8 +140,8 @@ def test_shape_and_flip_of_each_dataset() -> None:
     assert composed("dataset=fashion_mnist").dataset.shape == (1, 28, 28)
     assert composed("dataset=cifar10").dataset.shape == (3, 32, 32)
     assert composed("dataset.image_size=[32,64]").dataset.shape == (1, 32, 64)
-    flips = {name: composed(f"dataset={name}").dataset.flip for name in ("fashion_mnist", "cifar10", "mnist", "digits")}
-    assert flips == {"fashion_mnist": False, "cifar10": True, "mnist": False, "digits": False}
+    flips = {name: composed(f"dataset={name}").dataset.flip for name in ("fashion_mnist", "cifar10", "emoji", "digits")}
+    assert flips == {"fashion_mnist": False, "cifar10": True, "emoji": False, "digits": False}
 
 
 def test_annotated_experiment_has_the_values_of_the_annotated_diffusion_model() -> None:

@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 
 from ddpm_cli.cli.app.completion import candidates
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
-from ddpm_cli.cli.app.help import help_text, version_text
+from ddpm_cli.cli.app.help import add_configs, help_text, version_text
 from ddpm_cli.cli.app.overrides import check_overrides, check_single, explain_composition_error, to_typed
-from ddpm_cli.cli.app.shorthands import expand
+from ddpm_cli.cli.app.shorthands import config_dir, expand
 from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, run_sweep_job
 from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
 from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
@@ -60,12 +60,14 @@ def run_command(command: Command) -> None:
     its number for a signal. HYDRA_FULL_ERROR=1 shows the traceback.
     """
     register_schemas(command.name, command.schema)
-    if EXTRA_CONFIGS:
-        Plugins.instance().register(ExtraConfigs)
     if "--version" in sys.argv[1:]:
         print(version_text())
         return
     with _hydra_raises_errors() as traceback, _errors_on_one_line(command, traceback):
+        if folder := config_dir(sys.argv[1:]):
+            add_configs(folder)
+        if EXTRA_CONFIGS:
+            Plugins.instance().register(ExtraConfigs)
         arguments = _parse(command)
         if arguments.shell_completion and arguments.overrides and arguments.overrides[0].startswith("query="):
             line = os.environ.get("COMP_LINE", "")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 from ddpm_cli.config import EXTRA_CONFIGS
 from ddpm_cli.errors import UserError, check, one_of
@@ -71,6 +72,19 @@ def _help_of(name: str, topic: str) -> str:
 def _indented(text: str) -> str:
     lines = [line for line in text.splitlines() if not line.startswith(("defaults: [", "# @package"))]
     return "\n".join(f"  {line}".rstrip() for line in lines)
+
+
+def add_configs(name: str) -> None:
+    """Also find options in the folder `name`, which is laid out like configs/. Raise `UserError`."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--config-dir={name}: no such folder; name one that contains experiment/ or other groups")
+    for file in folder.glob("experiment/*.yaml"):
+        if file.read_text(errors="replace").split("\n", 1)[0].strip() != "# @package _global_":
+            raise UserError(f"--config-dir={name}: the first line of {file} must be: # @package _global_")
+    if folder not in EXTRA_CONFIGS:
+        EXTRA_CONFIGS.append(folder)
+        _texts_of.cache_clear()
 
 
 @cache

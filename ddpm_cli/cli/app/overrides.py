@@ -63,7 +63,11 @@ def check_overrides(command: str, schema: type, overrides: list[str]) -> None:
     for override in parsed:
         if not override.key_or_group:
             raise UserError(f"{override.input_line}: has no key; write key=value")
-        if override.key_or_group.startswith("hydra") or override.package is not None:
+        if override.key_or_group.startswith("hydra"):
+            continue
+        if override.package is not None:  # for example, schedule@schedules.cosine=linear
+            if options_of(override.key_or_group) and not override.is_delete():
+                _check_group(override, nullable=False)
             continue
         if override.is_delete():
             raise UserError(f"{override.input_line}: keys cannot be removed; leave it out")
@@ -175,7 +179,7 @@ def _check_group(override: Override, nullable: bool) -> None:
         if value is None and nullable:
             raise UserError(f"{override.input_line}: leave it out, it is null by default")
         if value not in options_of(group):
-            allowed = f"{group}={_shown(value)}: must be {one_of(options_of(group))}"
+            allowed = f"{override.get_key_element()}={_shown(value)}: must be {one_of(options_of(group))}"
             raise UserError(f"{allowed}{_option_hint(group, _shown(value))}")
 
 

@@ -57,6 +57,16 @@ def expand(command: str, schema: type, arguments: list[str]) -> list[str]:
     return [*expanded, *_replaced_length(expanded)] if command == "train" else expanded
 
 
+def config_dir(arguments: Iterable[str]) -> str | None:
+    """Return the folder that --config-dir names, if it was typed."""
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in ("-cd", "--config-dir"):
+            return value if equals else next(words, None)
+    return None
+
+
 def _split(command: str, arguments: Iterable[str]) -> Iterator[tuple[bool, str]]:
     """Yield the arguments, each with whether it is an override; lone paths become overrides."""
     before = ""
