@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 COMMANDS = {
@@ -26,7 +26,7 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv[:2] = [f"ddpm-{name}"]
         run(name)
-    print(*(f"ddpm-{name:10}{what}" for name, what in COMMANDS.items()), "", sep="\n")
+    print(*(f"ddpm-{command:10}{what}" for command, what in COMMANDS.items()), "", sep="\n")
     print("ddpm-<command> --help describes a command.")
     sys.exit(2 if name else 0)
 
@@ -35,7 +35,7 @@ def run(name: str) -> NoReturn:
     """Run `ddpm-<name>` with the arguments in `sys.argv` and exit."""
     _open_missing_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if a shell ignores it in the background
-        signal.signal(signal.SIGINT, lambda number, frame: _interrupted(name, frame))
+        signal.signal(signal.SIGINT, lambda number, frame: _interrupted(name))
     try:
         import_module(f"ddpm_cli.cli.{name.replace('import', 'import_')}").main()
         sys.stdout.flush()
@@ -43,7 +43,9 @@ def run(name: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest at exit
         sys.exit(128 + signal.SIGPIPE)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and Python's own end would be reported as a failure
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the command is over; Ctrl-C now would only change its exit status
     sys.exit()
 
 
@@ -54,7 +56,7 @@ def _open_missing_streams() -> None:
             setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115  # used until the process ends
 
 
-def _interrupted(name: str, frame: FrameType | None) -> NoReturn:
+def _interrupted(name: str) -> NoReturn:
     """End at once. An exception could be swallowed or could crash the imports of extension modules."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "ddpm_cli.files" in sys.modules:
@@ -64,39 +66,14 @@ def _interrupted(name: str, frame: FrameType | None) -> NoReturn:
     os._exit(130)
 
 
-def train() -> None:
-    """ddpm-train."""
-    run("train")
-
-
-def sample() -> None:
-    """ddpm-sample."""
-    run("sample")
-
-
-def evaluate() -> None:
-    """ddpm-evaluate."""
-    run("evaluate")
-
-
-def report() -> None:
-    """ddpm-report."""
-    run("report")
-
-
-def forward() -> None:
-    """ddpm-forward."""
-    run("forward")
-
-
-def export() -> None:
-    """ddpm-export."""
-    run("export")
-
-
-def import_() -> None:
-    """ddpm-import."""
-    run("import")
+train = partial(run, "train")
+sample = partial(run, "sample")
+evaluate = partial(run, "evaluate")
+report = partial(run, "report")
+forward = partial(run, "forward")
+export = partial(run, "export")
+import_ = partial(run, "import")
+"""The entry points of the console scripts."""
 
 
 if __name__ == "__main__":

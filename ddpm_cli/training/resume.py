@@ -44,9 +44,8 @@ def folder_to_resume(resume: str) -> Path:
 def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> dict[str, Any]:
     """Return the contents of the checkpoint that `resume` names, with the config to continue with.
 
-    `train_before` are its training options before the changes.
-
-    For a run folder it is the newest valid checkpoint. Raise `UserError` if training cannot continue from it.
+    For a run folder it is the newest valid checkpoint. `train_before` has the training options of the run before the
+    changes. Raise `UserError` if training cannot continue from it.
     """
     path = checkpoint_to_resume(resume)
     if Path(resume).expanduser().is_dir():

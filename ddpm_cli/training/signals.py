@@ -22,7 +22,7 @@ class Signals:
         self.save = False
         before = {number: signal.getsignal(number) for number in (*STOPS, *SAVES)}
         self._before = {number: how for number, how in before.items() if how not in (signal.SIG_IGN, None)}
-        if signal.SIGINT in self._before:  # which ended the process without cleaning up, as before the run started
+        if signal.SIGINT in self._before:  # from now on, Ctrl-C raises KeyboardInterrupt instead of exiting at once
             self._before[signal.SIGINT] = signal.default_int_handler
 
     def __enter__(self) -> "Signals":

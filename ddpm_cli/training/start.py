@@ -106,17 +106,17 @@ def train(job: TrainingJob) -> float | None:
         table, data = _load_table(config, device)
         trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
-            lines = start_table(trainer)
+            lines = _start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
             collectives.on_rank_zero(lambda: _write_config(job))
         else:
             check_same_data(trainer, data, state, str(job.resume), job.config.resume_data_changed)
             trainer.restore(state)
-            lines = start_table(trainer)
+            lines = _start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: move_later_checkpoints(folder, state["step"]))
         if collectives.is_rank_zero():
             stack.enter_context(log_into(RunFolder(folder).log))
-            _log_start(trainer, lines, folder)
+            _log_start(trainer, lines)
             if state is not None:
                 _log_resume(trainer, state["train_before"], folder)
         return _run_loop(trainer, folder, data, state)
@@ -193,9 +193,14 @@ def _log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
         )
 
 
-def _log_start(trainer: Trainer, lines: Mapping[str, str], folder: Path) -> None:
+def _start_lines(trainer: Trainer, folder: Path) -> dict[str, str]:
+    """Return the table at the start of a run, which takes seconds to compute; an empty one on ranks other than 0."""
+    return {**start_table(trainer), "folder": str(folder)} if collectives.is_rank_zero() else {}
+
+
+def _log_start(trainer: Trainer, lines: Mapping[str, str]) -> None:
     """Log the table at the start of a run."""
-    for name, text in {**lines, "folder": str(folder)}.items():
+    for name, text in lines.items():
         log.info("%-10s%s", name, text)
     config = trainer.config
     warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)

@@ -42,7 +42,7 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "scale": ("guidance_scale",),
     "T": ("schedule.timesteps",),
 }
-"""Keys that are meant by names which other programs use."""
+"""Keys that people mean by names that other programs use."""
 NO_KEY = {"num_workers": "there is none, because the data are in memory and no processes load them; leave it out"}
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 LISTS_OF = {int: "whole numbers", float: "numbers", str: "texts"}
@@ -189,7 +189,9 @@ def _option_hint(group: str, value: str) -> str:
 
 
 def _check_key(override: Override, keys: dict[str, list[Key]]) -> None:
-    name = override.key_or_group.replace(CHANGES, "sampler.")
+    name = override.key_or_group
+    if "sampler_changes" in keys:
+        name = name.replace(CHANGES, "sampler.")
     if name not in keys or (name == "checkpoint" and not isinstance(override.value(), dict)):
         raise UserError(f"{name}: no such key; {_key_hint(name, keys)}")
     for value in _values(override):
