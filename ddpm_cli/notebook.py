@@ -1,35 +1,62 @@
-"""A trained network in a notebook: `model = load("outputs/…")`, `model.sample(16, seed=7)`."""
+"""A trained network in Python: `model = load("outputs/…")`, `model.sample(16, seed=7).save("grid.png")`."""
 
 import io
+import os
 from dataclasses import dataclass
 from importlib.resources import files
 
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.config import GROUPS, PRECISIONS, Sampler, TrainConfig, option_name
-from ddpm_cli.errors import check, one_of
+from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.images.samples import picture
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, cycle_labels, generator_of
 from ddpm_cli.sampling.tasks import wanted_classes
+from ddpm_cli.tracking.terminal import ImageBar
 
 IN_PICTURE = 256
 """Images that a grid shows at most."""
 
 
-class Samples(Tensor):
-    """Images (N, C, H, W) in [-1, 1], or points (N, 2), on the CPU: a tensor, which Jupyter shows as a picture."""
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a network, which Jupyter shows as a picture.
 
-    def _repr_png_(self) -> bytes | None:
-        images = self.ndim == 4 and self.shape[1] in (1, 3)
-        if self.numel() == 0 or not (images or (self.ndim == 2 and self.shape[1] == 2)):
-            return None  # Jupyter then shows the numbers
+    Attributes:
+        images: (N, C, H, W) float32 in [-1, 1] on the CPU; points (N, 2) of a network that was trained on points.
+        labels: the class of each sample by its name, or None for an unconditional network.
+    """
+
+    images: Tensor
+    labels: list[str] | None
+
+    def picture(self) -> Image.Image:
+        """Return a grid of the first 256 images, with a row for each class, or a scatter plot of all points."""
+        if self.images.ndim == 2:
+            return picture(self.images)
+        return picture(self.images[:IN_PICTURE], self.labels and self.labels[:IN_PICTURE])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `picture` to a file, whose ending gives the format (.png, .webp, .jpg). Raise `UserError`."""
+        try:
+            self.picture().save(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"path={os.fspath(path)}: {error}; name a file that ends in .png") from error
+
+    def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        plain = self.detach().as_subclass(Tensor)
-        picture(plain[:IN_PICTURE] if images else plain).save(buffer, format="PNG")
+        self.picture().save(buffer, format="PNG")
         return buffer.getvalue()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} samples of {'x'.join(map(str, self.images.shape[1:]))}>"
 
 
 @dataclass(frozen=True)
@@ -64,11 +91,14 @@ class TrainedModel:
         guidance_scale: float | None = None,
         batch_size: int = 64,
     ) -> Samples:
-        """`n` samples, those of `ddpm-sample ckpt=… n=… seed=…` with the same options.
+        """Draw `n` samples, the same as `ddpm-sample` with these options. A terminal or a notebook shows a bar.
 
-        Args: sampler: ddpm, ddim, dpmpp_2m or heun with the values of its YAML, or an option; None for that of the
-        run. steps: of the sampler. classes: names or numbers, in turn; None for all. Raises `UserError` for what the
-        network, or its schedule, cannot do.
+        Args:
+            sampler: the name of a sampler, which has the values of its YAML, or an option; None for that of the run.
+            steps: number of steps of the sampler; None for its own.
+            classes: name or number of a class, or a list of them, which the samples cycle through; None for all.
+
+        Raise `UserError` for values that the network or its schedule does not support.
         """
         check(1 <= n <= 10**7, "n", n, "in 1..10000000")
         check(0 <= seed < 2**63, "seed", seed, "in 0..2**63-1")
@@ -79,11 +109,18 @@ class TrainedModel:
         wanted = wanted_classes(classes, self.classes, everything=range(len(self.classes)))
         labels = cycle_labels(n, wanted or [0])
 
-        def drawn(images: range) -> Tensor:
-            *_, last = generator.steps(seed, labels, images)
-            return last.x.cpu()
+        steps_of_all = len(generator.pairs())
 
-        return torch.cat([x for _, x in batches_with_oom_retry(n, batch_size, drawn)]).as_subclass(Samples)
+        def draw(images: range) -> Tensor:
+            x = torch.empty(0)
+            for i, step in enumerate(generator.steps(seed, labels, images), start=1):
+                x = step.x
+                bar.reach(images, i / steps_of_all)
+            return x.cpu()
+
+        with ImageBar(n, "samples") as bar:
+            images = torch.cat([x for _, x in batches_with_oom_retry(n, batch_size, draw)])
+        return Samples(images, [self.classes[label] for label in labels] if self.classes else None)
 
     def __repr__(self) -> str:
         config = self.config

@@ -1,4 +1,4 @@
-"""`from ddpm_cli import load` draws the same samples as ddpm-sample, as tensors that Jupyter displays."""
+"""`from ddpm_cli import load` draws the same samples as ddpm-sample, which Jupyter displays."""
 
 import io
 import subprocess
@@ -51,39 +51,39 @@ def drawn(run: Run, *overrides: str) -> np.ndarray:
 def test_the_samples_are_those_of_ddpm_sample(run: Run, runs: Path, typed: list[str], asked: dict[str, Any]) -> None:
     theirs = drawn(run, f"ckpt={runs / 'classes'}", "n=7", "seed=7", *typed)
     model = load(runs / "classes", device="cpu")
-    ours = model.sample(7, seed=7, **asked)
+    ours = model.sample(7, seed=7, **asked).images
     assert (ours.shape, ours.dtype) == ((7, 1, 8, 8), torch.float32)
     assert np.array_equal(to_uint8(ours).permute(0, 2, 3, 1).numpy(), theirs)
-    in_threes = to_uint8(model.sample(7, seed=7, batch_size=3, **asked)).permute(0, 2, 3, 1).numpy()
+    in_threes = to_uint8(model.sample(7, seed=7, batch_size=3, **asked).images).permute(0, 2, 3, 1).numpy()
     assert np.abs(in_threes.astype(int) - theirs).max() <= 1  # the rounding depends on the batch size
 
 
 def test_points(run: Run, runs: Path) -> None:
     theirs = drawn(run, f"ckpt={runs / 'points'}", "n=20", "seed=1")
     samples = load(str(runs / "points"), device="cpu").sample(20, seed=1)
-    assert np.array_equal(samples.numpy(), theirs)
-    assert Image.open(io.BytesIO(samples._repr_png_() or b"")).format == "PNG"
+    assert np.array_equal(samples.images.numpy(), theirs)
+    assert samples.labels is None
+    assert Image.open(io.BytesIO(samples._repr_png_())).format == "PNG"
 
 
 def test_steps_are_those_of_the_run_s_sampler(run: Run, runs: Path) -> None:
     theirs = drawn(run, f"ckpt={runs / 'classes'}", "n=2", "sampler=dpmpp_2m", "sampler.steps=7")
-    ours = load(runs / "classes", device="cpu").sample(2, steps=7)
+    ours = load(runs / "classes", device="cpu").sample(2, steps=7).images
     assert np.array_equal(to_uint8(ours).permute(0, 2, 3, 1).numpy(), theirs)
 
 
-def test_samples_are_a_tensor_that_jupyter_shows(runs: Path) -> None:
-    samples = load(runs / "classes", device="cpu").sample(4)
-    assert isinstance(samples, torch.Tensor)
-    grid = Image.open(io.BytesIO(samples._repr_png_() or b""))
-    wide = Image.open(io.BytesIO((samples[:1] * -1)._repr_png_() or b""))  # results of operations are displayed too
-    assert grid.width > 1.5 * wide.width
+def test_samples_are_shown_and_saved_as_a_grid(runs: Path, tmp_path: Path) -> None:
+    samples = load(runs / "classes", device="cpu").sample(4, classes=["3", "7"])
+    assert (len(samples), repr(samples)) == (4, "<4 samples of 1x8x8>")
+    assert samples.labels == ["3", "7", "3", "7"]
+    samples.save(tmp_path / "grid.png")
+    shown, saved = Image.open(io.BytesIO(samples._repr_png_())), Image.open(tmp_path / "grid.png")
+    assert np.array_equal(np.asarray(shown), np.asarray(saved))
+    grid = Samples(samples.images, None).picture()
     corner = np.asarray(grid)[2:58:7, 2:58:7]  # the first image: each pixel is enlarged to 7x7, after a gap of 2
-    assert np.array_equal(corner, to_uint8(samples)[0, 0].numpy())
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 4), (0, 1, 8, 8), (2, 5, 8, 8), ()])
-def test_other_tensors_are_shown_as_numbers(shape: tuple[int, ...]) -> None:
-    assert torch.zeros(shape).as_subclass(Samples)._repr_png_() is None
+    assert np.array_equal(corner, to_uint8(samples.images)[0, 0].numpy())
+    with pytest.raises(UserError, match=r"path=grid\.x: .*name a file that ends in \.png"):
+        samples.save("grid.x")
 
 
 def test_attributes_of_a_model(runs: Path) -> None:

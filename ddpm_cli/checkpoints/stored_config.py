@@ -16,11 +16,14 @@ PATHS = ("root", "font", "list")
 
 
 def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config as a dict without paths, which mean nothing elsewhere and must not be opened if untrusted."""
+    """Return a config as a dict without what belongs to a machine or a command.
+
+    Paths in it mean nothing elsewhere and must not be opened if untrusted.
+    """
     dataset = data.get("dataset")
     if isinstance(dataset, dict):
         dataset = {key: None if key in PATHS else value for key, value in dataset.items()}
-    left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": {"resume": None}}
+    left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": {"resume": None}, "threads": "auto"}
     return {**data, "dataset": dataset, **left}
 
 

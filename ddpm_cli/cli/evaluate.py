@@ -46,7 +46,7 @@ def run(config: EvaluateConfig, folder: Path) -> None:
     from ddpm_cli.evaluation.evaluate import evaluate
 
     command = shlex.join(["ddpm-evaluate", *HydraConfig.get().overrides.task])
-    run_distributed(evaluate, (config, folder, command), worker_group(config.devices, config.device))
+    run_distributed(evaluate, (config, folder, command), worker_group(config.devices, config.device, config.threads))
 
 
 def after_sweep(folder: Path) -> None:

@@ -27,7 +27,7 @@ def check(config: CheckpointConfig) -> None:
     from ddpm_cli.distributed.launch import worker_group
 
     find_checkpoint("ckpt", config.ckpt)
-    worker_group(config.devices, config.device)
+    worker_group(config.devices, config.device, config.threads)
 
 
 def run(config: SampleConfig, folder: Path) -> None:
@@ -35,7 +35,7 @@ def run(config: SampleConfig, folder: Path) -> None:
     from ddpm_cli.distributed.launch import run_distributed, worker_group
     from ddpm_cli.sampling.draw import draw
 
-    run_distributed(draw, (config, folder), worker_group(config.devices, config.device))
+    run_distributed(draw, (config, folder), worker_group(config.devices, config.device, config.threads))
 
 
 COMMAND = Command("sample", USAGE, SampleConfig, check, run)

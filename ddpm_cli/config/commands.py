@@ -7,7 +7,7 @@ from ddpm_cli.config.dataset import Dataset, ImageDataset
 from ddpm_cli.config.registry import MAX_SIZE
 from ddpm_cli.config.sampler import Sampler
 from ddpm_cli.config.schedule import Schedule
-from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, VARIANCES, check_devices
+from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, VARIANCES, check_devices, check_threads
 from ddpm_cli.errors import UserError, check, one_of
 
 TASKS = ("generate", "interpolate", "inpaint")
@@ -32,6 +32,7 @@ class CheckpointConfig:
     weights: str
     device: str
     devices: Any  # number of devices, each with its own process, or auto
+    threads: Any  # number of CPU threads of each process, or auto
     precision: str
     out: str
 
@@ -42,6 +43,7 @@ class CheckpointConfig:
             check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
         check_devices(self.devices)
+        check_threads(self.threads)
         check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
 
 

@@ -20,6 +20,7 @@ class Sampler(Option):
     """A sampler that visits `steps` of the timesteps (None: all T)."""
 
     group: ClassVar[str] = "sampler"
+    calls_per_step: ClassVar[int] = 1  # network calls, without guidance
     steps: int | None
     sections: list[int] | None  # instead of steps: their numbers in equal parts of 0..T-1
     spacing: str  # even in time, with DDIM's integer stride, or even in the log-SNR
@@ -135,4 +136,5 @@ class DpmPp2M(Sampler):
 
 @dataclass(kw_only=True)
 class Heun(Sampler):
+    calls_per_step: ClassVar[int] = 2
     name: str = "heun"

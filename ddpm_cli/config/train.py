@@ -110,6 +110,12 @@ class Train:
         """Return the number of steps between milestones, which may be fractional if it is given in epochs."""
         return steps_of("train.milestone_every", self.milestone_every, examples, self.batch_size)
 
+    def milestones_after(self, step: int, examples: int) -> int:
+        """Return the number of milestones after `step` steps, the one at the end of the run included."""
+        total, every = self.total_steps(examples), max(1.0, self.milestone_steps(examples))
+        regular = math.floor(total / every) - math.floor(step / every)
+        return regular + (step < total and not self.is_milestone(total, examples))
+
     def _length_hint(self) -> str:
         if self.steps is None:
             return "a number of steps; or give train.epochs"
@@ -168,6 +174,12 @@ def check_devices(devices: object) -> None:
     check(ok, "devices", devices, "a number of processes from 1 up, one a device, or auto")
 
 
+def check_threads(threads: object) -> None:
+    """Raise `UserError` unless `threads` is a positive number or auto."""
+    ok = threads == "auto" or (type(threads) is int and 1 <= threads <= 10_000)
+    check(ok, "threads", threads, "a number of CPU threads from 1 up, or auto")
+
+
 @dataclass(kw_only=True)
 class Sweep:
     """Options of a sweep."""
@@ -194,6 +206,7 @@ class TrainConfig:
     checkpoint: Checkpointing
     device: str
     devices: Any  # number of devices, each with its own process, or auto
+    threads: Any  # number of CPU threads of each process, or auto
     distributed: Distributed
     compile: bool | None  # None: on CUDA, in long runs
     logger: Any  # a name or a list of names; csv is always on
@@ -210,6 +223,7 @@ class TrainConfig:
         self.sampler = self.sampler.for_data(self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
         check_devices(self.devices)
+        check_threads(self.threads)
         if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":
             raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
         ok = all(name in LOGGERS for name in self._logger_words())

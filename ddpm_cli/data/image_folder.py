@@ -1,7 +1,6 @@
 """Read a folder of image files. They are decoded once and cached as a memory-mapped table."""
 
 import hashlib
-import logging
 import math
 import os
 import warnings
@@ -20,8 +19,6 @@ from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import NoRoom, amount, atomic
 
-log = logging.getLogger(__name__)
-
 MAX_PIXELS = 178_956_970 // 2
 """Maximum number of pixels of an image, beyond which Pillow warns about a decompression bomb."""
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # these are rejected instead
@@ -29,18 +26,22 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # abou
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Endings of the names of image files, in any letter case."""
+NAMED = 3
+"""Number of skipped files whose names are shown."""
 
 
 def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Examples:
     """Load the images in `dataset.root` at any depth, sorted by name. The direct sub-folders are the classes.
 
-    The splits are the sub-folders train/ and test/ if both exist. Otherwise, the test split is a fraction of about
-    `dataset.test_fraction`, chosen by a hash of each file name. If an image is in no sub-folder, there are no labels.
+    The splits are the sub-folders train/ and test/ if both exist. Otherwise, the test split is the fraction
+    `dataset.test_fraction` of the files whose names have the smallest hashes. If an image is in no sub-folder, there
+    are no labels.
 
     cache: the folder of the decoded images. Raises `UserError` if there are no images, or if an image cannot be decoded
     and `dataset.skip_broken` is false.
     """
-    root, found, files = _list_split(dataset, train)
+    splits = _list_splits(dataset)
+    root, files = splits[train]
     if not files:
         kinds = " ".join(sorted(SUFFIXES))
         split = "training" if train else "testing"
@@ -49,11 +50,14 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Example
             f"{dataset.test_fraction}; name a folder that contains {kinds} files at any depth"
         )
     pixels, valid = _load_or_decode(dataset, root, files, cache)
+    (_, kept), (_, held_out) = splits[True], splits[False]
+    counts = f"{len(valid) if train else len(kept)} to train, {len(held_out)} held out{_skipped(root, files, valid)}"
+    found = [file for folder, some in splits.values() if folder == root for file in some]
     if any(file.parent == root for file in found):  # some images have no class
-        return Examples(torch.from_numpy(pixels), source=str(root))
+        return Examples(torch.from_numpy(pixels), source=str(root), counts=counts)
     classes = sorted({file.relative_to(root).parts[0] for file in found})
     labels = [classes.index(files[i].relative_to(root).parts[0]) for i in valid]
-    return Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root))
+    return Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root), counts)
 
 
 def decode_image(file: Path, height: int, width: int, channels: int) -> np.ndarray:
@@ -89,22 +93,26 @@ def _to_8_bit_opaque(image: Image.Image) -> Image.Image:
     return image
 
 
-def _list_split(dataset: ImageFolder, train: bool) -> tuple[Path, list[Path], list[Path]]:
-    """Return the folder that contains the classes, all images in it, and those of the split."""
+def _list_splits(dataset: ImageFolder) -> dict[bool, tuple[Path, list[Path]]]:
+    """Return the folder that contains the classes and the images of the train split (True) and the test split."""
     dataset.check_root()
     root = Path(str(dataset.root)).expanduser()
     try:
         if not root.is_dir():
             raise UserError(f"dataset.root={dataset.root}: no such folder; name a folder of images")
         if (root / "train").is_dir() and (root / "test").is_dir():
-            folder = root / ("train" if train else "test")
-            found = sorted(_find_images(folder, root, dataset.follow_links))
-            return folder, found, found
+            folders = {True: root / "train", False: root / "test"}
+            return {
+                train: (folder, sorted(_find_images(folder, root, dataset.follow_links)))
+                for train, folder in folders.items()
+            }
         found = sorted(_find_images(root, root, dataset.follow_links))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"dataset.root={dataset.root}: cannot be read ({reason}); name a folder of images") from error
-    return root, found, [f for f in found if (_hash_fraction(f.relative_to(root)) >= dataset.test_fraction) == train]
+    by_hash = sorted(found, key=lambda file: zlib.crc32(os.fsencode(file.relative_to(root).as_posix())))
+    count = round(dataset.test_fraction * len(found))
+    return {True: (root, sorted(by_hash[count:])), False: (root, sorted(by_hash[:count]))}
 
 
 def _find_images(folder: Path, root: Path, follow_links: bool) -> Iterator[Path]:
@@ -135,9 +143,11 @@ def _find_images(folder: Path, root: Path, follow_links: bool) -> Iterator[Path]
         yield from (Path(place, name) for name in wanted)
 
 
-def _hash_fraction(name: Path) -> float:
-    """Return a number in [0, 1) from a hash of a file name. It does not change when other files are added."""
-    return zlib.crc32(os.fsencode(name.as_posix())) / 2**32
+def _skipped(root: Path, files: list[Path], valid: list[int]) -> str:
+    """Return how many of `files` are not in `valid`, with the names of the first ones; empty if none."""
+    broken = [files[i].relative_to(root).as_posix() for i in sorted({*range(len(files))} - {*valid})]
+    names = ", ".join(broken[:NAMED]) + (", …" if len(broken) > NAMED else "")
+    return f", {len(broken)} skipped: {names}" if broken else ""
 
 
 def _load_or_decode(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) -> tuple[np.ndarray, list[int]]:
@@ -200,8 +210,6 @@ def _decode_files(table: Path, dataset: ImageFolder, files: list[Path]) -> list[
         raise UserError(
             f"dataset.root={dataset.root}: none of the {len(files)} images can be decoded; name another folder"
         )
-    if len(valid) < len(files):
-        log.warning("skipped %d of %d images that cannot be decoded", len(files) - len(valid), len(files))
     return valid
 
 

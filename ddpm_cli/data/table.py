@@ -22,13 +22,15 @@ class Examples:
     """All examples of a split.
 
     values: images (N, C, H, W) uint8 or points (N, D) float32. labels: class indices (N,) int64, or None. classes: the
-    names of the classes; empty if they have none. source: the folder that they were read from; empty if none.
+    names of the classes; empty if they have none. source: the folder that they were read from; empty if none. counts:
+    the numbers of files in its splits, in words; empty for datasets with fixed splits.
     """
 
     values: Tensor
     labels: Tensor | None = None
     classes: list[str] = field(default_factory=list)
     source: str = ""
+    counts: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -71,7 +73,7 @@ class Table:
         self.values = values.to(home)
         self.labels = None if examples.labels is None else examples.labels.to(home)
         self.classes = examples.classes
-        self.source = examples.source
+        self.source, self.counts = examples.source, examples.counts
         self.flip = flip
         self.seed = seed
         self.device = device

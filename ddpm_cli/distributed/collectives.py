@@ -4,6 +4,7 @@ Rank 0 alone writes files and prints. All ranks must call the same operations in
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -32,8 +33,10 @@ def is_rank_zero() -> bool:
 
 
 def progress_bar_disabled() -> bool | None:
-    """Return tqdm's `disable`: None on rank 0, which disables the bar without a terminal, and True on other ranks."""
-    return None if is_rank_zero() else True
+    """Return tqdm's `disable`: on rank 0 False in notebooks and None, for terminals only, elsewhere; on others True."""
+    if not is_rank_zero():
+        return True
+    return False if "ipykernel" in sys.modules else None
 
 
 def shard_slice(count: int) -> slice:

@@ -67,6 +67,7 @@ def should_compile(choice: bool | None, device: torch.device, images: int) -> bo
         return False
     missing = _missing_for_compile(device) if device.type == "cuda" else None
     if missing is None:
+        log.info("The network is compiled during the first step, which takes one to two minutes.")
         return True
     if choice:
         raise UserError(f"compile=true: torch.compile needs {missing} here; install it, or use compile=false")

@@ -48,18 +48,21 @@ class WorkerFailed(Failure):
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """The processes to start on this machine: their number and the device they run on."""
+    """The processes to start on this machine: their number, the device they run on and the CPU threads of each."""
 
     count: int
     device: str
+    threads: int | str
     distributed: Distributed
 
 
-def worker_group(devices: int | str, device: str, distributed: Distributed = ONE_MACHINE) -> WorkerGroup:
+def worker_group(
+    devices: int | str, device: str, threads: int | str, distributed: Distributed = ONE_MACHINE
+) -> WorkerGroup:
     """Return the processes that a config asks for. Raise `UserError` if there are too few devices."""
     from ddpm_cli.distributed.devices import processes_of
 
-    return WorkerGroup(processes_of(devices, device), device, distributed)
+    return WorkerGroup(processes_of(devices, device), device, threads, distributed)
 
 
 def run_distributed(work: Callable[..., T], args: tuple[Any, ...], group: WorkerGroup) -> T:
@@ -67,6 +70,10 @@ def run_distributed(work: Callable[..., T], args: tuple[Any, ...], group: Worker
 
     The group is the one that torchrun or srun has started, or the workers of `group`, or this process alone.
     """
+    if group.threads != "auto":
+        import torch
+
+        torch.set_num_threads(int(group.threads))
     if is_one_of_several(group.distributed.rdzv_endpoint):
         if group.count > 1:
             raise UserError(f"devices={group.count}: torchrun or srun has started the processes already; leave it out")
@@ -119,7 +126,7 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], group: Worker
     with tempfile.TemporaryDirectory(prefix="ddpm-cli_") as name, _forward_signals(asked := Path(name, "asked")):
         ended, lost = Path(name, "ended"), ""
         config = _launch_config(group, name)
-        threads = max(1, torch.get_num_threads() // group.count)
+        threads = max(1, torch.get_num_threads() // (group.count if group.threads == "auto" else 1))
         try:
             # Not in the main thread, where the launcher would handle signals and kill workers that still save.
             with ThreadPoolExecutor(1, initializer=_block_signals) as thread:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ddpm_cli import rng
 from ddpm_cli.data.sources import cache_folder
@@ -154,9 +155,10 @@ def _cached_features(
         cached = torch.load(file, weights_only=True) if file.is_file() else {}
         if not layers <= cached.keys():
             log.info("computing the features of %d real images; they will be saved to %s", count, file)
-            cached |= _extract_features(examples.values[chosen].split(BATCH_SIZE), [extractor], device)[0][
-                extractor.name
-            ]
+            batches = tqdm(
+                examples.values[chosen].split(BATCH_SIZE), "real images", unit="batch", leave=False, disable=None
+            )
+            cached |= _extract_features(batches, [extractor], device)[0][extractor.name]
             _save_features(cached, file)
         found[extractor.name] = cached
     return found

@@ -29,6 +29,7 @@ from ddpm_cli.files import write
 from ddpm_cli.images.plots import save_bound_plot
 from ddpm_cli.images.png_gif import grid, save_png
 from ddpm_cli.sampling.sample_generator import generator_of
+from ddpm_cli.tracking.terminal import status
 
 if TYPE_CHECKING:
     from ddpm_cli.evaluation.comparison import Comparison, SampleEvaluator  # needs torch-fidelity, which is optional
@@ -47,7 +48,8 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
     Several processes share the network calls; rank 0 computes the metrics and writes.
     """
     started = time.perf_counter()
-    trained = load_trained(config.ckpt, config.weights, config.device, config.precision) if config.ckpt else None
+    with status("loading the checkpoint"):
+        trained = load_trained(config.ckpt, config.weights, config.device, config.precision) if config.ckpt else None
     dataset = trained.config.dataset if trained else config.dataset
     assert dataset is not None  # the config was checked
     dataset = moved(dataset, config.root)
@@ -127,7 +129,8 @@ def _batches(
 def _evaluator(config: EvaluateConfig, trained: Trained | None, dataset: Dataset) -> "SampleEvaluator":
     from ddpm_cli.evaluation.comparison import SampleEvaluator
 
-    splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
+    with status("reading the dataset"):
+        splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
     device = trained.device if trained else resolve_device(config.device)
     return SampleEvaluator(splits, config.split, config.distances, _features(config, dataset), device)
 
@@ -176,9 +179,10 @@ def _sampling(drawn: GeneratedSamples) -> dict[str, Any]:
 def _neighbours(samples: Tensor, train: Tensor, test: Tensor, folder: Path) -> dict[str, float]:
     """Write neighbours.png; return the median distance (in 0..255) of samples and test images to the training set."""
 
-    distances, places = nearest(samples, train, COLUMNS)
+    with status("searching the nearest training images"):
+        distances, places = nearest(samples, train, COLUMNS)
+        real, _ = nearest(test[: len(samples)], train, 1)
     save_png(neighbours_picture(samples[:ROWS], train, places[:ROWS]), folder / "neighbours.png")
-    real, _ = nearest(test[: len(samples)], train, 1)
     return {"samples": distances[:, 0].median().item(), "test": real.median().item()}
 
 

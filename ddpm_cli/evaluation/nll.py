@@ -4,15 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_cli import rng
 from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.config import ClassLabels, ImageDataset
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.likelihood import bound_term, prior_term
-from ddpm_cli.distributed import collectives
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
+from ddpm_cli.tracking.terminal import ImageBar
 
 NLL_N = 64
 """Default number of examples."""
@@ -56,14 +55,15 @@ def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> B
         y = examples.labels[part].to(device) if conditional and examples.labels is not None else None
         generators = [rng.generator(seed, "nll", i) for i in numbers]
         terms = torch.zeros(timesteps, len(numbers), dtype=torch.float64)
-        hidden = collectives.progress_bar_disabled()
-        for t in tqdm(range(timesteps), f"{numbers.stop}/{len(examples)}", unit="call", leave=False, disable=hidden):
+        for t in range(timesteps):
             eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
             term = bound_term(denoiser, x0, t, eps.to(device), y, discrete)
             terms[t] = term.cpu().double()
+            bar.reach(numbers, (t + 1) / timesteps)
         return terms, prior_term(denoiser.process, x0).cpu().double()
 
-    parts = [found for _, found in batches_with_oom_retry(len(examples), batch_size, measure)]
+    with ImageBar(len(examples), "nll") as bar:
+        parts = [found for _, found in batches_with_oom_retry(len(examples), batch_size, measure)]
     terms, priors = torch.cat([terms for terms, _ in parts], dim=1), torch.cat([priors for _, priors in parts])
     totals = terms.sum(0) + priors
     error = totals.std().item() / len(totals) ** 0.5 if len(totals) > 1 else float("nan")

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_cli.config import ImageDataset, ImageFolder
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import to_tensor
 from ddpm_cli.diffusion.denoiser import Network
-from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import UserError
 from ddpm_cli.images.png_gif import to_uint8
 from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry, cycle_labels
+from ddpm_cli.tracking.terminal import ImageBar
 
 DEFAULT_N = {"classifier": 2000, "inception": 10_000}
 """Default number of samples to generate, by kind of features."""
@@ -42,21 +41,19 @@ class GeneratedSamples:
     def __iter__(self) -> Iterator[Tensor]:
         """Yield batches (B, C, H, W) uint8 on the CPU."""
         labels = cycle_labels(self.n, range(max(1, self.generator.classes)))
-        with tqdm(
-            total=self.n, desc="samples", unit="image", leave=False, disable=collectives.progress_bar_disabled()
-        ) as bar:
-            for images, pixels in batches_with_oom_retry(
-                self.n, self.batch_size, lambda part: self._generate_batch(labels, part)
+        with ImageBar(self.n, "samples") as bar:
+            for _, pixels in batches_with_oom_retry(
+                self.n, self.batch_size, lambda part: self._generate_batch(labels, part, bar)
             ):
-                bar.update(len(images))
                 yield pixels
 
-    def _generate_batch(self, labels: Sequence[int], images: range) -> Tensor:
+    def _generate_batch(self, labels: Sequence[int], images: range, bar: ImageBar) -> Tensor:
         """Generate the images at the indices `images`, (B, C, H, W) uint8, and set `nfe`."""
         self._evaluated = 0
-        x = torch.empty(0)
-        for step in self.generator.steps(self.seed, labels, images):
+        x, steps = torch.empty(0), len(self.generator.pairs())
+        for i, step in enumerate(self.generator.steps(self.seed, labels, images), start=1):
             x = step.x
+            bar.reach(images, i / steps)
         self.nfe = self._evaluated / len(images)
         return to_uint8(x)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -16,21 +17,42 @@ from ddpm_cli.images.png_gif import to_image, to_uint8
 EXTENT = 2.5
 """Limit of both axes of scatter plots, which show [-EXTENT, EXTENT]."""
 DPI = 100
+MAX_MARKED = 50
+"""Largest number of milestones that are marked in the plot of the loss."""
 
 
-def save_loss_plot(steps: Sequence[int], losses: Sequence[float], epochs: Mapping[int, float], path: Path) -> None:
-    """Plot the loss over the steps on a logarithmic scale, because it decreases mostly in the first steps.
+def save_loss_plot(
+    steps: Sequence[int],
+    losses: Sequence[float],
+    rates: Sequence[float],
+    epochs: Mapping[int, float],
+    milestones: Sequence[int],
+    path: Path,
+) -> None:
+    """Plot the loss on a logarithmic scale, because it decreases mostly in the first steps, above the learning rate.
 
-    epochs: the mean loss of each epoch by the last step of the epoch.
+    epochs: the mean loss of each epoch by the last step of the epoch. milestones: steps to mark by vertical lines.
     """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, losses, linewidth=1, alpha=0.5 if epochs else 1)
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    above.plot(steps, losses, linewidth=1, alpha=0.5 if epochs else 1, label="loss")
     if epochs:
-        axes.plot(list(epochs), list(epochs.values()), "o-", markersize=4, label="mean of the epoch")
-        axes.legend()
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.grid(which="both", alpha=0.3)
+        above.plot(list(epochs), list(epochs.values()), "o-", markersize=4, label="mean of the epoch")
+    for i, step in enumerate(milestones if len(milestones) <= MAX_MARKED else []):
+        for axes in (above, below):
+            axes.axvline(step, color="gray", linewidth=0.8, linestyle=":", label="" if i else "milestone")
+    above.set(ylabel="loss", yscale="log")
+    above.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    above.yaxis.set_major_formatter("{x:g}")
+    above.yaxis.set_minor_locator(NullLocator())
+    if epochs or milestones:
+        above.legend()
+    below.plot(steps, rates, linewidth=1)
+    below.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    below.yaxis.set_major_formatter("{x:g}")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.align_ylabels()
     _save_figure(figure, path)
 
 

@@ -10,7 +10,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddpm_cli.checkpoints.loading import load_trained
 from ddpm_cli.checkpoints.run_folder import new_folder
@@ -22,6 +21,7 @@ from ddpm_cli.images.png_gif import save_gif, save_png, to_image, to_uint8
 from ddpm_cli.sampling.film import evenly
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, generator_of
 from ddpm_cli.sampling.tasks import Task, plan
+from ddpm_cli.tracking.terminal import ImageBar, status
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ Batches: TypeAlias = Iterator[tuple[range, dict[int, Tensor]]]
 
 def draw(config: SampleConfig, folder: Path) -> None:
     """Draw samples and write them to `folder`. Each of several processes draws a share; rank 0 writes."""
-    trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
+    with status("loading the checkpoint"):
+        trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
     generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes)
     task = plan(config, generator, trained)
     collectives.on_rank_zero(lambda: new_folder(folder))
@@ -52,13 +53,12 @@ def draw(config: SampleConfig, folder: Path) -> None:
 def _draw_batches(task: Task, batch_size: int, recorded: set[int]) -> Batches:
     """Draw the samples of a task; record them after the steps `recorded`."""
     n = len(task.labels)
-    with tqdm(total=n * task.steps, unit="step", disable=collectives.progress_bar_disabled()) as bar:
+    with ImageBar(n, "samples", leave=True) as bar:
 
         def frames_of(images: range) -> dict[int, Tensor]:
             frames = {}
-            bar.n = images.start * task.steps  # the bar goes back if a batch ran out of memory
             for i, step in enumerate(task.start(images), start=1):
-                bar.update(len(images) * collectives.world_size())
+                bar.reach(images, i / task.steps)
                 if i in recorded:
                     frames[i] = step.x.cpu()
             return frames

@@ -90,6 +90,11 @@ class SampleGenerator:
         sampler = implementation_of(self.sampler)
         return sample(sampler, self.pairs(start), self.denoiser, x, noise, self.sampler.thresholding, guidance)
 
+    @property
+    def calls(self) -> int:
+        """Number of network calls per sample."""
+        return len(self.pairs()) * self.sampler.calls_per_step * (2 if self.guidance_scale not in (0, 1) else 1)
+
     def pairs(self, start: int | None = None) -> Pairs:
         """Return the steps of the sampler as pairs (t, t_prev), from t = `start` if it is given."""
         own = self.sampler

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ddpm_cli.checkpoints.run_folder import RunFolder
@@ -48,10 +49,11 @@ class Metrics:
             with self.path.open("rb+") as stream:
                 os.fsync(stream.fileno())
 
-    def draw(self) -> None:
-        """Draw loss.png again."""
+    def draw(self, is_milestone: Callable[[int], bool]) -> None:
+        """Draw loss.png again; the steps for which `is_milestone` is true are marked."""
         steps = [int(row["step"]) for row in self.rows]
-        save_loss_plot(steps, [float(row["loss"]) for row in self.rows], self.epochs(), self.plot)
+        losses, rates = ([float(row[column]) for row in self.rows] for column in ("loss", "lr"))
+        save_loss_plot(steps, losses, rates, self.epochs(), [*filter(is_milestone, steps)], self.plot)
 
     def epochs(self) -> dict[int, float]:
         """Return the mean loss of each finished epoch by the step of its last row.

@@ -44,7 +44,7 @@ class RunWriter:
 
     def loss_plot(self) -> None:
         """Draw loss.png."""
-        self.metrics.draw()
+        self.metrics.draw(lambda step: self.config.train.is_milestone(step, self.examples))
 
     def milestone(self, step: int, film: Sequence[Image], grid: Image) -> None:
         """Write the sample grid of a milestone, and the film if it has frames."""
@@ -54,7 +54,7 @@ class RunWriter:
             save_gif(film, self.run.film)  # before the grid, so that the last grid always has a film beside it
         save_png(grid, path)
         self.loggers.picture("samples", grid, step)
-        log.info("milestone at step %d: %s", step, path)
+        log.info("milestone at step %d: %s", step, path.relative_to(self.run.path))
 
     def close(self) -> None:
         """Close the loggers."""

@@ -21,11 +21,15 @@ from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, cycle_lab
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.progress import Progress
 from ddpm_cli.tracking.run_writer import RunWriter
+from ddpm_cli.tracking.terminal import ImageBar
 from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.signals import Signals, name_of
 from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+CALLS_PER_STEP = 3
+"""Approximate number of forward passes that take as long as a training step with as many images."""
 
 
 class Loop:
@@ -57,8 +61,16 @@ class Loop:
         if trainer.step == 0:
             first = self.state()
             collectives.on_rank_zero(lambda: save_checkpoint(folder, first))
-        on_cpu = trainer.device.type == "cpu"
-        self.progress = Progress(trainer.step, trainer.steps, trainer.config.train.batch_size, self.seconds, on_cpu)
+        train, on_cpu = trainer.config.train, trainer.device.type == "cpu"
+        self.progress = Progress(
+            trainer.step,
+            trainer.steps,
+            train.batch_size,
+            self.seconds,
+            on_cpu,
+            lambda step: train.milestones_after(step, len(trainer.table)),
+            train.samples * trainer.generator.calls / (CALLS_PER_STEP * train.batch_size),
+        )
         self.writer: RunWriter | None = None
         if collectives.is_rank_zero():
             self.writer = RunWriter(trainer.config, folder, trainer.step, len(trainer.table))
@@ -164,7 +176,7 @@ class Loop:
         self._write(lambda writer: writer.loss_plot())
         film, grid = self._pictures(filmed=self.trainer.step == self.trainer.steps)
         self._write(lambda writer: writer.milestone(self.trainer.step, film, grid))
-        self.progress.go_on()
+        self.progress.after_milestone()
 
     def _pictures(self, filmed: bool) -> tuple[list[Image], Image]:
         """Return the frames of the film, empty unless `filmed`, and the grid of samples of the averaged weights."""
@@ -181,20 +193,23 @@ class Loop:
             The first samples after some steps of the sampler, if `filmed`, and all samples after the last one.
         """
         train, generator = self.trainer.config.train, self.trainer.generator
-        recorded = evenly(len(generator.pairs()), frames(generator.shape)) if filmed else []
+        steps = len(generator.pairs())
+        recorded = evenly(steps, frames(generator.shape)) if filmed else []
         last = shown(generator.shape, len(labels))
 
         def draw(images: range) -> tuple[list[Tensor], Tensor]:
             x, seen = torch.empty(0), []
             for i, step in enumerate(generator.steps(train.seed, labels, images), start=1):
                 x = step.x
+                bar.reach(images, i / steps)
                 if i in recorded:
                     seen.append(x[: max(0, last - images.start)].cpu())
                 self._poll_signals()
                 self._raise_if_stopped()
             return seen, x.cpu()
 
-        drawn = [both for _, both in batches_with_oom_retry(len(labels), train.batch_size, draw)]
+        with ImageBar(len(labels), "samples") as bar:
+            drawn = [both for _, both in batches_with_oom_retry(len(labels), train.batch_size, draw)]
         films, samples = zip(*drawn, strict=True)
         return [torch.cat(parts) for parts in zip(*films, strict=True)], torch.cat(samples)
 

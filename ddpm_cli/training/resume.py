@@ -22,7 +22,7 @@ from ddpm_cli.training.optimizer import moments_like
 from ddpm_cli.training.trainer import Trainer
 
 PATH_KEYS = tuple(f"dataset.{key}" for key in PATHS)
-MAY_CHANGE = ("train.", "checkpoint.", "device", "distributed.", "compile", "logger", *PATH_KEYS)
+MAY_CHANGE = ("train.", "checkpoint.", "device", "threads", "distributed.", "compile", "logger", *PATH_KEYS)
 """Keys that may be changed with resume=; all others keep the values of the run."""
 
 
@@ -107,7 +107,7 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
         if not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"{change}: not with resume=, which keeps the config of the run; only device, devices, "
-                "distributed.*, compile, logger, dataset.root, checkpoint.* and train.* may change"
+                "threads, distributed.*, compile, logger, dataset.root, checkpoint.* and train.* may change"
             )
         *groups, last = key.split(".")
         ours = reduce(getitem, groups, merged)

@@ -30,6 +30,7 @@ from ddpm_cli.files import write
 from ddpm_cli.sampling.sample_generator import warn_of_few_steps
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.loggers import check_loggers
+from ddpm_cli.tracking.terminal import status
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.optimizer import learning_rate
 from ddpm_cli.training.resume import (
@@ -83,7 +84,9 @@ def launch_training(job: TrainingJob) -> float | None:
     """Run `train` in as many processes as the config asks for, or that of the run to resume."""
     config = job.config if job.resume is None else load_for_resume(job.config, job.resume, job.changes)["config"]
     try:
-        return run_distributed(train, (job,), worker_group(config.devices, config.device, config.distributed))
+        return run_distributed(
+            train, (job,), worker_group(config.devices, config.device, config.threads, config.distributed)
+        )
     except WorkerFailed as error:
         folder = job.folder if job.resume is None else folder_to_resume(job.resume)
         raise Failure(f"{error}; {resume_hint(folder)}") from error
@@ -104,7 +107,8 @@ def train(job: TrainingJob) -> float | None:
             config = state["config"]
         device = resolve_device(config.device)
         table, data = _load_table(config, device)
-        trainer = Trainer(config, table, device)
+        with status("building the network"):
+            trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
             lines = _start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
@@ -141,7 +145,8 @@ def _load_table(config: TrainConfig, device: torch.device) -> tuple[Table, str]:
     """Return the training data on `device` and their fingerprint. Raise `UserError` if the config does not fit them."""
     check_loggers(config)
     _check_batch_size(config, collectives.world_size())
-    examples = collectives.local_rank_zero_first(lambda: load_examples(config.dataset, train=True))
+    with status("reading the dataset"):
+        examples = collectives.local_rank_zero_first(lambda: load_examples(config.dataset, train=True))
     if isinstance(config.conditioning, ClassLabels):
         check_labels(config.dataset, examples)
     if config.train.report == "fd_classifier" and examples.labels is None:
@@ -159,7 +164,8 @@ def _run_loop(trainer: Trainer, folder: Path, data: str, state: dict[str, Any] |
                 loss = loop.run()
             if not collectives.is_rank_zero():
                 return None
-            log.info("Training finished. Next: ddpm-sample %s", override("ckpt", folder))
+            log.info("Training finished: %s", folder)
+            log.info("Next: ddpm-sample %s", override("ckpt", folder))
             train = trainer.config.train
             return loss if train.report is None else final_metric(train, folder, str(trainer.device))
     except Failure as error:
@@ -183,25 +189,30 @@ def _log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
     now, examples = trainer.config.train, len(trainer.table)
     if trainer.step >= trainer.steps:
         length = f"train.steps={2 * trainer.step}" if now.epochs is None else f"train.epochs={2 * now.epochs:g}"
-        log.info("Finished already. To train longer: ddpm-train %s %s", override("resume", folder), length)
+        log.info("Finished already. To train longer:")
+        log.info("  ddpm-train %s %s", override("resume", folder), length)
         return
     old = learning_rate(trainer.step, before, before.total_steps(examples))
     new = learning_rate(trainer.step, now, trainer.steps)
     if new > 1.01 * old:
         log.info(
-            "the learning rate goes up from %.3g to %.3g: its schedule now ends at step %d", old, new, trainer.steps
+            "The learning rate goes up from %.3g to %.3g: its schedule now ends at step %d.", old, new, trainer.steps
         )
 
 
 def _start_lines(trainer: Trainer, folder: Path) -> dict[str, str]:
     """Return the table at the start of a run, which takes seconds to compute; an empty one on ranks other than 0."""
-    return {**start_table(trainer), "folder": str(folder)} if collectives.is_rank_zero() else {}
+    if not collectives.is_rank_zero():
+        return {}
+    with status("counting the operations of the network"):
+        return {**start_table(trainer), "folder": str(folder)}
 
 
 def _log_start(trainer: Trainer, lines: Mapping[str, str]) -> None:
     """Log the table at the start of a run."""
     for name, text in lines.items():
-        log.info("%-10s%s", name, text)
+        for i, line in enumerate(text.splitlines()):
+            log.info("%-11s%s", "" if i else name, line)
     config = trainer.config
     warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)
 

@@ -17,17 +17,18 @@ def start_table(trainer: Trainer) -> dict[str, str]:
     size = "x".join(map(str, config.dataset.shape))
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     gflops = _gflops(config, trainer.classes)
-    classes = f", conditioned on {len(trainer.classes)} classes" if trainer.classes else ""
+    classes = f"\nconditioned on {len(trainer.classes)} classes" if trainer.classes else ""
     epochs = trainer.steps * train.batch_size / len(trainer.table)
-    source = f", from {trainer.table.source}" if trainer.table.source else ""
+    origin = "".join(f"\n{text}" for text in (trainer.table.source, trainer.table.counts) if text)
+    first = f"steps {trainer.step} to {trainer.steps}" if trainer.step else f"{trainer.steps} steps"
     return {
-        "dataset": f"{config.dataset.name}, {len(trainer.table)} examples of {size}{source}",
-        "network": f"{config.model.name}, {parameters / 1e6:.2f}M parameters, {gflops:.3g} GFLOPs an image{classes}",
+        "dataset": f"{config.dataset.name}: {len(trainer.table)} examples of {size}{origin}",
+        "network": f"{config.model.name}: {parameters / 1e6:.2f}M parameters, {gflops:.3g} GFLOPs per image{classes}",
         "schedule": f"{config.schedule.name}, T={config.schedule.timesteps}",
-        "loss": f"{config.loss.name}; predicts {config.prediction}, variance {config.variance}",
+        "loss": f"{config.loss.name}, prediction={config.prediction}, variance={config.variance}",
         "device": str(trainer.device),
         "precision": PRECISIONS[trainer.dtype],
-        "training": f"steps {trainer.step} to {trainer.steps} of {train.batch_size} images, {epochs:.3g} epochs in all",
+        "training": f"{first} of {train.batch_size} examples, {epochs:.3g} epochs in all",
     }
 
 

@@ -44,6 +44,8 @@ TRAIN = {
     "experiment=null": "experiment=null: leave it out, it is null by default",
     "sweep=null": "sweep=null: leave it out, it is null by default",
     "devices=0": "devices=0: must be a number of processes from 1 up",
+    "threads=0": "threads=0: must be a number of CPU threads from 1 up, or auto",
+    "threads=all": "threads=all: must be a number of CPU threads from 1 up, or auto",
     "devices=many": "devices=many: must be a number of processes from 1 up",
     "devices=3": "train.batch_size=128: must be divisible by 3, the processes times train.accumulate",
     "distributed.strategy=zero": "distributed.strategy=zero: must be ddp or fsdp",
@@ -375,7 +377,7 @@ def test_folder_with_a_broken_image_is_refused_unless_it_is_skipped(run: Run, tm
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
     result = run(*overrides, "dataset.skip_broken=true", "train.steps=1")
     assert result.code == 0, result.err
-    assert "skipped 1 of 2 images" in result.err
+    assert "1 to train, 0 held out, 1 skipped: bad.png" in result.err
 
 
 def test_hydra_full_error_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,20 +144,19 @@ def test_missing_ckpt_suggests_the_newest_runs(two_runs: list[Path], run: Run) -
 def test_resume_of_a_finished_run_says_how_to_go_on(two_runs: list[Path], run: Run) -> None:
     result = run("train", "resume=latest")
     assert result.code == 0, result.err
-    assert (
-        "Finished already. To train longer: ddpm-train 'resume=outputs/train/my digits/2' train.steps=4" in result.err
-    )
+    longer = "  ddpm-train 'resume=outputs/train/my digits/2' train.steps=4\n"
+    assert f"Finished already. To train longer:\n{longer}" in result.err
     result = run("train", "resume=latest", "steps=3", "lr=1e-4")
     assert "steps 2 to 3" in result.err
     result = run("train", "resume=latest", "epochs=0.006")  # of 1,500 images, in batches of 8
     assert result.code == 0, result.err
-    assert "of 8 images" in result.err
+    assert "of 8 examples" in result.err
 
 
 def test_longer_cosine_decay_is_announced(run: Run) -> None:
     run("train", *SHORT, "steps=4", "lr_decay=cosine", "warmup_steps=0", "lr=1e-3", "out=run")
     result = run("train", "resume=run", "steps=8")
-    assert "the learning rate goes up from 0 to 0.0005: its schedule now ends at step 8" in result.err
+    assert "The learning rate goes up from 0 to 0.0005: its schedule now ends at step 8" in result.err
 
 
 def test_samplers_and_keys_of_a_run_of_points(run: Run) -> None:

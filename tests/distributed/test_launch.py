@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ddpm_cli.distributed.launch import (
     ONE_MACHINE,
@@ -67,7 +68,16 @@ def _kill_rank_one() -> None:
 
 def test_lost_worker_is_a_failure_that_names_it() -> None:
     with pytest.raises(WorkerFailed, match="process 1 was lost: Signal 9"):
-        run_distributed(_kill_rank_one, (), WorkerGroup(2, "cpu", ONE_MACHINE))
+        run_distributed(_kill_rank_one, (), WorkerGroup(2, "cpu", "auto", ONE_MACHINE))
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_threads_of_each_process(count: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert run_distributed(torch.get_num_threads, (), WorkerGroup(count, "cpu", 3, ONE_MACHINE)) == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

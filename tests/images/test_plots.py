@@ -53,18 +53,22 @@ def test_points_are_drawn_at_their_coordinates() -> None:
 
 
 def test_loss_plot_with_means_of_epochs(drawn: list[Axes], tmp_path: Path) -> None:
-    plots.save_loss_plot([5, 10, 15], [0.4, 0.2, 0.1], {10: 0.3, 15: 0.1}, tmp_path / "loss.png")
-    (axes,) = drawn
-    assert lines(axes) == [[(5, 0.4), (10, 0.2), (15, 0.1)], [(10, 0.3), (15, 0.1)]]
+    plots.save_loss_plot(
+        [5, 10, 15], [0.4, 0.2, 0.1], [1e-3, 1e-3, 5e-4], {10: 0.3, 15: 0.1}, [15], tmp_path / "loss.png"
+    )
+    axes, below = drawn
+    assert lines(axes) == [[(5, 0.4), (10, 0.2), (15, 0.1)], [(10, 0.3), (15, 0.1)], [(15, 0), (15, 1)]]
+    assert lines(below) == [[(15, 0), (15, 1)], [(5, 1e-3), (10, 1e-3), (15, 5e-4)]]
     assert axes.get_yscale() == "log"
+    assert {"0.1", "0.2", "0.3"} <= {label.get_text() for label in axes.get_yticklabels()}
     assert axes.get_legend() is not None
     with Image.open(tmp_path / "loss.png") as image:
-        assert (image.format, image.size) == ("PNG", (640, 400))
+        assert (image.format, image.size) == ("PNG", (640, 500))
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
 def test_loss_plot_before_the_end_of_an_epoch(drawn: list[Axes], tmp_path: Path) -> None:
-    plots.save_loss_plot([5], [0.4], {}, tmp_path / "loss.png")
+    plots.save_loss_plot([5], [0.4], [1e-3], {}, [], tmp_path / "loss.png")
     assert lines(drawn[0]) == [[(5, 0.4)]]
     assert drawn[0].get_legend() is None
 

@@ -68,8 +68,8 @@ def test_truncated_row_is_dropped(tmp_path: Path) -> None:
 def test_loss_plot_shows_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[object] = []
     monkeypatch.setattr("ddpm_cli.tracking.metrics_csv.save_loss_plot", lambda *args: shown.extend(args))
-    with_rows(tmp_path, [(2, 0.5, 4.0), (4, 1.0, 2.0)]).draw()
-    assert shown == [[2, 4], [4.0, 2.0], {4: 3.0}, tmp_path / "loss.png"]
+    with_rows(tmp_path, [(2, 0.5, 4.0), (4, 1.0, 2.0)]).draw(lambda step: step == 4)
+    assert shown == [[2, 4], [4.0, 2.0], [1.0, 1.0], {4: 3.0}, [4], tmp_path / "loss.png"]
 
 
 @pytest.mark.parametrize("end", ["7,7,7", "7,7,7,7,7,7,7,7,7", "\r\n\r\n", "\xff\xfe,,,\r\n"])

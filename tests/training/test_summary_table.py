@@ -39,15 +39,15 @@ def test_flops_of_convolutions_match_the_formula() -> None:
         (
             [*TINY, "train.steps=5", "conditioning=class", "loss=huber", "prediction=v", "schedule=cosine"],
             {
-                "dataset": "digits, 20 examples of 1x8x8",
+                "dataset": "digits: 20 examples of 1x8x8",
                 "schedule": "cosine, T=50",
-                "loss": "huber; predicts v, variance fixed_small",
+                "loss": "huber, prediction=v, variance=fixed_small",
                 "device": "cpu",
                 "precision": "fp32",
-                "training": "steps 0 to 5 of 8 images, 2 epochs in all",
+                "training": "5 steps of 8 examples, 2 epochs in all",
             },
         ),
-        ([*TINY_POINTS, "train.precision=bf16"], {"dataset": "swiss_roll, 20 examples of 2", "precision": "bf16"}),
+        ([*TINY_POINTS, "train.precision=bf16"], {"dataset": "swiss_roll: 20 examples of 2", "precision": "bf16"}),
     ],
     ids=["images", "points"],
 )
@@ -66,5 +66,5 @@ def test_counting_flops_draws_no_random_numbers(more: str) -> None:
     loss = ["loss=hybrid"] if "learned" in more else []
     trainer = trainer_of(composed(*TINY, more, *loss))
     before = torch.get_rng_state()
-    assert "GFLOPs an image" in start_table(trainer)["network"]
+    assert "GFLOPs per image" in start_table(trainer)["network"]
     assert torch.equal(torch.get_rng_state(), before)

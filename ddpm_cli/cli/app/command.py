@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
 from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.shell import quoted
+from ddpm_cli.tracking.terminal import status
 
 CONFIGS = "pkg://ddpm_cli.configs"
 
@@ -152,6 +154,8 @@ def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | N
 
 def _run_job(command: Command, cfg: DictConfig, check: bool) -> float | None:
     config = to_typed(cfg)
+    with status("loading PyTorch"):
+        import_module("torch")  # takes seconds
     if check:
         command.check(config)
     return command.run(config, _output_folder(config))
