@@ -4,6 +4,7 @@
 # make test-all       the slow tests too
 # make faults, fuzz   all trials of the tests of failures and of random input
 # make coverage       line coverage of ddpm_cli under make test
+# make docs           write docs/configuration.md again
 # make bench          speed beside other implementations, in 15 minutes (ROUNDS=9 for more)
 # make bench-quality  minutes of training to a given quality, in hours
 # make gpu-check      what only a machine with a CUDA device can show
@@ -13,24 +14,28 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := outputs/demo
 ROUNDS ?= 5
+ACTIVATE = @echo "To use the commands yourself, type:  . .venv/bin/activate"
 DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && echo yes)
 
-.PHONY: demo demo-colour test test-all faults fuzz coverage bench bench-quality gpu-check lint dist clean
+.PHONY: demo demo-colour test test-all faults fuzz coverage docs bench bench-quality gpu-check lint dist clean
 
 demo: .venv/installed data
 	rm -rf $(DEMO)
 	$(BIN)/ddpm-train experiment=quickstart out=$(DEMO)/run
-	$(BIN)/ddpm-sample ckpt=$(DEMO)/run n=64 gif=true out=$(DEMO)/samples
+	$(BIN)/ddpm-sample ckpt=$(DEMO)/run n=64 seed=1 gif=true out=$(DEMO)/samples
 	@echo
-	@echo "The pictures:  $(DEMO)/samples/grid.png  $(DEMO)/samples/film.gif"
-	@echo "How they came: $(DEMO)/run/samples/      $(DEMO)/run/loss.png"
+	@echo "Samples and how they were denoised:  $(DEMO)/samples/grid.png  $(DEMO)/samples/film.gif"
+	@echo "The run: $(DEMO)/run/samples/  $(DEMO)/run/loss.png"
+	$(ACTIVATE)
 
 demo-colour: .venv/installed emoji
 	rm -rf $(DEMO)-colour
 	$(BIN)/ddpm-train experiment=emoji out=$(DEMO)-colour/run
 	$(BIN)/ddpm-sample ckpt=$(DEMO)-colour/run n=32 class=flags seed=1 out=$(DEMO)-colour/flags
 	@echo
-	@echo "The pictures:  $(DEMO)-colour/run/samples/      $(DEMO)-colour/flags/grid.png"
+	@echo "All classes: $(DEMO)-colour/run/samples/"
+	@echo "New flags:   $(DEMO)-colour/flags/grid.png"
+	$(ACTIVATE)
 
 # A worker for each core, and one thread for each worker: torch's threads wait busily for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=10
@@ -49,6 +54,9 @@ fuzz: .venv/installed-dev
 
 coverage: .venv/installed-dev browser
 	$(PYTEST) --cov=ddpm_cli --cov-report=term-missing:skip-covered
+
+docs: .venv/installed-dev
+	$(BIN)/python docs/make_configuration.py
 
 gpu-check: .venv/installed-dev data
 	$(BIN)/python tests/gpu/device_check.py
@@ -100,15 +108,25 @@ ifeq ($(DEBIAN_ROOT),yes)
 endif
 	$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml | .venv/bin/python
+# Without an NVIDIA driver, the CPU builds of torch and torchvision, if pip is configured with an index that has both.
+# They are gigabytes smaller.
+cpu_build = $(BIN)/python -m pip index versions $(1) 2>/dev/null | grep -o '[0-9][0-9.]*+cpu' | head -n 1
+.venv/torch: | .venv/bin/python
+	@[ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1 || { \
+		torch=$$($(call cpu_build,torch)); vision=$$($(call cpu_build,torchvision)); \
+		[ -z "$$torch" ] || [ -z "$$vision" ] || \
+		$(BIN)/python -m pip install -q "torch==$$torch" "torchvision==$$vision" 2>/dev/null || true; }
+	@touch $@
+
+.venv/installed: pyproject.toml .venv/torch
 	$(BIN)/python -m pip install -q -e .
 	@touch $@
 
-.venv/installed-dev: pyproject.toml | .venv/bin/python
+.venv/installed-dev: pyproject.toml .venv/torch
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $@ .venv/installed
 
-.venv/installed-bench: pyproject.toml | .venv/bin/python
+.venv/installed-bench: pyproject.toml .venv/torch
 	$(BIN)/python -m pip install -q -e '.[bench,eval]'
 	@touch $@ .venv/installed
 

@@ -1,7 +1,10 @@
 """The commands in the README and in docs/: each is accepted as printed, and links between the pages lead somewhere."""
 
+import importlib.util
 import re
 import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,19 +12,22 @@ from omegaconf import OmegaConf
 
 from ddpm_cli.cli.app.overrides import check_overrides, check_single
 from ddpm_cli.cli.app.shorthands import expand
-from tests.conftest import SCHEMAS, _composed
+from tests.conftest import SCHEMAS, Result, _composed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```sh(?: quick)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)")
 
 
 def commands(page: Path) -> list[str]:
-    """Return the lines with overrides in the shell examples of a page, with names in the place of … and <run>."""
+    """Return the lines with overrides in the shell examples of a page, with names in the place of … and <run>.
+
+    A run that does not exist replaces `latest`, which the commands look up.
+    """
     lines = [line for block in BLOCK.findall(page.read_text()) for line in block.splitlines()]
     found = [match[0] for line in lines if (match := re.search(r"ddpm-(?!report|cli)\w+( [^#|&]*)?", line))]
-    return [re.sub(r"<\w+>|…", "x", line).strip() for line in found if "-sc" not in line]
+    return [re.sub(r"<\w+>|…|\blatest\b", "x", line).strip() for line in found if "-sc" not in line]
 
 
 @pytest.mark.parametrize("line", [line for page in PAGES for line in commands(page)])
@@ -40,7 +46,7 @@ def test_command_is_accepted(line: str) -> None:
 
 
 def test_every_page_has_commands() -> None:
-    assert len(commands(PAGES[0])) > 15
+    assert len(commands(PAGES[0])) > 12
     assert all(commands(page) for page in PAGES if page.name == "datasets.md")
 
 
@@ -53,3 +59,33 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading[1:] in anchors, heading
+
+
+def test_configuration_is_up_to_date() -> None:
+    """docs/configuration.md is what `make docs` writes."""
+    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs" / "make_configuration.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up their annotations
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "configuration.md").read_text() == module.page(), "run: make docs"
+
+
+def test_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 220
+    assert len(text.encode()) <= 12_000
+
+
+QUICK = re.compile(r"^```sh quick\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if QUICK.search(page.read_text())], ids=lambda page: page.name)
+def test_quick_commands_run_as_printed(page: Path, run: Callable[..., Result]) -> None:
+    lines = [line for block in QUICK.findall(page.read_text()) for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        name, *words = shlex.split(line, comments=True)
+        result = run(name.removeprefix("ddpm-"), *words)
+        assert result.code == 0, f"{line}\n{result.err}"
