@@ -141,6 +141,18 @@ def test_missing_ckpt_suggests_the_newest_runs(two_runs: list[Path], run: Run) -
     assert run("sample", f"ckpt={newest}", "n=1", "steps=1", "device=cpu").code == 0  # as the shell passes it
 
 
+def test_one_of_several_processes_says_what_latest_is(
+    two_runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert expand("sample", SCHEMAS["sample"], ["ckpt=latest"]) == [f"ckpt={two_runs[-1]}"]
+    assert capsys.readouterr().err.count("ckpt=latest is") == 1
+
+
 def test_resume_of_a_finished_run_says_how_to_go_on(two_runs: list[Path], run: Run) -> None:
     result = run("train", "resume=latest")
     assert result.code == 0, result.err

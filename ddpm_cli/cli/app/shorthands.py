@@ -10,6 +10,7 @@ from ddpm_cli.checkpoints.newest import OUTPUTS, newest_run_of, newest_runs
 from ddpm_cli.cli.app.help import groups_of, option_meant
 from ddpm_cli.cli.app.overrides import CHANGES, is_whole_number
 from ddpm_cli.config import Train
+from ddpm_cli.distributed.launch import is_launch_rank_zero
 from ddpm_cli.errors import UserError
 from ddpm_cli.shell import override, quoted
 
@@ -140,7 +141,8 @@ def _path_meant(command: str, key: str, value: str) -> str:
         raise UserError(f"{key}=latest: no run below {OUTPUTS}/ has a checkpoint; ddpm-train starts one")
     if found is None:
         return value
-    print(f"ddpm-{command}: {key}={typed} is {found}", file=sys.stderr)
+    if is_launch_rank_zero():
+        print(f"ddpm-{command}: {key}={typed} is {found}", file=sys.stderr)
     return quoted(str(found))
 
 
