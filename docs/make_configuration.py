@@ -39,8 +39,8 @@ NEEDS = {
     "model=improved_cifar10": ["dataset=cifar10"],
 }
 """Overrides that some options need beside them."""
-HIDDEN = {"sampler_changes", "schedules"}
-"""Keys that are not typed."""
+HIDDEN = {"schedules"}
+"""Keys that have no single value."""
 FAR_OUT: tuple[object, ...] = (-(10**18), 10**18, "?", [])
 """Values that hardly any key allows."""
 INTRODUCTION = """# Configuration

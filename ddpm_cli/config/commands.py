@@ -1,6 +1,6 @@
 """Configuration of the commands other than ddpm-train."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ddpm_cli.config.dataset import Dataset, ImageDataset
@@ -26,7 +26,8 @@ class CheckpointConfig:
     seed: int
     root: str | None  # of the data, if they were moved after training
     sampler: Sampler | None  # None: that of the milestones of the run; also for variance and guidance_scale
-    sampler_changes: dict[str, Any]  # changes of the run's sampler; typed sampler.steps=… without sampler=…
+    # Changes of the run's sampler; typed sampler.steps=… without sampler=….
+    sampler_changes: dict[str, Any] = field(default_factory=dict)
     variance: str | None
     guidance_scale: float | None
     weights: str
