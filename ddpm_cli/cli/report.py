@@ -10,6 +10,7 @@ from ddpm_cli.checkpoints.newest import OUTPUTS
 from ddpm_cli.cli.app.error_messages import on_one_line
 from ddpm_cli.cli.app.help import version_text
 from ddpm_cli.errors import Failure, UserError
+from ddpm_cli.tracking.terminal import status
 
 USAGE = """
 ddpm-report compares runs of ddpm-train in one HTML file, which needs no server and no internet connection.
@@ -50,7 +51,9 @@ def list_runs() -> None:
     """Print a table of the runs below outputs/."""
     from ddpm_cli.report.listing import listing
 
-    print(listing(OUTPUTS))
+    with status("reading the runs"):
+        table = listing(OUTPUTS)
+    print(table)
 
 
 def run(folders: Sequence[str], out: Path) -> None:

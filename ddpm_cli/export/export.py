@@ -16,6 +16,7 @@ from ddpm_cli.export.pipeline_folder import write_pipeline
 from ddpm_cli.export.run_record import record_of
 from ddpm_cli.export.unet2d import check_expressible
 from ddpm_cli.files import write
+from ddpm_cli.tracking.terminal import status
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,11 @@ def export_checkpoint(config: ExportConfig, folder: Path) -> None:
     """
     check_packages(config.format)
     path = find_checkpoint("ckpt", config.ckpt)
-    weights = load_weights("ckpt", path, config.weights)
+    with status("loading the checkpoint"):
+        weights = load_weights("ckpt", path, config.weights)
     if config.format == "diffusers":
         check_expressible(weights.config)
     new_folder(folder)
-    export(weights, path, config.format, folder)
+    with status(f"writing {config.format}"):
+        export(weights, path, config.format, folder)
     log.info("step %d of %s as %s, and README.md, are in %s", weights.step, config.ckpt, config.format, folder)

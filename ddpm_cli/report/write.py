@@ -10,6 +10,7 @@ from ddpm_cli.files import amount, write
 from ddpm_cli.report.page import is_page, page_of
 from ddpm_cli.report.runs import find_runs
 from ddpm_cli.report.table import csv_of, is_table
+from ddpm_cli.tracking.terminal import status
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +25,15 @@ def write_report(folders: Sequence[str], out: Path) -> None:
 
     Raise `UserError` for folders without runs, or files that are not overwritten.
     """
-    runs = find_runs(folders)
+    with status("reading the runs"):
+        runs = find_runs(folders)
     table = out.with_suffix(".csv")
     plotly = _plotly()
     try:
         _check_overwrites(out, table)
         _create_folder(out.parent, out)
-        page = page_of(runs, _title(folders), plotly).encode()
+        with status("writing the page"):
+            page = page_of(runs, _title(folders), plotly).encode()
         write(out, page)
         write(table, csv_of(runs).encode(errors="backslashreplace"))
     except (OSError, ValueError) as error:  # a name that is too long or contains a null byte

@@ -16,6 +16,7 @@ from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.images.plots import save_labelled_rows, save_schedule_plot
+from ddpm_cli.tracking.terminal import status
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def check_schedules(config: ForwardConfig) -> None:
 def draw_forward(config: ForwardConfig, folder: Path) -> None:
     """Write forward.png and schedules.png to `folder`, which must be new or empty."""
     processes = {name: Process(betas_of(config.schedules[name])) for name in config.show}
-    x0 = _example(config)
+    with status("reading the example"):
+        x0 = _example(config)
     eps = torch.randn(x0.shape, generator=rng.generator(config.seed, "forward"))
     rows: dict[str, list[Tensor]] = {}
     for name, process in processes.items():
@@ -44,9 +46,10 @@ def draw_forward(config: ForwardConfig, folder: Path) -> None:
         if config.chain:
             rows[f"{name}, chain"] = _chain(process, x0, config.t, config.seed)
     new_folder(folder)
-    save_labelled_rows(rows, [f"t={t}" for t in config.t], folder / "forward.png")
-    curves = {name: process.alphas_cumprod for name, process in processes.items()}
-    save_schedule_plot(curves, folder / "schedules.png")
+    with status("drawing"):
+        save_labelled_rows(rows, [f"t={t}" for t in config.t], folder / "forward.png")
+        curves = {name: process.alphas_cumprod for name, process in processes.items()}
+        save_schedule_plot(curves, folder / "schedules.png")
     log.info("forward.png and schedules.png are in %s", folder)
 
 
