@@ -1,7 +1,6 @@
 """Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,10 +15,7 @@ log = logging.getLogger(__name__)
 
 TIMED_STEPS = 5  # after one step of warm-up: enough to estimate the duration of the run
 HOURS = 2 * 3600  # seconds from which experiment=quickstart is suggested on a CPU
-# What suggests that other programs use the cores: steps so many times slower than the first ones, or so many times a
-# second that the system takes a core away (170 were seen beside two busy programs on two cores).
-SLOWER = 3.0
-PREEMPTIONS = 50.0
+SLOWER = 3.0  # how many times slower than the first steps suggests that other programs use the cores
 MIN_SECONDS = 5.0  # shorter laps say little about the speed
 BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
@@ -79,21 +75,17 @@ class Progress:
         match step - self.first_step:
             case 1:
                 loss.item()
-                self._first_done, self._preempted = time.perf_counter(), preemptions()
+                self._first_done = time.perf_counter()
             case done if done == 1 + TIMED_STEPS:
                 loss.item()
-                seconds = time.perf_counter() - self._first_done
-                self._first_speed = TIMED_STEPS / seconds
+                self._first_speed = TIMED_STEPS / (time.perf_counter() - self._first_done)
                 self._announce()
-                if preemptions() - self._preempted > PREEMPTIONS * seconds:
-                    self._warn_of_shared_cores()
 
     def lap(self, step: int, loss: float) -> float:
         """Show the loss and the speed since the last lap; return the images per second."""
         self.pause()
         speed = (step - self._lap_step) / self._lap_seconds
-        if speed * SLOWER < self._first_speed and self._lap_seconds >= MIN_SECONDS:
-            self._warn_of_shared_cores()
+        self._warn_if_slow(speed)
         self._lap_step, self._lap_seconds = step, 0.0
         images, left = speed * self.batch_size, duration(self._seconds_left(step, speed))
         self.bar.set_postfix_str(f"loss {loss:.4f}, {images:.0f} images/s, {left} left")
@@ -113,18 +105,14 @@ class Progress:
         if self.on_cpu and total > HOURS:
             log.info("On a CPU, experiment=quickstart draws recognisable clothes after minutes.")
 
-    def _warn_of_shared_cores(self) -> None:
-        """Log once that other programs use the cores: the threads of torch then wait busily for each other."""
-        if self._warned or not self.on_cpu or torch.get_num_threads() == 1:
+    def _warn_if_slow(self, speed: float) -> None:
+        """Log once that steps have become slow on a CPU, whose cores other programs may use."""
+        slow = speed * SLOWER < self._first_speed and self._lap_seconds >= MIN_SECONDS
+        if self._warned or not (self.on_cpu and slow) or torch.get_num_threads() == 1:
             return
         self._warned = True
-        log.warning("Other programs use the cores, which makes steps several times slower.")
-        log.warning("threads=1 is faster then: press Ctrl-C, and add it to the line with resume=.")
-
-
-def preemptions() -> int:
-    """Return how often the system has taken a core away from this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        log.warning("Steps are %.1f times slower than the first ones.", self._first_speed / speed)
+        log.warning("If other programs use the cores, press Ctrl-C and resume with threads=1.")
 
 
 def duration(seconds: float) -> str:

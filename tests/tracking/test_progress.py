@@ -62,25 +62,11 @@ def test_slow_steps_on_a_cpu_are_explained_once(
     hints: int,
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr("ddpm_cli.tracking.progress.preemptions", lambda: 0)
     progress = progress_of(steps=100, every=100, on_cpu=on_cpu)
     walk(progress, clock, 0, 10, seconds=0.5)
     for first in (10, 20):
         walk(progress, clock, first, first + 10, seconds)
-    assert caplog.text.count("Other programs use the cores") == hints
-
-
-@pytest.mark.parametrize(("per_second", "hints"), [(60, 1), (40, 0)])
-def test_preempted_threads_are_explained_after_the_first_steps(
-    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, per_second: int, hints: int
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("ddpm_cli.tracking.progress.preemptions", lambda: int(per_second * clock.now))
-    progress = progress_of(steps=100, every=100, on_cpu=True)
-    for step in range(1, 7):
-        clock.now += 1
-        progress.after_step(step, torch.tensor(0.5))
-    assert caplog.text.count("Other programs use the cores") == hints
+    assert caplog.text.count("resume with threads=1") == hints
 
 
 def test_a_short_pause_is_no_reason_for_a_hint(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
