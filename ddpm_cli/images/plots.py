@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import YAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
@@ -42,9 +43,7 @@ def save_loss_plot(
         for axes in (above, below):
             axes.axvline(step, color="gray", linewidth=0.8, linestyle=":", label="" if i else "milestone")
     above.set(ylabel="loss", yscale="log")
-    above.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    above.yaxis.set_major_formatter("{x:g}")
-    above.yaxis.set_minor_locator(NullLocator())
+    _label_log_axis(above.yaxis)
     if epochs or milestones:
         above.legend()
     below.plot(steps, rates, linewidth=1)
@@ -135,12 +134,21 @@ def save_tradeoff_plot(
         axes.axhline(floor, color="gray", linestyle=":", label="floor: real images")
     logarithmic = floor > 0 and all(point[2] > 0 for points in lines.values() for point in points)
     axes.set(xlabel="network calls per image", ylabel=metric, xscale="log", yscale="log" if logarithmic else "linear")
+    if logarithmic:
+        _label_log_axis(axes.yaxis)
     ticks = sorted({point[0] for points in lines.values() for point in points})
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     _save_figure(figure, path)
+
+
+def _label_log_axis(axis: YAxis) -> None:
+    """Label a logarithmic axis with plain numbers such as 0.2 and 0.3 instead of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _draw_points(axes: Axes, points: Tensor, size: float) -> None:
