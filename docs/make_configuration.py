@@ -6,7 +6,7 @@ when a key gets a value far out of its range.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from ddpm_cli.cli import evaluate, export, forward, import_, sample, train
 from ddpm_cli.cli.app.command import Command, register_schemas
 from ddpm_cli.cli.app.help import groups_of, options_of
-from ddpm_cli.errors import UserError
+from ddpm_cli.cli.app.ranges import allowed_values
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAGE = Path(__file__).parent / "configuration.md"
@@ -41,8 +41,6 @@ NEEDS = {
 """Overrides that some options need beside them."""
 HIDDEN = {"schedules"}
 """Keys that have no single value."""
-FAR_OUT: tuple[object, ...] = (-(10**18), 10**18, "?", [])
-"""Values that hardly any key allows."""
 INTRODUCTION = """# Configuration
 
 Every group, option and key of the commands, with its default, the values that are allowed and its meaning. This page is
@@ -157,31 +155,10 @@ def _compose(command: Command, overrides: list[str]) -> Any:
         return OmegaConf.to_object(hydra.compose(command.name, [*COMMANDS[command], *overrides]))
 
 
-def _allowed(config: Any, name: str) -> str:
-    """Return the values that a key allows: those of its type, or what the error for another value says."""
-    *groups, last = name.split(".")
-    owner = reduce(getattr, groups, config)
-    value = owner[last] if isinstance(owner, Mapping) else getattr(owner, last)
-    if isinstance(value, bool):
-        return "`true`, `false`"
-    for far_out in FAR_OUT:
-        try:
-            _with_value(config, groups, last, far_out)
-        except UserError as error:
-            found = re.match(rf"{re.escape(name)}=.*?: must be (.*)", str(error))
-            if found:
-                return found[1].replace("|", "\\|")
-        except (TypeError, ValueError, AttributeError):
-            continue  # a value of the wrong type
-    return "a number" if isinstance(value, int | float) else ""
-
-
-def _with_value(config: Any, groups: list[str], last: str, value: object) -> None:
-    """Build the config with another value of a key, which runs its checks."""
-    if groups and is_dataclass(inner := getattr(config, groups[0])):
-        replace(inner, **{last: value})  # type: ignore[type-var]
-    else:
-        replace(config, **{last: value})
+def _allowed(config: Any, key: str) -> str:
+    """Return the values that a key of a config allows."""
+    *groups, last = key.split(".")
+    return allowed_values(reduce(getattr, groups, config), last, key).replace("|", "\\|")
 
 
 def _code(default: str) -> str:

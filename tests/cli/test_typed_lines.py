@@ -207,7 +207,13 @@ def test_help_of_a_group_an_option_and_a_section(run: Run) -> None:
     assert "model=conv" in run("train", "--help", "model").out
     shown = run("train", "--help", "experiment=annotated").out
     assert "epochs: 6" in shown
-    assert "lr_decay: constant  # after the warm-up" in run("train", "--help", "train").out
+    assert (
+        "  width: 32  # channels of the first level; an even number in 4..4096\n" in run("train", "--help", "model").out
+    )
+    section = run("train", "--help", "train").out
+    assert "  lr: 1.0e-3  # learning rate after the warm-up; in (0, 10]\n" in section
+    assert "  optimizer: muon  # adam, adamw or muon\n" in section
+    assert "  ema_warmup: true  # true: start with" in section
 
 
 def in_process(*words: str, module: str = "train", **options: object) -> subprocess.CompletedProcess[bytes]:

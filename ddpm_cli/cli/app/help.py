@@ -7,6 +7,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
+from ddpm_cli.cli.app.ranges import with_ranges
 from ddpm_cli.config import EXTRA_CONFIGS
 from ddpm_cli.errors import UserError, check, one_of
 
@@ -57,16 +58,17 @@ def _values_of(name: str) -> str:
 
 
 def _help_of(name: str, topic: str) -> str:
-    """Return the keys of a group, an option or a section of configs/<name>.yaml, with their comments."""
+    """Return the keys of a group, an option or a section of configs/<name>.yaml, with their meanings and ranges."""
     group, _, option = topic.partition("=")
     if group in groups_of(name):
         options = [option_meant(group, option) or option] if option else options_of(group)
         check(all(one in options_of(group) for one in options), group, option, one_of(options_of(group)))
-        return "\n\n".join(f"{group}={one}\n{_indented(_texts_of(group)[one])}" for one in options)
+        texts = {one: with_ranges(group, _texts_of(group)[one]) for one in options}
+        return "\n\n".join(f"{group}={one}\n{_indented(text)}" for one, text in texts.items())
     section = re.search(rf"^{re.escape(topic)}:.*\n(  .*\n)*", f"{_values_of(name)}\n", re.MULTILINE)
     if section is None:
         raise UserError(f"{topic}: no such group or key; ddpm-{name} --help lists them")
-    return section[0].rstrip()
+    return with_ranges(topic, section[0].rstrip())
 
 
 def _indented(text: str) -> str:
