@@ -20,8 +20,8 @@ def wrap_distributed(network: nn.Module, average: nn.Module, strategy: str, devi
     if collectives.world_size() == 1:
         return network
     if strategy == "fsdp":
-        _shard(network)
-        _shard(average)
+        _shard(network, device)
+        _shard(average, device)
         return network
     from torch.nn.parallel import DistributedDataParallel
 
@@ -29,13 +29,15 @@ def wrap_distributed(network: nn.Module, average: nn.Module, strategy: str, devi
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def _shard(network: nn.Module) -> None:
+def _shard(network: nn.Module, device: torch.device) -> None:
     """Shard each block by itself, so that one block at a time is gathered (Zhao et al. 2023, arXiv:2304.11277)."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(device.type, (collectives.world_size(),))  # by default that of a GPU, even with device=cpu
     for block in list(_blocks(network)):
-        fully_shard(block)
-    fully_shard(network)
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -125,7 +127,7 @@ def unshard_rows(stacked: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_rows(stacked: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `whole_rows`."""
+    """Return this rank's rows of full matrices (N, rows, C): the inverse of `unshard_rows`."""
     if collectives.world_size() == 1:
         return stacked
     from torch.distributed.tensor import DTensor

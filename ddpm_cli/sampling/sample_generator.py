@@ -27,6 +27,15 @@ T = TypeVar("T")
 AT_ONCE = 1024
 """Fewest numbers that a generator draws in a call, since each call has a cost."""
 
+OUT_OF_MEMORY = (
+    "out of memory",  # MPS
+    "can't allocate memory",  # the CPU
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "nable to find an engine",  # cuDNN, which found none that fits
+)
+"""Parts of error messages that say that the memory is full."""
+
 FEW = 4
 """With at most 1/FEW of the timesteps, the variance fixed_large is too noisy."""
 
@@ -168,9 +177,8 @@ def _made(work: Callable[[range], T], images: range) -> tuple[T] | None:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error is an out-of-memory error: CUDA has an exception for it, MPS and the CPU a message."""
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    """Return whether an error says that the memory is full. Not all devices and libraries have an exception for it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def cycle_labels(n: int, wanted: Sequence[int]) -> list[int]:
