@@ -7,7 +7,7 @@ when a key gets a value far out of its range.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def page() -> str:
 
 
 def _command_table(command: Command) -> str:
-    config = _compose(command, [])
+    config = _compose(command)
     body = (CONFIGS / f"{command.name}.yaml").read_text().split("\n\n", 1)[1].split("\nhydra:")[0]
     rows = [
         f"| `{key.name}` | {_code(key.default)} | {_allowed(config, key.name)} | {key.meaning} |"
@@ -102,7 +102,7 @@ def _group_table(group: str) -> str:
     ]
     for name in names:
         first = next(option for option in with_keys if name in options[option])
-        config = _compose(train.COMMAND, [f"{group}={first}", *NEEDS.get(f"{group}={first}", [])])
+        config = _compose(train.COMMAND, f"{group}={first}", *NEEDS.get(f"{group}={first}", []))
         defaults = [_code(options[option][name].default) if name in options[option] else "" for option in with_keys]
         cells = [f"`{name}`", *defaults, _allowed(config, f"{group}.{name}"), _meaning(options, name)]
         lines.append(f"| {' | '.join(cells)} |")
@@ -149,7 +149,8 @@ def _keys(text: str) -> Iterator[Key]:
         yield Key(f"{section}.{name}" if indent else name, default, comment or "")
 
 
-def _compose(command: Command, overrides: list[str]) -> Any:
+@cache
+def _compose(command: Command, *overrides: str) -> Any:
     register_schemas(command.name, command.schema)
     with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
         return OmegaConf.to_object(hydra.compose(command.name, [*COMMANDS[command], *overrides]))
