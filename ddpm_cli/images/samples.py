@@ -12,9 +12,9 @@ from ddpm_cli.images.png_gif import grid, labelled_grid, to_uint8
 def picture(samples: Tensor, labels: Sequence[str] | None = None) -> Image.Image:
     """Return a grid of images (N, C, H, W) in [-1, 1], or a scatter plot of points (N, 2).
 
-    labels: the label of each image, or None. With labels, the grid has a row for each of them.
+    labels: the label of each image, or None. With several labels, the grid has a row for each of them.
     """
     if samples.ndim == 2:
         return scatter(samples)
     pixels = to_uint8(samples)
-    return labelled_grid(pixels, labels) if labels else grid(pixels)
+    return labelled_grid(pixels, labels) if len({*(labels or ())}) > 1 else grid(pixels)
