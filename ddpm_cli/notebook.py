@@ -109,14 +109,8 @@ class TrainedModel:
         wanted = wanted_classes(classes, self.classes, everything=range(len(self.classes)))
         labels = cycle_labels(n, wanted or [0])
 
-        steps_of_all = len(generator.pairs())
-
         def draw(images: range) -> Tensor:
-            x = torch.empty(0)
-            for i, step in enumerate(generator.steps(seed, labels, images), start=1):
-                x = step.x
-                bar.reach(images, i / steps_of_all)
-            return x.cpu()
+            return generator.draw(seed, labels, images, bar).cpu()
 
         with ImageBar(n, "samples") as bar:
             images = torch.cat([x for _, x in batches_with_oom_retry(n, batch_size, draw)])

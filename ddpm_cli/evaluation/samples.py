@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ddpm_cli.config import ImageDataset, ImageFolder
@@ -50,10 +49,7 @@ class GeneratedSamples:
     def _generate_batch(self, labels: Sequence[int], images: range, bar: ImageBar) -> Tensor:
         """Generate the images at the indices `images`, (B, C, H, W) uint8, and set `nfe`."""
         self._evaluated = 0
-        x, steps = torch.empty(0), len(self.generator.pairs())
-        for i, step in enumerate(self.generator.steps(self.seed, labels, images), start=1):
-            x = step.x
-            bar.reach(images, i / steps)
+        x = self.generator.draw(self.seed, labels, images, bar)
         self.nfe = self._evaluated / len(images)
         return to_uint8(x)
 

@@ -17,4 +17,4 @@ def picture(samples: Tensor, labels: Sequence[str] | None = None) -> Image.Image
     if samples.ndim == 2:
         return scatter(samples)
     pixels = to_uint8(samples)
-    return labelled_grid(pixels, labels) if len({*(labels or ())}) > 1 else grid(pixels)
+    return labelled_grid(pixels, labels) if labels and len({*labels}) > 1 else grid(pixels)

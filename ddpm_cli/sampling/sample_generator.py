@@ -20,6 +20,7 @@ from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.sampling.build import with_cuda_graphs
+from ddpm_cli.tracking.terminal import ImageBar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,9 +100,17 @@ class SampleGenerator:
         sampler = implementation_of(self.sampler)
         return sample(sampler, self.pairs(start), self.denoiser, x, noise, self.sampler.thresholding, guidance)
 
+    def draw(self, seed: int, labels: Sequence[int], images: range, bar: ImageBar) -> Tensor:
+        """Return the samples numbered `images` of `seed`, (B, ...) on the device, and show the progress on `bar`."""
+        x, steps = torch.empty(0), len(self.pairs())
+        for i, step in enumerate(self.steps(seed, labels, images), start=1):
+            x = step.x
+            bar.reach(images, i / steps)
+        return x
+
     @property
     def calls(self) -> int:
-        """Number of network calls per sample."""
+        """Approximate number of network calls per sample: some samplers take fewer in the last step."""
         return len(self.pairs()) * self.sampler.calls_per_step * (2 if self.guidance_scale not in (0, 1) else 1)
 
     def pairs(self, start: int | None = None) -> Pairs:

@@ -216,6 +216,16 @@ def test_help_of_a_group_an_option_and_a_section(run: Run) -> None:
     assert "  ema_warmup: true  # true: start with" in section
 
 
+@pytest.mark.parametrize("text", ["width: 8\n", "width: [\n", "width: 3\nblocks: none\n", "- a\n", "\xff"])
+def test_help_of_an_incomplete_option_of_your_own(run: Run, tmp_path: Path, own_configs: None, text: str) -> None:
+    (tmp_path / "conf/model").mkdir(parents=True)
+    text = f"defaults: [/schema/model/unet@_here_, _self_]\n{text}"
+    (tmp_path / "conf/model/mine.yaml").write_text(text)
+    result = run("train", "--config-dir", "conf", "--help", "model=mine")
+    assert result.code == 0, result.err
+    assert result.out.split("\n", 1)[1].split() == text.split("\n", 1)[1].split()
+
+
 def in_process(*words: str, module: str = "train", **options: object) -> subprocess.CompletedProcess[bytes]:
     code = f"import sys; sys.argv[0] = 'ddpm-{module}'; from ddpm_cli.__main__ import {module} as main; main()"
     return subprocess.run([sys.executable, "-c", code, *words], timeout=120, **options)  # type: ignore[call-overload]

@@ -39,8 +39,14 @@ def allowed_values(owner: Any, name: str, key: str) -> str:
 
 
 def with_ranges(group: str, text: str) -> str:
-    """Return the YAML text of an option of `group`, or of a section of configs/train.yaml, with ranges in comments."""
-    owner = _owner(group, text)
+    """Return the YAML text of an option of `group`, or of a section of configs/train.yaml, with ranges in comments.
+
+    A text that is no complete and valid option is returned unchanged.
+    """
+    try:
+        owner = _owner(group, text)
+    except (UserError, TypeError, KeyError, ValueError, yaml.YAMLError):  # of --config-dir: incomplete, or wrong
+        return text
     return "\n".join(_with_range(line, owner, group) for line in text.splitlines()) if owner else text
 
 
