@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli.config import Train
+from ddpm_cli.distributed.sharding import local_part
 from ddpm_cli.training.muon import Muon, matrices_of
 
 
@@ -29,7 +30,9 @@ def build_optimizer(train: Train, network: nn.Module, dtype: torch.dtype) -> tor
     capturable = device.type == "cuda"  # the learning rate is a tensor that a CUDA graph reads
     lr = torch.tensor(train.lr, device=device) if capturable else train.lr
     if train.optimizer == "muon":
-        return Muon(network, lr, (beta1, beta2), train.weight_decay, dtype, capturable)
+        first = next(network.parameters())
+        pad = capturable and local_part(first) is first  # shards have different numbers of rows
+        return Muon(network, lr, (beta1, beta2), train.weight_decay, dtype, capturable, pad=pad)
     cls = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
     matrices = matrices_of(network)
     of_matrices = {id(weight) for weight in matrices}

@@ -64,6 +64,23 @@ def test_muon_matches_torch_muon_and_adamw() -> None:
     assert torch.allclose(ours[4].weight, theirs[4].weight)
 
 
+def test_padding_changes_nothing() -> None:
+    """Matrices of several shapes, wide and tall, are updated as each by itself."""
+    networks = []
+    for pad in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Linear(6, 4), nn.Linear(4, 9), nn.Linear(7, 4), nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3)]
+        network = nn.ModuleList(layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = Muon(network, 0.01, BETAS, 0.1, torch.float32, pad=pad)
+        assert len(optimizer.batches) == (2 if pad else 5)
+        for step in range(3):
+            _with_gradients(network, step)
+            optimizer.step()
+        networks.append(network)
+    for a, b in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
+
+
 def test_the_update_is_as_large_as_that_of_adamw() -> None:
     """The root mean square of an update is 0.2 times the learning rate, whatever the shape."""
     network = _network()
