@@ -123,7 +123,7 @@ def test_bad_checkpoints(runs: Path) -> None:
         load("nowhere")
     with pytest.raises(UserError, match="weights=best: must be ema or model"):
         load(runs / "classes", weights="best")
-    with pytest.raises(UserError, match="precision=half: must be auto, fp32, bf16 or fp16"):
+    with pytest.raises(UserError, match="precision=half: must be auto, fp32, fp32_strict, bf16 or fp16"):
         load(runs / "classes", precision="half")
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.checkpoints.checksum import Damaged, append_checksum, check_archive, check_checksum, check_pickle
+from ddpm_cli.checkpoints.migrations import FORMAT, OLDEST, migrate
 from ddpm_cli.checkpoints.stored_config import from_stored
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
 
-FORMAT = 5
 TYPES = {
     "step": int,  # done
     "seconds": float,  # spent in steps
@@ -70,17 +70,29 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
     if not plain or not isinstance(state, dict) or type(state.get("format")) is not int:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another")
-    if state["format"] != FORMAT:
-        raise UserError(
-            f"{key}={path}: format {state['format']}, but this version reads format {FORMAT}; "
-            "use the version of ddpm-cli that wrote it"
-        )
+    state = in_current_format(key, path, state)
     if wrong := _invalid_keys(state):
         raise UserError(f"{key}={path}: not a checkpoint of a run: invalid {', '.join(wrong)}")
     try:
         return {**state, "config": from_stored(state["config"])}
     except UserError as error:
         raise UserError(f"{key}={path}: cannot be used: {str(error)[:LONGEST]}") from error
+
+
+def in_current_format(key: str, path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contents of a checkpoint of any format that this version reads in the current one.
+
+    Raise `UserError` for other formats.
+    """
+    if not OLDEST <= state["format"] <= FORMAT:
+        raise UserError(
+            f"{key}={path}: format {state['format']}, but this version reads formats {OLDEST} to {FORMAT}; "
+            "use the version of ddpm-cli that wrote it"
+        )
+    try:
+        return migrate(state)
+    except ValueError as error:
+        raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
 
 
 def _invalid_keys(state: Mapping[str, Any]) -> list[str]:

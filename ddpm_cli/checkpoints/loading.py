@@ -12,7 +12,7 @@ from ddpm_cli.checkpoints.safetensors_file import Weights, read_weights
 from ddpm_cli.checkpoints.stored_config import with_noted_paths
 from ddpm_cli.config import ClassLabels, TrainConfig
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.distributed.devices import resolve_device, resolve_precision
+from ddpm_cli.distributed.devices import configure_arithmetic, resolve_device, resolve_precision
 from ddpm_cli.errors import UserError
 from ddpm_cli.sampling.build import build_denoiser, network_of
 
@@ -66,6 +66,7 @@ def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Traine
     path = find_checkpoint("ckpt", ckpt)
     on = resolve_device(device)
     held = load_weights("ckpt", path, weights)
+    configure_arithmetic(precision)
     network = network_of(held.config, held.classes)
     network.load_state_dict(held.tensors)
     layout = torch.channels_last if on.type == "cuda" else torch.contiguous_format  # which cuDNN computes faster in

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_cli.checkpoints.format import LONGEST, MAX_STEP
+from ddpm_cli.checkpoints.format import LONGEST, MAX_STEP, in_current_format
+from ddpm_cli.checkpoints.migrations import FORMAT
 from ddpm_cli.checkpoints.stored_config import from_stored, to_stored
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import write
 
-FORMAT = 2
+EARLIER_FORMATS = {2: 5}
+"""Formats of files that were numbered differently from checkpoints, and those of the checkpoints of their time."""
 MAX_HEADER = 8 * 2**20
 """Largest header in bytes: several times that of the largest network."""
 TYPES = {"format": int, "step": int, "weights": str, "classes": list, "config": dict}
@@ -63,11 +65,8 @@ def read_weights(key: str, path: Path) -> Weights:
         state = None
     if not isinstance(state, dict) or type(state.get("format")) is not int:
         raise UserError(f"{key}={path}: not a file of ddpm-export; name another")
-    if state["format"] != FORMAT:
-        raise UserError(
-            f"{key}={path}: format {state['format']}, but this version reads format {FORMAT}; "
-            "use the version of ddpm-cli that wrote it"
-        )
+    state["format"] = EARLIER_FORMATS.get(state["format"], state["format"])
+    state = in_current_format(key, path, state)
     if wrong := _mismatch(state):
         raise UserError(f"{key}={path}: not a file of ddpm-export: invalid {', '.join(wrong)}; name another")
     try:

@@ -67,6 +67,7 @@ class LevelledUNet(ImageModel):
     attention: list[str]  # a kind per level
     groups: int  # of the group norms
     heads: int  # of the attention
+    gradient_checkpointing: bool = False  # a default, for options that were written before this key existed
 
     def __post_init__(self) -> None:
         super().__post_init__()

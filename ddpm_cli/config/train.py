@@ -26,7 +26,7 @@ VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 REPORTS = ("val_loss", "nll", "fd_classifier", "fid")
 MIN_SAMPLES = 10
 """Fewest samples that a distance can be computed from."""
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "fp32_strict", "bf16", "fp16")
 OPTIMIZERS = ("adam", "adamw", "muon")
 LOGGERS = ("csv", "tensorboard", "wandb")
 STRATEGIES = ("ddp", "fsdp")
@@ -51,6 +51,7 @@ class Train:
     ema_warmup: bool
     ema_start: int  # before this step the average is a copy of the network
     precision: str
+    deterministic: bool  # on CUDA; a CPU always is
     seed: int
     log_every: int
     milestone_every: Any  # steps, or epochs as in 1epoch and 0.5epochs

@@ -1,6 +1,9 @@
 """Distributions of the timesteps of a batch, and the weights that keep the expectation of the loss."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_cli.config import LossSecondMoment, UniformTimesteps, implements
@@ -48,8 +51,8 @@ class SecondMoment(Uniform):
         self.losses = torch.zeros(timesteps, history + 1, device=device)
 
     def probabilities(self) -> Tensor:
-        """Return p(t): (T,), with sum 1."""
-        rms = self.losses[:, : self.history].square().mean(dim=1).sqrt()
+        """Return p(t): (T,), with sum 1. In float32, rare timesteps would be drawn too often or never."""
+        rms = self.losses[:, : self.history].square().mean(dim=1).sqrt().to(_precise(self.losses.device))
         total = rms.sum()  # if a loss was not finite, p is uniform until that loss is overwritten
         usable = (self.seen >= self.history).all() & (total > 0) & total.isfinite()
         wanted = torch.where(usable, rms, 1.0)
@@ -57,9 +60,9 @@ class SecondMoment(Uniform):
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         p = self.probabilities()
-        spots = torch.rand(count, generator=generator, device=generator.device)
-        t = torch.searchsorted(p.cumsum(0), spots).clamp(max=self.timesteps - 1)
-        return t, 1 / (self.timesteps * p[t])
+        spots = torch.rand(count, generator=generator, device=generator.device, dtype=p.dtype)
+        t = torch.searchsorted(cumulative(p), spots).clamp(max=self.timesteps - 1)
+        return t, (1 / (self.timesteps * p[t])).float()
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         t, losses = collectives.all_gather(t), collectives.all_gather(losses.float())
@@ -78,3 +81,22 @@ class SecondMoment(Uniform):
     def restore(self, state: dict[str, Tensor]) -> None:
         self.seen.copy_(state["seen"])
         self.losses.copy_(state["losses"])
+
+
+def cumulative(p: Tensor) -> Tensor:
+    """Return the cumulative sums of p (T,).
+
+    With deterministic algorithms they are computed from the sums of blocks, since torch.cumsum is not deterministic on
+    CUDA.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return p.cumsum(0)
+    size = math.isqrt(len(p) - 1) + 1
+    blocks = F.pad(p, (0, size**2 - len(p))).view(size, size)
+    within = blocks[:, None, :].expand(-1, size, -1).tril().sum(dim=2)
+    before = blocks.sum(dim=1).expand(size, -1).tril(-1).sum(dim=1)
+    return (before[:, None] + within).flatten()[: len(p)]
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have

@@ -54,7 +54,30 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype that the network computes in; `auto` is bf16 if the hardware supports it, else fp32."""
     if name == "auto":
         return torch.bfloat16 if _has_bf16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    named = {"fp32": torch.float32, "fp32_strict": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return named[name]
+
+
+def configure_arithmetic(precision: str, deterministic: bool = False, same_shapes: bool = False) -> None:
+    """Set how torch computes in this process. Must be called before the first computation on CUDA.
+
+    float32 matrix products and convolutions use TensorFloat-32 on CUDA, with 10 bits of mantissa, unless `precision`
+    is fp32_strict.
+
+    Args:
+        deterministic: use deterministic algorithms only, so that a run repeats bit for bit on CUDA too. torch raises
+            an error for an operation without one.
+        same_shapes: all steps have inputs of the same shapes, so cuDNN may time its algorithms and choose the fastest
+            one, which may be another one each time.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32_strict"
+    torch.backends.cudnn.benchmark = same_shapes and not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    # No result depends on uninitialised memory, and filling it takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
 
 
 def should_compile(choice: bool | None, device: torch.device, images: int) -> bool:

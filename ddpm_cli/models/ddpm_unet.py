@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_cli.config import DdpmUNetOptions, implements
-from ddpm_cli.models.layers import Embedding, GroupNorm, attend
+from ddpm_cli.models.layers import Embedding, GroupNorm, attend, recomputable, set_recompute
 
 Levels = Sequence[tuple[int, str]]
 """Channels and kind of attention of each level."""
@@ -84,6 +84,7 @@ class Layer(nn.Module):
         self.block = block
         self.attention = attention
 
+    @recomputable
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.attention(self.block(x, emb))
 
@@ -178,6 +179,7 @@ class DdpmUNet(nn.Module):
         dropout: float,
         time_scale: float,
         scale_shift: bool,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         emb_dim = 4 * width
@@ -193,6 +195,7 @@ class DdpmUNet(nn.Module):
         self.norm = _norm(groups, levels[0][0])
         self.head = nn.Conv2d(levels[0][0], out_channels, 3, padding=1)
         self._initialise()
+        set_recompute(self, gradient_checkpointing)
 
     def _initialise(self) -> None:
         self.apply(_init)

@@ -1,11 +1,14 @@
 """Building blocks of the U-Nets. Images are (B, C, H, W), embeddings of t are (B, D)."""
 
 import math
+from collections.abc import Callable
+from functools import partial, wraps
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
@@ -99,6 +102,29 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     return rearrange(out, "b h (y x) d -> b (h d) y x", y=qkv.shape[2])
 
 
+def recomputable(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate the forward of a module whose activations can be recomputed in the backward pass to save memory.
+
+    Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174). `set_recompute` turns it on. The random numbers of
+    dropout are the same in both passes.
+    """
+
+    @wraps(forward)
+    def run(self: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and getattr(self, "recompute", False):
+            output: Tensor = checkpoint(partial(forward, self), *inputs, use_reentrant=False)
+            return output
+        return forward(self, *inputs)
+
+    return run
+
+
+def set_recompute(network: nn.Module, on: bool) -> None:
+    """Let the `recomputable` modules of a network recompute their activations in the backward pass, or not."""
+    for module in network.modules():
+        module.recompute = on  # type: ignore[assignment]
+
+
 class Attention(nn.Module):
     """Group norm, `attend`, and a residual connection."""
 
@@ -109,6 +135,7 @@ class Attention(nn.Module):
         self.to_qkv = nn.Conv2d(dim, 3 * heads * head_dim, 1, bias=False)
         self.to_out = nn.Conv2d(heads * head_dim, dim, 1)
 
+    @recomputable
     def forward(self, x: Tensor) -> Tensor:
         return x + self.to_out(attend(self.to_qkv(self.norm(x)), self.heads))
 
@@ -129,6 +156,7 @@ class LinearAttention(nn.Module):
         self.to_qkv = nn.Conv2d(dim, 3 * heads * head_dim, 1, bias=False)
         self.to_out = nn.Sequential(nn.Conv2d(heads * head_dim, dim, 1), GroupNorm(1, dim))
 
+    @recomputable
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).mT  # (B, H W, C)
         to_q, to_k, to_v = self.to_qkv.weight.flatten(1).chunk(3)

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli.config import UNetOptions, implements
-from ddpm_cli.models.layers import Embedding, GroupNorm, WeightStandardizedConv2d, attention_layer
+from ddpm_cli.models.layers import (
+    Embedding,
+    GroupNorm,
+    WeightStandardizedConv2d,
+    attention_layer,
+    recomputable,
+    set_recompute,
+)
 
 
 class StandardizedConvBlock(nn.Module):
@@ -38,6 +45,7 @@ class ResidualBlock(nn.Module):
         self.block2 = StandardizedConvBlock(dim_out, dim_out, groups)
         self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
+    @recomputable
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.emb(emb)[:, :, None, None].chunk(2, dim=1)
         h = self.block1(x, (scale, shift))
@@ -115,6 +123,7 @@ class UNet(nn.Module):
         dropout: float,
         time_scale: float,
         patch_size: int,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         patch, emb_dim = patch_size, 4 * width
@@ -139,6 +148,7 @@ class UNet(nn.Module):
 
         self.final = block(2 * width, width)
         self.head = nn.Sequential(nn.Conv2d(width, out_channels * patch**2, 1), nn.PixelShuffle(patch))
+        set_recompute(self, gradient_checkpointing)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self.embedding(t, y)

@@ -22,7 +22,8 @@ from ddpm_cli.training.optimizer import moments_like
 from ddpm_cli.training.trainer import Trainer
 
 PATH_KEYS = tuple(f"dataset.{key}" for key in PATHS)
-MAY_CHANGE = ("train.", "checkpoint.", "device", "threads", "distributed.", "compile", "logger", *PATH_KEYS)
+RECOMPUTE = "model.gradient_checkpointing"
+MAY_CHANGE = ("train.", "checkpoint.", "device", "threads", "distributed.", "compile", "logger", RECOMPUTE, *PATH_KEYS)
 """Keys that may be changed with resume=; all others keep the values of the run."""
 
 
@@ -106,8 +107,8 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
             continue
         if not key.startswith(MAY_CHANGE):
             raise UserError(
-                f"{change}: not with resume=, which keeps the config of the run; only device, devices, "
-                "threads, distributed.*, compile, logger, dataset.root, checkpoint.* and train.* may change"
+                f"{change}: not with resume=, which keeps the config of the run; only device, devices, threads, "
+                f"distributed.*, compile, logger, dataset.root, {RECOMPUTE}, checkpoint.* and train.* may change"
             )
         *groups, last = key.split(".")
         ours = reduce(getitem, groups, merged)

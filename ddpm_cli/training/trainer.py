@@ -16,7 +16,7 @@ from ddpm_cli.data.table import Table
 from ddpm_cli.diffusion.sampling import hide_labels
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
-from ddpm_cli.distributed.devices import resolve_precision, should_compile
+from ddpm_cli.distributed.devices import configure_arithmetic, resolve_precision, should_compile
 from ddpm_cli.distributed.sharding import gradient_sync, replicate_like, shard_like, unshard, wrap_distributed
 from ddpm_cli.sampling.build import (
     build_denoiser,
@@ -51,6 +51,7 @@ class Trainer:
         self.table = table
         self.classes = table.classes if isinstance(config.conditioning, ClassLabels) else []
         self.device = device
+        configure_arithmetic(config.train.precision, config.train.deterministic, same_shapes=True)
         self.step = 0  # steps done
         self.lr = 0.0  # of the last one
         in_parts = (

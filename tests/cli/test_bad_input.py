@@ -188,7 +188,7 @@ def test_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overrid
         (["ckpt=text.pt"], "ckpt=text.pt: not a checkpoint"),
         (["ckpt=x", "n=0"], "n=0: must be in 1..10000000"),
         (["ckpt=x", "weights=best"], "weights=best: must be ema or model"),
-        (["ckpt=x", "precision=int8"], "precision=int8: must be auto, fp32, bf16 or fp16"),
+        (["ckpt=x", "precision=int8"], "precision=int8: must be auto, fp32, fp32_strict, bf16 or fp16"),
         (["ckpt=x", "sampler=euler"], "sampler=euler: must be"),
         (["ckpt=x", "sampler=null"], "sampler=null: leave it out, it is null by default"),
         (["ckpt=x", "sampler.steps=x"], "sampler.steps=x: must be a whole number"),
@@ -336,7 +336,7 @@ def test_sample_option_that_the_run_does_not_support_is_refused(
         (["ckpt=x", "batch_size=0"], "batch_size=0: must be in 1..1000000"),
         (["ckpt=x", "seed=-1"], "seed=-1: must be in 0..2**63-1"),
         (["ckpt=x", "weights=best"], "weights=best: must be ema or model"),
-        (["ckpt=x", "precision=half"], "precision=half: must be auto, fp32, bf16 or fp16"),
+        (["ckpt=x", "precision=half"], "precision=half: must be auto, fp32, fp32_strict, bf16 or fp16"),
     ],
 )
 def test_invalid_evaluate_override_is_refused(run: Run, tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -1,5 +1,6 @@
 """Importance sampling of timesteps is unbiased, has less variance, and agrees between processes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Objective, unweighted, vlb
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform
+from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform, cumulative
 from ddpm_cli.distributed import collectives
 from tests.processes import in_two
 
@@ -33,7 +34,7 @@ def test_uniform_until_every_timestep_has_its_history() -> None:
     assert sampler.probabilities().tolist() == pytest.approx([1 / T] * T)
     sampler.update(torch.tensor([T - 1]), LOSSES[-1:])
     expected = 0.999 * LOSSES / LOSSES.sum() + 0.001 / T
-    assert torch.allclose(sampler.probabilities(), expected)
+    assert torch.allclose(sampler.probabilities().float(), expected)
 
 
 def test_probabilities_are_the_rms_of_the_recent_losses() -> None:
@@ -42,6 +43,30 @@ def test_probabilities_are_the_rms_of_the_recent_losses() -> None:
         sampler.update(torch.tensor([0, 1]), torch.tensor(losses))
     rms = 12.5**0.5
     assert sampler.probabilities()[0].item() == pytest.approx(0.99 * rms / (rms + 1) + 0.01 / 2)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Restrict torch to deterministic algorithms."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 50, 1000, 4001])
+def test_deterministic_cumulative_sums(timesteps: int, deterministic: None) -> None:
+    p = torch.rand(timesteps, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(cumulative(p), p.cumsum(0), rtol=1e-13)
+
+
+def test_rare_timesteps_are_drawn_as_often_as_their_weight_says() -> None:
+    """A timestep is drawn if a uniform number is in its interval of the cumulative sums, whose length must be p."""
+    sampler = SecondMoment(4000, "cpu", 1, 0.001)
+    sampler.update(torch.arange(4000), torch.tensor([1e6] + [1e-6] * 3999))
+    p = sampler.probabilities()
+    assert torch.allclose(cumulative(p).diff(), p[1:], rtol=1e-8)
+    _, weights = sampler.sample(1000, torch.Generator().manual_seed(0))
+    assert weights.dtype == torch.float32
 
 
 def test_repeated_timesteps_in_a_batch() -> None:
@@ -94,14 +119,12 @@ def test_importance_sampling_of_the_bound() -> None:
     importance, uniform = SecondMoment(T, "cpu", 10, 0.001), Uniform(T, "cpu")
     for _ in range(10):
         importance.update(torch.arange(T), losses(torch.arange(T)))
-    means, variances = [], []
-    for sampler in (importance, uniform):
-        t, weights = sampler.sample(100_000, generator)
-        weighted = weights * losses(t)
-        means.append(weighted.mean().item())
-        variances.append(weighted.var().item())
-    assert means[0] == pytest.approx(means[1], rel=0.03)
-    assert variances[0] < variances[1] / 1.5
+    by_importance, by_chance = (
+        weights * losses(t) for t, weights in (sampler.sample(100_000, generator) for sampler in (importance, uniform))
+    )
+    each_as_often = losses(torch.arange(T).repeat(2000)).mean().item()
+    assert by_importance.mean().item() == pytest.approx(each_as_often, rel=0.03)
+    assert by_importance.var() < by_chance.var() / 1.5
 
 
 def test_state_can_be_restored() -> None:

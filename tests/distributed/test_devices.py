@@ -1,6 +1,7 @@
 """Devices, precision and compilation, checked on a CPU. Fake CUDA tensors run the loss and the samplers."""
 
 import copy
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.sampling import Guidance
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment
 from ddpm_cli.distributed import devices
-from ddpm_cli.distributed.devices import resolve_device, resolve_precision, should_compile
+from ddpm_cli.distributed.devices import configure_arithmetic, resolve_device, resolve_precision, should_compile
 from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
 from tests.conftest import TINY, a_sampler, composed
@@ -88,10 +89,10 @@ def test_samplers_run_on_fake_cuda(fake_cuda: None, kind: type[Sampler], thresho
 
 def test_loss_history_stays_on_fake_cuda(fake_cuda: None) -> None:
     sampler = SecondMoment(50, "cuda", 10, 0.001)
-    with ForbidFloat64():
-        sampler.update(torch.zeros(4, dtype=torch.int64), torch.empty(4))
-        p = sampler.probabilities()
+    sampler.update(torch.zeros(4, dtype=torch.int64), torch.empty(4))
+    p = sampler.probabilities()
     assert p.device.type == "cuda"
+    assert p.dtype == torch.float64
 
 
 def test_fake_device_detects_a_tensor_on_the_cpu(fake_cuda: None) -> None:
@@ -115,6 +116,29 @@ def test_auto_is_the_best_available_device(monkeypatch: pytest.MonkeyPatch) -> N
 def test_unknown_device_is_an_error(name: str) -> None:
     with pytest.raises(UserError, match="device="):
         resolve_device(name)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_algorithms(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        configure_arithmetic("bf16", deterministic, same_shapes=True)
+        assert torch.are_deterministic_algorithms_enabled() == torch.backends.cudnn.deterministic == deterministic
+        assert torch.backends.cudnn.benchmark != deterministic
+        assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None) == (":4096:8" if deterministic else None)
+    finally:
+        configure_arithmetic("auto")
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp32_strict", "bf16"])
+def test_tensorfloat32_unless_strict(precision: str) -> None:
+    """Matrix products and convolutions in float32 are rounded in the same way."""
+    try:
+        configure_arithmetic(precision)
+        on = precision != "fp32_strict"
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == on
+    finally:
+        configure_arithmetic("auto")
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="there is a CUDA device")

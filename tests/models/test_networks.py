@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -196,3 +197,28 @@ def test_network_compiles_without_graph_breaks(name: str) -> None:
     report = torch._dynamo.explain(network)(torch.randn(2, 1, 8, 8), torch.tensor([3, 40]))
     assert report.graph_break_count == 0
     assert report.graph_count == 1
+
+
+@pytest.mark.parametrize("name", ["linear", "ddpm"])
+def test_gradient_checkpointing_saves_memory_and_changes_nothing(name: str) -> None:
+    """Output and gradients have the same bits, dropout included; less is kept for the backward pass."""
+    outputs, kept = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        more = ["model.dropout=0.5", f"model.gradient_checkpointing={checkpointing}"]
+        network = randomized(build_network(config_of(name, *more).model, 1)).train()
+        sizes: dict[int, int] = {}
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note_size, sizes), lambda tensor: tensor):
+            output = network(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]))
+        output.square().sum().backward()
+        outputs.append([output, *(parameter.grad for parameter in network.parameters())])
+        kept.append(sum(sizes.values()))
+    assert all(torch.equal(plain, again) for plain, again in zip(*outputs, strict=True))
+    assert kept[1] < kept[0] / 2
+
+
+def _note_size(sizes: dict[int, int], tensor: torch.Tensor) -> torch.Tensor:
+    """Record the bytes of a tensor that autograd saves, once for each memory address."""
+    if not isinstance(tensor, nn.Parameter):
+        sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    return tensor

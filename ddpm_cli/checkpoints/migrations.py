@@ -1,0 +1,39 @@
+"""Read checkpoints of older formats: each function brings the contents from one format to the next.
+
+Formats are those of .pt and .safetensors files alike. What an older checkpoint does not say is written down as the
+behaviour of the version that wrote it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+FORMAT = 6
+"""The format that this version writes."""
+State = Mapping[str, Any]
+
+
+def to_6(state: State) -> dict[str, Any]:
+    """Add `train.deterministic` and, for U-Nets, `model.gradient_checkpointing`."""
+    config = state["config"]
+    train, model = {**config["train"], "deterministic": False}, dict(config["model"])
+    if model["name"] in ("unet", "ddpm_unet"):
+        model["gradient_checkpointing"] = False
+    return {**state, "format": 6, "config": {**config, "train": train, "model": model}}
+
+
+MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6}
+OLDEST = min(MIGRATIONS)
+
+
+def migrate(state: State) -> dict[str, Any]:
+    """Return the contents of a checkpoint of format `OLDEST` or newer in the current format.
+
+    Raise `ValueError` if they are not what a checkpoint of that format contains.
+    """
+    migrated = dict(state)
+    try:
+        while migrated["format"] < FORMAT:
+            migrated = MIGRATIONS[migrated["format"]](migrated)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no checkpoint of format {state.get('format')}") from error
+    return migrated
