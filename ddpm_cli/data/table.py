@@ -1,6 +1,7 @@
 """A dataset in memory: its examples, their fingerprint, and batches that are a pure function of the step."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from ddpm_cli import rng
 from ddpm_cli.distributed import collectives
 
-DEVICE_LIMIT = 2 * 2**30
-"""Maximum size in bytes of a table that is kept on the training device."""
+SHARE_OF_MEMORY = 0.25
+"""Share of the free memory of the training device that a table may take there."""
 FINGERPRINT_CHUNK = 4096
 """Number of examples that are hashed at once."""
 
@@ -69,7 +70,8 @@ class Table:
 
     def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device) -> None:
         values = examples.values
-        home = device if values.numel() * values.element_size() <= DEVICE_LIMIT else values.device
+        home = device if values.numel() * values.element_size() <= room_on(device) else values.device
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" and home != device else None
         self.values = values.to(home)
         self.labels = None if examples.labels is None else examples.labels.to(home)
         self.classes = examples.classes
@@ -98,10 +100,18 @@ class Table:
         return ExampleBatch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
 
     def _on_device(self, part: Tensor) -> Tensor:
-        """Return `part` on the training device. Memory is pinned so that the copy to CUDA is asynchronous."""
-        if self.device.type == "cuda" and part.device.type == "cpu":
-            part = part.pin_memory()
-        return part.to(self.device, non_blocking=True)
+        """Return `part` on the training device.
+
+        It is copied to CUDA from pinned memory on a stream of its own, while the device computes the step before.
+        """
+        if self._copies is None:
+            return part.to(self.device)
+        with torch.cuda.stream(self._copies):
+            copy = part.pin_memory().to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._copies)
+        copy.record_stream(current)
+        return copy
 
     def indices(self, start: int, count: int) -> Tensor:
         """Return the table indices (count,) of the examples `start` to `start + count - 1` of the sequence."""
@@ -119,6 +129,16 @@ class Table:
             order = torch.randperm(len(self), generator=rng.generator(self.seed, "order", epoch))
             self._orders = {epoch: order.to(self.values.device)}  # copied once per epoch, not at each step
         return self._orders[epoch]
+
+
+def room_on(device: torch.device) -> float:
+    """Return the bytes that a table may take on the training device."""
+    match device.type:
+        case "cuda":
+            return SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
+        case "mps":
+            return SHARE_OF_MEMORY * torch.mps.recommended_max_memory()
+    return math.inf
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

@@ -62,13 +62,13 @@ def all_gather(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def all_reduce_max(number: int) -> int:
-    """Return the largest `number` of all ranks. The hosts wait for each other, but not for their devices."""
+def all_reduce_max(*numbers: int) -> list[int]:
+    """Return the largest of all ranks for each number. The hosts wait for each other, but not for their devices."""
     if world_size() == 1:
-        return number
-    numbers = torch.tensor(number)  # on the CPU, so that gloo reduces it
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return int(numbers)
+        return list(numbers)
+    largest = torch.tensor(numbers)  # on the CPU, so that gloo reduces it
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return [int(number) for number in largest]
 
 
 def all_gather_object(value: T) -> list[T]:

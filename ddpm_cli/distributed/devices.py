@@ -13,6 +13,14 @@ from ddpm_cli.errors import UserError, check
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = (
+    "out of memory",  # MPS
+    "can't allocate memory",  # the CPU
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "nable to find an engine",  # cuDNN, which found none that fits
+)
+"""Parts of error messages that say that the memory is full."""
 IMAGES_WORTH_COMPILING = 1_280_000
 """Compiling takes one to two minutes; on an H200 it saves 10 ms a step of the default network (batch 128)."""
 
@@ -78,6 +86,11 @@ def configure_arithmetic(precision: str, deterministic: bool = False, same_shape
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it is first used
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error says that the memory is full. Not all devices and libraries have an exception for it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def should_compile(choice: bool | None, device: torch.device, images: int) -> bool:

@@ -18,6 +18,7 @@ from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.sampling import Guidance, sample
 from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 from ddpm_cli.distributed import collectives
+from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.sampling.build import with_cuda_graphs
 from ddpm_cli.tracking.terminal import ImageBar
@@ -27,15 +28,6 @@ T = TypeVar("T")
 
 AT_ONCE = 1024
 """Fewest numbers that a generator draws in a call, since each call has a cost."""
-
-OUT_OF_MEMORY = (
-    "out of memory",  # MPS
-    "can't allocate memory",  # the CPU
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "nable to find an engine",  # cuDNN, which found none that fits
-)
-"""Parts of error messages that say that the memory is full."""
 
 FEW = 4
 """With at most 1/FEW of the timesteps, the variance fixed_large is too noisy."""
@@ -159,7 +151,7 @@ def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], T]) 
         of_all = range(first, min(first + batch_size * collectives.world_size(), n))
         own = of_all[collectives.shard_slice(len(of_all))]
         made = _made(work, own or of_all[:1])  # idle processes work too, since a sharded network needs all of them
-        if collectives.all_reduce_max(made is None):
+        if any(collectives.all_reduce_max(made is None)):
             batch_size = -(-len(of_all) // collectives.world_size()) // 2
             if batch_size == 0:
                 raise Failure("batch_size=1: takes more memory than the device has free")
@@ -180,14 +172,9 @@ def _made(work: Callable[[range], T], images: range) -> tuple[T] | None:
     try:
         return (work(images),)
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return None
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error says that the memory is full. Not all devices and libraries have an exception for it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def cycle_labels(n: int, wanted: Sequence[int]) -> list[int]:

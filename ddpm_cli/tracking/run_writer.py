@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from ddpm_cli.checkpoints.run_checkpoints import prune, save_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
@@ -22,10 +25,14 @@ class RunWriter:
 
     Args:
         examples: number of examples of the dataset, for lengths that are given in epochs.
+        background: write checkpoints in a thread, while training continues.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, step: int, examples: int) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, step: int, examples: int, background: bool = False) -> None:
         self.config, self.run, self.examples = config, RunFolder(folder), examples
+        self.background = background
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
         self.metrics = Metrics(folder, step)
         self.loggers = open_loggers(config, folder, step)
 
@@ -35,8 +42,24 @@ class RunWriter:
         self.loggers.row(row)
 
     def checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint after flushing metrics.csv, and remove old ones."""
+        """Write a checkpoint after flushing metrics.csv, and remove old ones.
+
+        In the background only one is written at a time. Its errors are raised by the next call or by `wait`.
+        """
+        self.wait()
         self.metrics.flush()
+        if self.background:
+            self._writing = self._thread.submit(self._write_checkpoint, on_host(state))
+        else:
+            self._write_checkpoint(state)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written. Raise its error."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write_checkpoint(self, state: dict[str, Any]) -> None:
         path = save_checkpoint(self.run.path, state)
         keep = self.config.checkpoint
         prune(self.run.path, keep.keep_last, keep.window(self.examples, self.config.train.batch_size))
@@ -57,5 +80,30 @@ class RunWriter:
         log.info("milestone at step %d: %s", step, path.relative_to(self.run.path))
 
     def close(self) -> None:
-        """Close the loggers."""
+        """Close the loggers. A checkpoint that is being written is completed."""
+        self._thread.shutdown()
         self.loggers.close()
+
+
+def on_host(value: Any) -> Any:
+    """Return a copy of a tree of dicts, lists and tensors whose tensors are on the CPU.
+
+    All tensors of a CUDA device are copied at once, and the device is not kept waiting for anything else.
+    """
+    copied = _copied(value)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    match value:
+        case Tensor():
+            on_cuda = value.device.type == "cuda"
+            host = torch.empty_like(value, device="cpu", pin_memory=on_cuda)
+            return host.copy_(value.detach(), non_blocking=on_cuda)
+        case dict():
+            return {key: _copied(one) for key, one in value.items()}
+        case list():
+            return [_copied(one) for one in value]
+    return value

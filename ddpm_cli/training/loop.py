@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 from ddpm_cli.checkpoints.run_checkpoints import save_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.distributed import collectives
-from ddpm_cli.errors import Stopped
+from ddpm_cli.distributed.devices import is_out_of_memory
+from ddpm_cli.errors import Failure, Stopped
 from ddpm_cli.files import NoRoom
 from ddpm_cli.images.samples import picture
 from ddpm_cli.sampling.film import evenly, frames, shown
@@ -28,6 +30,8 @@ from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.2
+"""Time between two moments at which several processes ask each other for signals."""
 CALLS_PER_STEP = 3
 """Approximate number of forward passes that take as long as a training step with as many images."""
 
@@ -58,6 +62,7 @@ class Loop:
             self.losses.restore(state["losses"])
         self.seconds = 0.0 if state is None else state["seconds"]  # spent in steps, over all resumes
         self.saved_step = trainer.step
+        self._polled, self._polled_step, self._next_poll = time.monotonic(), trainer.step, trainer.step
         if trainer.step == 0:
             first = self.state()
             collectives.on_rank_zero(lambda: save_checkpoint(folder, first))
@@ -73,7 +78,7 @@ class Loop:
         )
         self.writer: RunWriter | None = None
         if collectives.is_rank_zero():
-            self.writer = RunWriter(trainer.config, folder, trainer.step, len(trainer.table))
+            self.writer = RunWriter(trainer.config, folder, trainer.step, len(trainer.table), background=not on_cpu)
 
     def close(self) -> None:
         """Close the progress bar and the loggers."""
@@ -102,15 +107,17 @@ class Loop:
         trainer.network.train()
         mean_loss = math.nan
         while trainer.step < trainer.steps:
-            loss, grad_norm = trainer.train_step()
+            loss, grad_norm = self._train_step()
             self.losses.add(loss)
             self.progress.after_step(trainer.step, loss)
-            self._poll_signals()
             milestone = self._is_milestone()
+            if milestone or trainer.step >= self._next_poll:
+                self._poll_signals()
             if milestone or trainer.step % trainer.config.train.log_every == 0:
                 mean_loss = self.losses.mean()  # waits for the device
                 self._allow_full_disk(self._log, mean_loss, grad_norm.item())
             if milestone or self.save or self.stop:
+                self._allow_full_disk(self._wait_for_checkpoint)
                 self._allow_full_disk(self._save)
             self._raise_if_stopped()
             if milestone:
@@ -127,16 +134,43 @@ class Loop:
         step = self.trainer.step
         return step == self.trainer.steps or self.trainer.config.train.is_milestone(step, len(self.trainer.table))
 
+    def _train_step(self) -> tuple[Tensor, Tensor]:
+        try:
+            return self.trainer.train_step()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            train = self.trainer.config.train
+            raise Failure(
+                f"train.batch_size={train.batch_size}: a step takes more memory than the device has free; try "
+                f"train.accumulate={2 * train.accumulate}, a smaller batch or {self._gradient_checkpointing()}"
+            ) from error
+
+    def _gradient_checkpointing(self) -> str:
+        off = getattr(self.trainer.config.model, "gradient_checkpointing", True) is False
+        return "model.gradient_checkpointing=true" if off else "a smaller model"
+
     def _poll_signals(self) -> None:
-        """Set `stop` and `save` to what any rank was asked for, the same on all ranks."""
-        asked = collectives.all_reduce_max(2 * (self.signals.stop or 0) + self.signals.save)
+        """Set `stop` and `save` to what any rank was asked for, the same on all ranks, and the step to ask again at.
+
+        Several processes wait for each other here, so they ask every `POLL_SECONDS` or `log_every` steps only.
+        """
+        now = time.monotonic()
+        seconds_per_step = (now - self._polled) / max(1, self.trainer.step - self._polled_step)
+        own = [2 * (self.signals.stop or 0) + self.signals.save, math.ceil(1e6 * seconds_per_step)]
+        asked, slowest = collectives.all_reduce_max(*own)
         self.stop, self.save = asked // 2, asked % 2 == 1
         if self.save:
             self.signals.save = False
+        several = collectives.world_size() > 1
+        steps = min(int(1e6 * POLL_SECONDS / max(1, slowest)), self.trainer.config.train.log_every) if several else 1
+        self._polled, self._polled_step = now, self.trainer.step
+        self._next_poll = self.trainer.step + max(1, steps)
 
     def _raise_if_stopped(self) -> None:
         """Raise `Stopped` if a signal asked for it and this step is saved."""
         if self.stop and self.saved_step == self.trainer.step:
+            self._wait_for_checkpoint()
             raise Stopped(
                 self.stop,
                 f"{name_of(self.stop)}: stopped after step {self.trainer.step} of {self.trainer.steps}, which is "
@@ -168,7 +202,13 @@ class Loop:
         state = self.state()
         self._write(lambda writer: writer.checkpoint(state))
         self.saved_step = self.trainer.step
+        if self.trainer.step == self.trainer.steps:
+            self._wait_for_checkpoint()
         self.progress.go_on()
+
+    def _wait_for_checkpoint(self) -> None:
+        """Wait until the checkpoint that is being written in the background is complete. Raise `NoRoom`."""
+        self._write(lambda writer: writer.wait())
 
     def _draw(self) -> None:
         """Write the loss plot and a grid of samples of the averaged weights; at the end also a film."""

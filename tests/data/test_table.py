@@ -1,6 +1,9 @@
+import math
+
+import pytest
 import torch
 
-from ddpm_cli.data.table import Examples, Table
+from ddpm_cli.data.table import Examples, Table, room_on
 
 CPU = torch.device("cpu")
 
@@ -58,3 +61,9 @@ def test_mirroring_is_exact() -> None:
     unchanged = [torch.equal(x0, plain) for x0 in batch]
     assert any(mirrored)
     assert all(a != b for a, b in zip(mirrored, unchanged, strict=True))
+
+
+def test_table_takes_a_share_of_the_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert room_on(torch.device("cuda")) == 250
+    assert room_on(CPU) == math.inf

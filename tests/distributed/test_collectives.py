@@ -16,7 +16,7 @@ from tests.processes import in_two
 def test_collectives_in_one_process() -> None:
     assert (collectives.rank(), collectives.world_size(), collectives.is_rank_zero()) == (0, 1, True)
     assert collectives.shard_slice(7) == slice(0, 7)
-    assert collectives.all_reduce_max(3) == 3
+    assert collectives.all_reduce_max(3, 5) == [3, 5]
     assert collectives.all_gather_object("x") == ["x"]
     assert collectives.all_reduce_mean(torch.tensor(2.0)) == 2
     assert collectives.on_rank_zero(lambda: 5) == collectives.local_rank_zero_first(lambda: 5) == 5
@@ -68,7 +68,7 @@ def _all_collectives(folder: Path) -> dict[str, Any]:
         "shares": [list(range(5)[collectives.shard_slice(5)]), list(range(4)[collectives.shard_slice(4)])],
         "mean": collectives.all_reduce_mean(torch.tensor(float(rank))).item(),
         "gathered": collectives.all_gather(torch.tensor([rank, rank])).tolist(),
-        "maximum": collectives.all_reduce_max(rank + 5),
+        "maximum": collectives.all_reduce_max(rank + 5, -rank),
         "objects": collectives.all_gather_object(str(rank)),
         "on_rank_zero": collectives.on_rank_zero(lambda: f"of {rank}"),
         "refused": _result_or_error(lambda: collectives.on_rank_zero(lambda: _raise_user_error(f"of {rank}"))),
@@ -90,7 +90,7 @@ def test_collectives_in_two_processes(tmp_path: Path) -> None:
     assert first == {
         "mean": 0.5,
         "gathered": [0, 0, 1, 1],
-        "maximum": 6,
+        "maximum": [6, 0],
         "objects": ["0", "1"],
         "on_rank_zero": "of 0",
         "refused": "UserError: of 0",

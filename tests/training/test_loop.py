@@ -2,20 +2,24 @@
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ddpm_cli.checkpoints.format import load_checkpoint
-from ddpm_cli.errors import Stopped
+from ddpm_cli.distributed import collectives
+from ddpm_cli.errors import Failure, Stopped
 from ddpm_cli.files import NoRoom
 from ddpm_cli.images.samples import picture
+from ddpm_cli.tracking.run_writer import RunWriter
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.signals import Signals
 from tests.conftest import TINY, composed
-from tests.training.test_trainer import loop_of
+from tests.training.test_trainer import assert_same, loop_of
 
 
 def last_step(folder: Path) -> int:
@@ -120,3 +124,47 @@ def test_missing_grid_is_drawn_on_resume(tmp_path: Path) -> None:
     pictures[1].unlink()
     loop_of(config, tmp_path, from_step=4).run()
     assert pictures[1].read_bytes() == drawn
+
+
+def test_checkpoints_in_the_background_equal_those_in_the_foreground(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = []
+    for background in (False, True):
+        monkeypatch.setattr(
+            "ddpm_cli.training.loop.RunWriter", lambda *args, b=background, **_: RunWriter(*args, background=b)
+        )
+        folder = tmp_path / str(background)
+        with closing(loop_of(composed(*TINY, "train.steps=4", "train.milestone_every=2"), folder)) as running:
+            running.run()
+        states.append([load_checkpoint("ckpt", path) for path in sorted(folder.glob("checkpoints/step_*.pt"))])
+    for state in (*states[0], *states[1]):
+        del state["seconds"]
+    assert len(states[0]) == 3
+    assert_same(states[0][1:], states[1][1:])  # the first has no loss yet: NaN
+
+
+def test_several_processes_ask_for_signals_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 0.2 s of steps, but at least every log_every steps; a single process asks after each step."""
+    one = loop_of(composed(*TINY, "train.log_every=50", "train.steps=1000"), tmp_path)
+    one._poll_signals()
+    assert one._next_poll == 1
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    for slowest, due in ((0.01, 20), (0.001, 50), (3.0, 1)):
+        monkeypatch.setattr(collectives, "all_reduce_max", lambda asked, _, s=slowest: [asked, round(1e6 * s)])
+        one._poll_signals()
+        assert one._next_poll == due
+
+
+def test_out_of_memory_in_a_step_says_what_to_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = loop_of(composed(*TINY, "train.accumulate=2"), tmp_path)
+
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(one.trainer, "train_step", out_of_memory)
+    tried = "try train.accumulate=4, a smaller batch or model.gradient_checkpointing=true"
+    with pytest.raises(
+        Failure, match=f"^train.batch_size=8: a step takes more memory than the device has free; {tried}"
+    ):
+        one.run()

@@ -1,9 +1,10 @@
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from ddpm_cli.training.loss_monitor import LossMonitor, TrainingDiverged
+from ddpm_cli.training.loss_monitor import HostCopy, LossMonitor, TrainingDiverged
 
 NAN = math.nan
 
@@ -55,3 +56,21 @@ def test_losses_are_read_once_per_max_bad_steps(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: waits.append(len(self)) or tolist(self))
     fed(LossMonitor(10), *[1.0] * 35)
     assert waits == [10, 10, 10]
+
+
+def test_copies_in_the_background_are_read_one_copy_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA the host must not wait for the losses of the last few steps, but none may be lost."""
+
+    class Background(HostCopy):
+        def __init__(self, tensor: torch.Tensor) -> None:
+            super().__init__(tensor)
+            self.in_background, self._copied = True, Mock()
+
+    monkeypatch.setattr("ddpm_cli.training.loss_monitor.HostCopy", Background)
+    losses = fed(LossMonitor(2), 1.0, 2.0)
+    assert losses.step == 0
+    assert fed(losses, 3.0, 4.0).step == 2
+    assert losses.mean() == 2.5
+    fed(losses, NAN, NAN, NAN)
+    with pytest.raises(TrainingDiverged, match="step 6: "):
+        fed(losses, NAN)
