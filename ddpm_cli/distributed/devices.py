@@ -81,7 +81,8 @@ def configure_arithmetic(precision: str, deterministic: bool = False, same_shape
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32_strict"
     torch.backends.cudnn.benchmark = same_shapes and not deterministic
     torch.backends.cudnn.deterministic = deterministic
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports torch._inductor: a second
+        torch.use_deterministic_algorithms(deterministic)
     # No result depends on uninitialised memory, and filling it takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:
