@@ -34,7 +34,6 @@ def main() -> None:
 def run(name: str) -> NoReturn:
     """Run `ddpm-<name>` with the arguments in `sys.argv` and exit."""
     _open_missing_streams()
-    _limit_busy_waiting()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if a shell ignores it in the background
         signal.signal(signal.SIGINT, lambda number, frame: _interrupted(name))
     try:
@@ -55,16 +54,6 @@ def _open_missing_streams() -> None:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:
             setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115  # used until the process ends
-
-
-def _limit_busy_waiting() -> None:
-    """Let the threads of torch wait busily for a short time only, unless the user has set how they wait.
-
-    With the default of libgomp (300,000 turns), a step beside other busy programs takes up to 30 times as long, because
-    threads wait busily for one whose core was taken away. libgomp reads the variable when torch is imported.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _interrupted(name: str) -> NoReturn:

@@ -19,6 +19,7 @@ from ddpm_cli.diffusion.sampling import Guidance, sample
 from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
+from ddpm_cli.distributed.turns import in_turns
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.sampling.build import with_cuda_graphs
 from ddpm_cli.tracking.terminal import ImageBar
@@ -90,7 +91,8 @@ class SampleGenerator:
     ) -> Iterator[Step]:
         """Yield the steps of the sampler from x (B, C, ...), which is noise or, with `start`, data noised to there."""
         sampler = implementation_of(self.sampler)
-        return sample(sampler, self.pairs(start), self.denoiser, x, noise, self.sampler.thresholding, guidance)
+        steps = sample(sampler, self.pairs(start), self.denoiser, x, noise, self.sampler.thresholding, guidance)
+        return in_turns(steps, self.device)
 
     def draw(self, seed: int, labels: Sequence[int], images: range, bar: ImageBar) -> Tensor:
         """Return the samples numbered `images` of `seed`, (B, ...) on the device, and show the progress on `bar`."""

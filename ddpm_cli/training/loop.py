@@ -15,6 +15,7 @@ from ddpm_cli.checkpoints.run_checkpoints import save_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
+from ddpm_cli.distributed.turns import cpu_turn
 from ddpm_cli.errors import Failure, Stopped
 from ddpm_cli.files import NoRoom
 from ddpm_cli.images.samples import picture
@@ -136,7 +137,8 @@ class Loop:
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         try:
-            return self.trainer.train_step()
+            with cpu_turn(self.trainer.device):
+                return self.trainer.train_step()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

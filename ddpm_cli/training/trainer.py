@@ -4,6 +4,7 @@ The randomness of a step depends only on (seed, step), so a resumed run has the 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,10 @@ from ddpm_cli.training.optimizer import build_optimizer, in_groups, learning_rat
 
 SCALER_MOVES = ("scale", "_growth_tracker")
 """Keys of the state of a gradient scaler that change while training."""
+
+
+Losses = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+"""(x0, t, eps, y, show estimate) -> loss of each example (B,)."""
 
 
 class Batch(NamedTuple):
@@ -77,10 +82,21 @@ class Trainer:
             len(self.classes),
             config.guidance_scale,
         )
+        self._losses: Losses = self.objective
         if should_compile(config.compile, device, self.steps * config.train.batch_size):
+            self._compile()
+        # Collectives are not captured, so several processes launch their kernels one by one. Nor are the states of
+        # random generators, which recomputed activations need.
+        recomputes = getattr(config.model, "gradient_checkpointing", False)
+        captures = device.type == "cuda" and collectives.world_size() == 1 and not recomputes
+        self._graph = CudaGraphs(self._optimize) if captures else None
+
+    def _compile(self) -> None:
+        """Compile the noising, the network and the loss in one; with several processes the network alone."""
+        if collectives.world_size() == 1:
+            self._losses = torch.compile(self.objective.__call__, dynamic=False)
+        else:
             self.wrapped.compile()  # in place, so that names in checkpoints stay clean
-        # Collectives are not captured, so several processes launch their kernels one by one.
-        self._graph = CudaGraphs(self._optimize) if device.type == "cuda" and collectives.world_size() == 1 else None
 
     @property
     def steps(self) -> int:
@@ -126,7 +142,7 @@ class Trainer:
         labels = [None] * accumulate if y is None else y.chunk(accumulate)
         for i, (x0, t, eps, weights, y) in enumerate(zip(*columns, labels, strict=True), start=1):
             with gradient_sync(self.wrapped, now=i == accumulate):
-                losses = self.objective(x0, t, eps, y, show_estimate)
+                losses = self._losses(x0, t, eps, y, show_estimate)
                 mean = (weights * losses).mean() / accumulate
                 self.scaler.scale(mean).backward()
             loss += mean.detach()

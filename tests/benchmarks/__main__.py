@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks import input as input_
-from tests.benchmarks import memory, quality, report, sampling, scale, startup, step
+from tests.benchmarks import memory, quality, report, sampling, scale, sharing, startup, step
 from tests.benchmarks.data import prepare
 from tests.benchmarks.setup import Setup
 
@@ -22,6 +22,7 @@ SECTIONS = {
     "startup": startup.run,
     "memory": memory.run,
     "scale": scale.run,
+    "sharing": sharing.run,
 }
 EXTRAS = ("denoising_diffusion_pytorch", "diffusers", "accelerate")
 COMPARE_ALL = {"step", "memory"}

@@ -33,10 +33,9 @@ def test_all_benchmarks_run(run_benchmarks: Callable[..., None]) -> None:
     run_benchmarks("--rounds", "3")
     (file,) = Path("outputs/bench").glob("*.json")
     found = json.loads(file.read_text())
-    assert [found[name]["rows"] for name in ("step", "input", "sampling", "startup", "memory", "scale")] == [
-        [["3"]]
-    ] * 6
-    assert file.with_suffix(".md").read_text().count("## ") == 6
+    parts = ("step", "input", "sampling", "startup", "memory", "scale", "sharing")
+    assert [found[name]["rows"] for name in parts] == [[["3"]]] * 7
+    assert file.with_suffix(".md").read_text().count("## ") == 7
 
 
 def test_single_benchmark(run_benchmarks: Callable[..., None]) -> None:

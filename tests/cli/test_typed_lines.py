@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm_cli.__main__ import _limit_busy_waiting
 from ddpm_cli.cli.app.help import _texts_of
 from ddpm_cli.cli.app.shorthands import expand
 from ddpm_cli.config import EXTRA_CONFIGS
@@ -242,22 +241,6 @@ def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
 def test_closed_stderr_is_no_error(tmp_path: Path) -> None:
     ended = in_process(*SHORT, "steps=1", cwd=tmp_path, preexec_fn=lambda: os.close(2), stdout=subprocess.DEVNULL)
     assert ended.returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("set_by_user", "spin_count"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
-)
-def test_threads_wait_busily_for_a_short_time(
-    monkeypatch: pytest.MonkeyPatch, set_by_user: dict[str, str], spin_count: str | None
-) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.setenv(name, set_by_user.get(name, ""))  # so that it is restored after the test
-        monkeypatch.delenv(name)
-    for name, value in set_by_user.items():
-        monkeypatch.setenv(name, value)
-    _limit_busy_waiting()
-    assert os.environ.get("GOMP_SPINCOUNT") == spin_count
 
 
 def test_module_lists_the_commands() -> None:

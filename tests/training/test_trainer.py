@@ -1,5 +1,7 @@
 import csv
 import math
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +193,35 @@ def test_half_precision_with_its_loss_scaler_trains() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_compiling_keeps_clean_names(tmp_path: Path) -> None:
-    plain, compiled = trainer_of(composed(*TINY)), trainer_of(composed(*TINY, "compile=true"))
-    assert compiled.network._compiled_call_impl is not None
-    assert plain.network._compiled_call_impl is None  # on a CPU, compilation is off by default
-    assert compiled.state()["model"].keys() == plain.state()["model"].keys()
+def test_compiled_step_has_no_graph_breaks_and_is_never_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noising, network, loss and their gradients are one graph, also after a milestone. Names stay clean."""
+    few = [
+        "train.steps=4",
+        "train.milestone_every=2",
+        "train.warmup_steps=3",
+        "train.log_every=1",
+        "conditioning=class",
+    ]
+    few += ["model.multipliers=[1]", "model.attention=[none]"]
+    plain = trainer_of(composed(*TINY, *few))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    with (
+        torch._dynamo.config.patch(error_on_recompile=True),
+        closing(loop_of(composed(*TINY, *few, "compile=true"), tmp_path)) as loop,
+    ):
+        loop.run()
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    losses = [plain.train_step()[0].item() for _ in range(4)]
+    assert [float(row["loss"]) for row in rows_of(tmp_path)] == pytest.approx(losses, rel=1e-4)
+    assert loop.trainer.state()["model"].keys() == plain.state()["model"].keys()
 
 
-@pytest.mark.slow
 def test_network_memorises_eight_images(tmp_path: Path) -> None:
     """Samples of a network trained on eight digits are each close to one of them, and not all to the same one."""
     config = composed(

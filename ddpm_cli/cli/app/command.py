@@ -27,11 +27,13 @@ from ddpm_cli.cli.app.shorthands import config_dir, expand
 from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, run_sweep_job
 from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
 from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
+from ddpm_cli.distributed.waiting import OtherPrograms, limit_busy_waiting
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.shell import quoted
 from ddpm_cli.tracking.terminal import status
 
 CONFIGS = "pkg://ddpm_cli.configs"
+OTHERS = OtherPrograms()  # from here to the import of torch
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | N
 
 def _run_job(command: Command, cfg: DictConfig, check: bool) -> float | None:
     config = to_typed(cfg)
+    limit_busy_waiting(OTHERS)
     with status("loading PyTorch"):
         import_module("torch")  # takes seconds
     if check:
