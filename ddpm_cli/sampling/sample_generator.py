@@ -1,7 +1,6 @@
 """Draw samples from a denoiser, with one random stream for each sample."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -9,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ddpm_cli import rng
 from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.config import Ddpm, Sampler, check_guidance, implementation_of
 from ddpm_cli.diffusion.denoiser import Denoiser
@@ -22,37 +20,14 @@ from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.distributed.turns import in_turns
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.sampling.build import with_cuda_graphs
+from ddpm_cli.sampling.noise import ImageNoise
 from ddpm_cli.tracking.terminal import ImageBar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-AT_ONCE = 1024
-"""Fewest numbers that a generator draws in a call, since each call has a cost."""
-
 FEW = 4
 """With at most 1/FEW of the timesteps, the variance fixed_large is too noisy."""
-
-
-class ImageNoise:
-    """Standard normal noise that depends on the seed and the number of an image, not on the batch.
-
-    It is drawn on the CPU, so it is the same on every device; for small images, several calls are drawn at once.
-    """
-
-    def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
-        self.generators = [rng.generator(seed, "image", i) for i in images]
-        self.shape = (max(1, AT_ONCE // math.prod(shape)), *shape)
-        self.device = device
-        self._ahead: Iterator[Tensor] = iter(())
-
-    def __call__(self) -> Tensor:
-        """Return new noise (images, *shape), float32 on the device."""
-        if (noise := next(self._ahead, None)) is None:
-            drawn = [torch.randn(self.shape, generator=generator) for generator in self.generators]
-            self._ahead = iter(torch.stack(drawn, dim=1))
-            noise = next(self._ahead)
-        return noise.to(self.device)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.images.png_gif import grid, to_uint8
 from ddpm_cli.images.samples import picture
-from ddpm_cli.sampling.sample_generator import ImageNoise, SampleGenerator, cycle_labels
+from ddpm_cli.sampling.noise import ImageNoise
+from ddpm_cli.sampling.sample_generator import SampleGenerator, cycle_labels
 
 COUNTS = {"generate": 64, "interpolate": 9, "inpaint": 8}
 """Default numbers of samples."""

@@ -3,19 +3,22 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.pipelines.ddpm import pipeline_ddpm
+from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor, nn
 
-from ddpm_cli import rng
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.export import ddpm_scheduler
 from ddpm_cli.export.pipeline_folder import pipeline_to_weights, read_pipeline, write_pipeline
 from ddpm_cli.sampling.build import build_denoiser, network_of
+from ddpm_cli.sampling.noise import ImageNoise
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from tests.conftest import composed
 
@@ -72,8 +75,12 @@ def generate(config: TrainConfig, network: nn.Module, seed: int) -> Tensor:
 def generate_with_diffusers(pipeline: Any, seed: int, timesteps: int) -> Tensor:
     """Generate three images with diffusers, using the noise of `generate`."""
     pipeline.set_progress_bar_config(disable=True)
-    noise = [rng.generator(seed, "image", i) for i in range(3)]
-    images = pipeline(batch_size=3, generator=noise, num_inference_steps=timesteps, output_type="np").images
+    noise = ImageNoise(seed, range(3), (1, 16, 16), CPU)
+    with (
+        patch.object(pipeline_ddpm, "randn_tensor", lambda shape, **_: noise()),
+        patch.object(scheduling_ddpm, "randn_tensor", lambda shape, **_: noise()),
+    ):
+        images = pipeline(batch_size=3, num_inference_steps=timesteps, output_type="np").images
     return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 

@@ -3,18 +3,10 @@ import torch
 
 from ddpm_cli.errors import Failure
 from ddpm_cli.sampling.build import build_denoiser, network_of
-from ddpm_cli.sampling.sample_generator import ImageNoise, SampleGenerator, batches_with_oom_retry
+from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry
 from tests.conftest import TINY, composed
 
 CPU = torch.device("cpu")
-
-
-def test_noise_of_an_image_does_not_depend_on_the_batch() -> None:
-    batched = ImageNoise(7, range(4), (1, 2, 2), CPU)
-    single = ImageNoise(7, range(2, 3), (1, 2, 2), CPU)
-    for _ in range(3):
-        assert torch.equal(batched()[2], single()[0])
-    assert not torch.equal(ImageNoise(8, range(4), (1, 2, 2), CPU)(), ImageNoise(7, range(4), (1, 2, 2), CPU)())
 
 
 @pytest.mark.parametrize("sampler", ["sampler=ddim", "sampler=ddpm"])
