@@ -341,15 +341,12 @@ def syncs():
 
 def repeats(names, compile, deterministic):
     """Whether two runs, and one that is stopped half way and restored, are the same bit for bit."""
-    if deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     import io
 
     import torch
 
-    if deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.deterministic = True
+    def new(name):
+        return trainer_of([*RUNS[name], f"train.deterministic={str(deterministic).lower()}"], 32, compile)
 
     def state(trainer):
         kept = io.BytesIO()
@@ -363,11 +360,11 @@ def repeats(names, compile, deterministic):
     found = {}
     for name in names:
         try:
-            whole = trainer_of(RUNS[name], 32, compile)
+            whole = new(name)
             losses = torch.stack(steps(whole, 8)).tolist()
-            again = trainer_of(RUNS[name], 32, compile)
+            again = new(name)
             others = torch.stack(steps(again, 4)).tolist()
-            rest = trainer_of(RUNS[name], 32, compile)
+            rest = new(name)
             rest.restore(state(again))
             others += torch.stack(steps(rest, 4)).tolist()
             a, b = state(whole)["model"], state(rest)["model"]
@@ -379,7 +376,50 @@ def repeats(names, compile, deterministic):
         except RuntimeError as error:  # an operation without a deterministic form
             found[name] = str(error).splitlines()[0][:160]
     bad = [name for name, one in found.items() if isinstance(one, dict) and one["losses_apart"] > 0.05]
+    if deterministic:
+        bad += [name for name, one in found.items() if not isinstance(one, dict) or not one["same_bits"]]
     assert not bad, f"resumed elsewhere: {bad} {found}"
+    return found
+
+
+def parts():
+    """Noise on the device against the CPU, a table that stays on the host, recomputed activations, host copies."""
+    import torch
+
+    from ddpm_cli.data import table as tables
+    from ddpm_cli.sampling.noise import ImageNoise
+    from ddpm_cli.tracking.run_writer import on_host
+
+    found: dict = {}
+    ours, cpu = (ImageNoise(2**40 + 7, range(64), (3, 32, 32), torch.device(name)) for name in (device_name(), "cpu"))
+    found["noise_apart"] = max(float((ours().cpu() - cpu()).abs().max()) for _ in range(9))
+    assert found["noise_apart"] < 2e-6, found
+    begun = time.perf_counter()
+    for _ in range(64):
+        x = ours()
+    sync()
+    found["ms_of_noise"] = round((time.perf_counter() - begun) * 1000 / 64, 3)
+    on_device, share = trainer_of(["model=small"], 32).table, tables.SHARE_OF_MEMORY
+    tables.SHARE_OF_MEMORY = 0.0
+    on_cpu = trainer_of(["model=small"], 32).table
+    tables.SHARE_OF_MEMORY = share
+    found["table_on"] = [str(one.values.device) for one in (on_device, on_cpu)]
+    assert all(torch.equal(on_device.batch(i, 32).x0, on_cpu.batch(i, 32).x0) for i in range(20)), found
+    for recompute in (False, True):
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+        trainer = trainer_of([f"model.gradient_checkpointing={str(recompute).lower()}", "train.optimizer=adam"], 32)
+        key = "recomputed" if recompute else "kept"
+        found[f"losses_{key}"] = torch.stack([trainer.train_step()[0] for _ in range(5)]).tolist()
+        found[f"MB_{key}"] = torch.cuda.max_memory_allocated() // 2**20 if CUDA else 0
+    begun = time.perf_counter()
+    copied = on_host(trainer.state())
+    found["s_of_host_copy"] = round(time.perf_counter() - begun, 3)
+    state = trainer.state()
+    assert all(torch.equal(copied["model"][key], state["model"][key].cpu()) for key in state["model"])
+    assert all(relative(torch.tensor(a), torch.tensor(b)) < 0.02
+               for a, b in zip(found["losses_kept"], found["losses_recomputed"])), found  # fmt: skip
+    del x
     return found
 
 
@@ -446,8 +486,9 @@ def samplers():
     train_cli("for_samplers", "experiment=quickstart", f"dataset.root={DATA}", "compile=false", "train.steps=200",
               "train.milestone_every=200", "train.samples=4", limit=150)  # fmt: skip
     found, n = {}, 8
-    on = {p: load_trained(str(WORK / "for_samplers"), "ema", device_name(), p) for p in ("fp32", "bf16")}
-    cpu = load_trained(str(WORK / "for_samplers"), "ema", "cpu", "fp32")
+    on = {p: load_trained(str(WORK / "for_samplers"), "ema", device_name(), p) for p in ("bf16", "fp32_strict")}
+    on["fp32"] = on.pop("fp32_strict")  # loaded last, since the setting is that of the process
+    cpu = load_trained(str(WORK / "for_samplers"), "ema", "cpu", "fp32_strict")
 
     def drawn(trained, sampler, images, graphs=True):
         config = composed(f"sampler={sampler}", "sampler.steps=10").sampler
@@ -577,7 +618,9 @@ def _rank(rank, strategy, port, path):
     if not CUDA:
         torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    trainer = trainer_of(["train.precision=fp32", "train.warmup_steps=0", f"distributed.strategy={strategy}"], 16)
+    trainer = trainer_of(
+        ["train.precision=fp32_strict", "train.warmup_steps=0", f"distributed.strategy={strategy}"], 16
+    )
     losses = torch.stack([trainer.train_step()[0] for _ in range(4)]).tolist()
     trainer.state()
     if rank == 0:
@@ -594,7 +637,7 @@ def two_ranks(strategy):
     path, port = WORK / f"ranks_{strategy}.json", 29612 if strategy == "ddp" else 29613
     os.environ["CHECK_DEVICE"], os.environ["CHECK_TINY"] = device_name(), str(int(TINY))
     multiprocessing.spawn(_rank_of, (strategy, port, str(path)), nprocs=2)
-    trainer = trainer_of(["train.precision=fp32", "train.warmup_steps=0"], 16)
+    trainer = trainer_of(["train.precision=fp32_strict", "train.warmup_steps=0"], 16)
     alone = torch.stack([trainer.train_step()[0] for _ in range(4)]).tolist()
     both = json.loads(path.read_text())
     apart = max(abs(a - b) / abs(b) for a, b in zip(both, alone))
@@ -965,6 +1008,8 @@ SIDE_BY_SIDE = {
     "repeat_eager": (repeats, (list(RUNS)[:5], False, False), 150),
     "cli_annotated": (cli_annotated, (), 150),
     "fp16": (fp16, (), 60),
+    "parts": (parts, (), 80),
+    "repeat_deterministic": (repeats, (list(RUNS)[:5], False, True), 150),
 }
 ONE_BY_ONE = {
     "cli_quality": (cli_quality, (), 75),
