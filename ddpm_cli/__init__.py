@@ -10,7 +10,11 @@ __all__ = ["load"]
 
 
 def load(
-    ckpt: str | os.PathLike[str], weights: str = "ema", device: str = "auto", precision: str = "fp32"
+    ckpt: str | os.PathLike[str],
+    weights: str = "ema",
+    device: str = "auto",
+    precision: str = "fp32",
+    compile: bool | None = None,  # noqa: A002  # as the key of the commands is named
 ) -> "TrainedModel":
     """The network of a run folder, a checkpoint or a .safetensors file, ready to draw samples.
 
@@ -18,4 +22,4 @@ def load(
     """
     from ddpm_cli import notebook  # here, because the commands import this package and must be quick
 
-    return notebook.load(os.fspath(ckpt), weights, device, precision)
+    return notebook.load(os.fspath(ckpt), weights, device, precision, compile)

@@ -91,3 +91,8 @@ def amount(size: float) -> str:
             break
         size /= 1024
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads, decoded images and compiled code, which all runs of a user share."""
+    return Path(os.environ.get("DDPM_CACHE", "~/.cache/ddpm_cli")).expanduser()

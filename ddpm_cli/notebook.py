@@ -1,6 +1,7 @@
 """A trained network in Python: `model = load("outputs/…")`, `model.sample(16, seed=7).save("grid.png")`."""
 
 import io
+import math
 import os
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,6 +15,7 @@ from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.config import GROUPS, PRECISIONS, Sampler, TrainConfig, option_name
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.images.samples import picture
+from ddpm_cli.sampling.build import compile_for_inference
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, cycle_labels, generator_of
 from ddpm_cli.sampling.tasks import wanted_classes
 from ddpm_cli.tracking.terminal import ImageBar
@@ -65,6 +67,7 @@ class TrainedModel:
 
     trained: Trained
     source: str
+    compiled: bool | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -108,6 +111,8 @@ class TrainedModel:
         generator = generator_of(self.trained, chosen, None, guidance_scale, changes)
         wanted = wanted_classes(classes, self.classes, everything=range(len(self.classes)))
         labels = cycle_labels(n, wanted or [0])
+        calls = math.ceil(n / batch_size) * generator.calls
+        compile_for_inference(self.network, self.trained.device, self.compiled, calls)
 
         def draw(images: range) -> Tensor:
             return generator.draw(seed, labels, images, bar).cpu()
@@ -127,11 +132,11 @@ class TrainedModel:
         )
 
 
-def load(ckpt: str, weights: str, device: str, precision: str) -> TrainedModel:
+def load(ckpt: str, weights: str, device: str, precision: str, compiled: bool | None) -> TrainedModel:
     """Load a checkpoint; see `ddpm_cli.load`."""
     check(weights in ("ema", "model"), "weights", weights, "ema or model")
     check(precision in PRECISIONS, "precision", precision, one_of(PRECISIONS))
-    return TrainedModel(load_trained(ckpt, weights, device, precision), ckpt)
+    return TrainedModel(load_trained(ckpt, weights, device, precision), ckpt, compiled)
 
 
 def _stock_sampler(name: str) -> Sampler:

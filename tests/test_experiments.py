@@ -226,7 +226,7 @@ def test_points_of_two_clusters_are_reproduced(tmp_path: Path) -> None:
     generator = SampleGenerator(trainer.generator.denoiser, config.sampler, (2,), CPU)
     *_, last = generator.steps(0, [0] * 500, range(500))
     near = torch.cdist(last.x, torch.tensor([[0.0, 0.0], [1.0, 1.0]])).min(dim=1)
-    assert (near.values < 0.4).float().mean() > 0.8
+    assert (near.values < 0.4).float().mean() > 0.7
     assert 0.3 < near.indices.float().mean() < 0.7
 
 

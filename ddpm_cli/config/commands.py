@@ -34,7 +34,8 @@ class CheckpointConfig:
     device: str
     devices: Any  # number of devices, each with its own process, or auto
     threads: Any  # number of CPU threads of each process, or auto
-    precision: str
+    precision: str | None  # None: as the command chooses
+    compile: bool | None  # None: on CUDA, for many network calls
     out: str
 
     def __post_init__(self) -> None:
@@ -45,7 +46,8 @@ class CheckpointConfig:
         check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
         check_devices(self.devices)
         check_threads(self.threads)
-        check(self.precision in PRECISIONS, "precision", self.precision, one_of(PRECISIONS))
+        ok = self.precision is None or self.precision in PRECISIONS
+        check(ok, "precision", self.precision, one_of(PRECISIONS))
 
 
 @dataclass(kw_only=True)

@@ -31,6 +31,7 @@ from ddpm_cli.data.emoji import read_emoji
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import Examples, to_tensor
 from ddpm_cli.errors import UserError
+from ddpm_cli.files import cache_folder
 
 AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
@@ -40,11 +41,6 @@ DIGITS_IN_TRAIN = 1500
 """Number of digits in the train split."""
 READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError, KeyError, TypeError, zlib.error)
 """Exceptions that torchvision raises for missing or damaged files and failed downloads."""
-
-
-def cache_folder() -> Path:
-    """Return the folder for downloads and decoded images, which all runs of a user share."""
-    return Path(os.environ.get("DDPM_CACHE", "~/.cache/ddpm_cli")).expanduser()
 
 
 def load_examples(dataset: Dataset, train: bool) -> Examples:
@@ -209,7 +205,8 @@ def _swiss_roll(dataset: SwissRoll, train: bool) -> Examples:
     without the axis of the roll. Each coordinate has Gaussian noise of standard deviation dataset.noise / 10. The test
     split has the same size and is independent of the train split.
     """
-    generator = rng.generator("swiss_roll", "train" if train else "test")
+    seed = rng.seed_of("swiss_roll", "train" if train else "test")
+    generator = torch.Generator().manual_seed(seed)  # not rng.generator: these points were always the same
     u = 1.5 * math.pi * (1 + 2 * torch.rand(dataset.points, generator=generator, dtype=torch.float64))
     noise = dataset.noise * torch.randn(dataset.points, 2, generator=generator, dtype=torch.float64)
     points = u[:, None] * torch.stack([u.cos(), u.sin()], dim=1) + noise

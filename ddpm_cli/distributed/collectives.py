@@ -5,7 +5,8 @@ Rank 0 alone writes files and prints. All ranks must call the same operations in
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -15,10 +16,16 @@ from torch import distributed as dist
 from ddpm_cli.errors import Failure, UserError
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+_alone = False
 
 
 def world_size() -> int:
     """Return the number of processes."""
+    if _alone:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -37,6 +44,17 @@ def progress_bar_disabled() -> bool | None:
     if not is_rank_zero():
         return True
     return False if "ipykernel" in sys.modules else None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the context, this process works as the only one, while the others do something else or have ended."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def shard_slice(count: int) -> slice:
@@ -78,6 +96,37 @@ def all_gather_object(value: T) -> list[T]:
     values = [value] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def tensors_of_rank_zero(tensors: Mapping[K, Tensor] | None, device: torch.device) -> Iterator[tuple[K, Tensor]]:
+    """Yield the keys and tensors that rank 0 has, one at a time, on every rank.
+
+    Only one tensor at a time is held beside those of rank 0, whose argument counts alone; other ranks pass None.
+
+    Args:
+        device: that the ranks train on, over which the tensors are sent.
+    """
+    if world_size() == 1:
+        assert tensors is not None
+        yield from tensors.items()
+        return
+    about = [[(key, x.shape, x.dtype) for key, x in tensors.items()] if tensors is not None else None]
+    dist.broadcast_object_list(about, src=0)
+    for key, shape, dtype in about[0] or []:
+        value = torch.empty(shape, dtype=dtype, device=device)
+        if tensors is not None:
+            value.copy_(tensors[key])
+        dist.broadcast(value, src=0)
+        yield key, value
+
+
+def gather_object(value: T) -> list[T]:
+    """Return the objects of all ranks, by rank, on rank 0, and an empty list elsewhere."""
+    if world_size() == 1:
+        return [value]
+    values = [value] * world_size() if is_rank_zero() else None
+    dist.gather_object(value, values)
+    return values or []
 
 
 class _Outcome(NamedTuple, Generic[T]):

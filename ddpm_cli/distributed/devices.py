@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ddpm_cli.errors import UserError, check
+from ddpm_cli.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -94,17 +95,18 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def should_compile(choice: bool | None, device: torch.device, images: int) -> bool:
-    """Return whether to compile the network; None means on CUDA, in runs that train on many `images`.
+def should_compile(choice: bool | None, device: torch.device, worthwhile: bool) -> bool:
+    """Return whether to compile a network; None means on CUDA, if it is `worthwhile`.
 
-    On CUDA torch.compile needs Triton, a C compiler and Python's headers. Without them, the network is not compiled,
-    which is logged; with `choice=True` raise `UserError`.
+    Compiled code is kept in the cache folder for other runs. On CUDA torch.compile needs Triton, a C compiler and
+    Python's headers. Without them, the network is not compiled, which is logged; with `choice=True` raise `UserError`.
     """
-    if choice is False or (choice is None and (device.type != "cuda" or images < IMAGES_WORTH_COMPILING)):
+    if choice is False or (choice is None and (device.type != "cuda" or not worthwhile)):
         return False
     missing = _missing_for_compile(device) if device.type == "cuda" else None
     if missing is None:
-        log.info("The network is compiled during the first step, which takes one to two minutes.")
+        log.info("The network is compiled at its first call, which takes one to two minutes.")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # by default in /tmp
         return True
     if choice:
         raise UserError(f"compile=true: torch.compile needs {missing} here; install it, or use compile=false")

@@ -55,6 +55,11 @@ class WorkerGroup:
     threads: int | str
     distributed: Distributed
 
+    def starts_workers(self) -> bool:
+        """Return whether the work is done by new processes rather than by this one."""
+        several = self.count > 1 or self.distributed.nnodes > 1 or self.distributed.max_restarts > 0
+        return several and not is_one_of_several(self.distributed.rdzv_endpoint)
+
 
 def worker_group(
     devices: int | str, device: str, threads: int | str, distributed: Distributed = ONE_MACHINE
@@ -79,8 +84,7 @@ def run_distributed(work: Callable[..., T], args: tuple[Any, ...], group: Worker
             raise UserError(f"devices={group.count}: torchrun or srun has started the processes already; leave it out")
         with _process_group(group.device):
             return work(*args)
-    alone = group.count == 1 and group.distributed.nnodes == 1 and group.distributed.max_restarts == 0
-    return work(*args) if alone else _launch_workers(work, args, group)
+    return _launch_workers(work, args, group) if group.starts_workers() else work(*args)
 
 
 def is_launch_rank_zero() -> bool:

@@ -12,32 +12,53 @@ from torch import Tensor, nn
 from ddpm_cli.distributed import collectives
 
 
-def wrap_distributed(network: nn.Module, average: nn.Module, strategy: str, device: torch.device) -> nn.Module:
+def wrap_distributed(
+    network: nn.Module, average: nn.Module, strategy: str, device: torch.device, dtype: torch.dtype, compiled: bool
+) -> nn.Module:
     """Return the module to call in training, whose gradients are averaged over all ranks.
 
-    With the strategy "fsdp", shard the parameters of `network` and of `average` in place.
+    With the strategy "fsdp", shard the parameters of `network` and of `average` in place. With `compiled`, compile the
+    network as a whole, or each block that is sharded. Modules are compiled in place, so that names in checkpoints stay
+    clean, and before they are wrapped: torch.compile would divide a wrapped network into as many graphs as it has
+    buckets of gradients, and compile a sharded one again for each block.
     """
-    if collectives.world_size() == 1:
-        return network
     if strategy == "fsdp":
-        _shard(network, device)
-        _shard(average, device)
+        _shard(network, device, dtype, compiled)
+        _shard(average, device, dtype, False)
         return network
     from torch.nn.parallel import DistributedDataParallel
 
+    if compiled:
+        network.compile()
+    else:
+        _make_small_filters_contiguous(network)
     ids = None if device.type == "cpu" else [device]
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def _shard(network: nn.Module, device: torch.device) -> None:
-    """Shard each block by itself, so that one block at a time is gathered (Zhao et al. 2023, arXiv:2304.11277)."""
+def _make_small_filters_contiguous(network: nn.Module) -> None:
+    """Give 1x1 filters in channels_last the strides of their gradients, which otherwise are copied at each step."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4 and parameter.shape[2:] == (1, 1):
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def _shard(network: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
+    """Shard each block by itself, so that one block at a time is gathered (Zhao et al. 2023, arXiv:2304.11277).
+
+    If the network computes in bf16, parameters are gathered in bf16, and gradients are averaged in float32.
+    """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (collectives.world_size(),))  # by default that of a GPU, even with device=cpu
+    gathered = torch.bfloat16 if dtype == torch.bfloat16 else None
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in list(_blocks(network)):
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+        if compiled:
+            block.compile()
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
@@ -74,6 +95,14 @@ def unshard(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def unshard_on_rank_zero(tensor: Tensor) -> Tensor | None:
+    """Return the full tensor; if it is sharded, on the CPU of rank 0 and None elsewhere. All ranks must call it."""
+    full = unshard(tensor)
+    if full is tensor:
+        return tensor
+    return full.cpu() if collectives.is_rank_zero() else None
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_cli import rng
-from ddpm_cli.data.sources import cache_folder
 from ddpm_cli.data.table import Examples, fingerprint
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.classifier import TrainedClassifier, load_or_train_classifier
@@ -23,7 +22,7 @@ from ddpm_cli.evaluation.fidelity import (
     min_samples,
     rename_metrics,
 )
-from ddpm_cli.files import atomic
+from ddpm_cli.files import atomic, cache_folder
 
 log = logging.getLogger(__name__)
 

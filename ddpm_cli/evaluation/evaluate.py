@@ -1,33 +1,36 @@
 """Evaluate a checkpoint or samples, and write the results. Implements ddpm-evaluate."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.checkpoints.run_folder import RunFolder, new_folder
 from ddpm_cli.config import MIN_SAMPLES, Dataset, EvaluateConfig, ImageDataset
-from ddpm_cli.data.sources import cache_folder, load_examples, moved
+from ddpm_cli.data.sources import load_examples, moved
 from ddpm_cli.data.table import Examples
 from ddpm_cli.distributed import collectives
-from ddpm_cli.distributed.devices import resolve_device
+from ddpm_cli.distributed.devices import resolve_device, resolve_precision
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.evaluation.neighbours import nearest, neighbours_picture
 from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
 from ddpm_cli.evaluation.record import append, to_json
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples, read_sample_images
-from ddpm_cli.files import write
+from ddpm_cli.files import cache_folder, write
 from ddpm_cli.images.plots import save_bound_plot
 from ddpm_cli.images.png_gif import grid, save_png
+from ddpm_cli.sampling.build import build_denoiser, compile_for_inference
 from ddpm_cli.sampling.sample_generator import generator_of
 from ddpm_cli.tracking.terminal import status
 
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("ddpm-cli", "torch", "torch-fidelity")
 """Packages whose versions are recorded."""
+MANY_SAMPLES = 10_000
+"""Samples that are drawn in bf16 by default, if the device is a GPU that has it."""
 ROWS, COLUMNS = 8, 7
 """Samples and their nearest images in neighbours.png."""
 
@@ -49,10 +54,15 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
     """
     started = time.perf_counter()
     with status("loading the checkpoint"):
-        trained = load_trained(config.ckpt, config.weights, config.device, config.precision) if config.ckpt else None
+        precision = config.precision or "fp32"
+        trained = load_trained(config.ckpt, config.weights, config.device, precision) if config.ckpt else None
     dataset = trained.config.dataset if trained else config.dataset
     assert dataset is not None  # the config was checked
     dataset = moved(dataset, config.root)
+    if trained and config.precision is None and _bf16_by_default(config, dataset, trained.device):
+        precision = "bf16"
+        denoiser = build_denoiser(trained.config, trained.network, trained.device, torch.bfloat16)
+        trained = replace(trained, denoiser=denoiser)
     if not collectives.is_rank_zero():
         _draw_share(config, trained, dataset)
         return
@@ -62,7 +72,8 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
         "command": command,
         **_subject(config, trained),
         "dataset": dataset.name,
-        **{key: getattr(config, key) for key in ("split", "seed", "precision", "batch_size")},
+        **{key: getattr(config, key) for key in ("split", "seed", "batch_size")},
+        "precision": precision,
         **results,
         "seconds": time.perf_counter() - started,
         "versions": {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
@@ -72,6 +83,16 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
     run = RunFolder.of(trained.path) if trained else None
     if run is not None and run.notes.is_dir():
         append(record, run.path)
+
+
+def _bf16_by_default(config: EvaluateConfig, dataset: Dataset, device: torch.device) -> bool:
+    """Return whether samples are drawn in bf16 if no precision was typed: for many of them, on a GPU that has it."""
+    many = bool(config.distances) and _number_of_samples(config, dataset) >= MANY_SAMPLES
+    return many and device.type == "cuda" and resolve_precision("auto", device) == torch.bfloat16
+
+
+def _number_of_samples(config: EvaluateConfig, dataset: Dataset) -> int:
+    return config.n or DEFAULT_N[_features(config, dataset)]
 
 
 def _results(config: EvaluateConfig, trained: Trained | None, dataset: Dataset, folder: Path) -> dict[str, Any]:
@@ -118,9 +139,10 @@ def _batches(
         generator = generator_of(
             trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes
         )
-        return GeneratedSamples(
-            generator, config.n or DEFAULT_N[_features(config, dataset)], config.seed, config.batch_size
-        )
+        n = _number_of_samples(config, dataset)
+        calls = math.ceil(n / config.batch_size) * generator.calls
+        compile_for_inference(trained.network, trained.device, config.compile, calls)
+        return GeneratedSamples(generator, n, config.seed, config.batch_size)
     found = read_sample_images(str(config.samples), dataset, cache_folder())[: config.n]
     check(len(found) >= MIN_SAMPLES, "samples", config.samples, f"at least {MIN_SAMPLES} images")
     return found.split(config.batch_size)
@@ -217,6 +239,7 @@ def _bound(config: EvaluateConfig, trained: Trained, examples: Examples, folder:
     """Return the bound in bits per dimension and its parts; write nll.csv and nll.png."""
 
     found = bound(trained, examples, config.batch_size, config.seed)
+    assert found is not None  # rank 0
     lines = ["t,bits_per_dim", *(f"{t},{x:.8g}" for t, x in enumerate(found.terms)), ""]
     write(folder / "nll.csv", "\n".join(lines).encode())
     save_bound_plot(found.terms, folder / "nll.png")

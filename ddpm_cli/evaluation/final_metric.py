@@ -63,15 +63,17 @@ def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> t
             return val_loss(trained, test, n, batch_size), n
         case "nll":
             examples = first_examples(test, n or NLL_N)
-            return bound(trained, examples, batch_size, SEED).total, len(examples)
+            found = bound(trained, examples, batch_size, SEED)
+            assert found is not None  # this process is alone
+            return found.total, len(examples)
     from ddpm_cli.evaluation.comparison import SampleEvaluator  # needs torch-fidelity, which is optional
 
     features = {"fd_classifier": "classifier", "fid": "inception"}[report]
     splits = {"train": load_examples(dataset, train=True), "test": test}
     evaluator = SampleEvaluator(splits, "test", ["fid"], features, trained.device)
     n = n or DEFAULT_N[features]
-    found = evaluator.compare(GeneratedSamples(generator_of(trained, None, None, None), n, SEED, batch_size), SEED)
-    return found.metrics[report], n
+    samples = GeneratedSamples(generator_of(trained, None, None, None), n, SEED, batch_size)
+    return evaluator.compare(samples, SEED).metrics[report], n
 
 
 @torch.no_grad()

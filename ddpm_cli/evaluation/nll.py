@@ -38,8 +38,10 @@ def first_examples(examples: Examples, n: int | None) -> Examples:
 
 
 @torch.no_grad()
-def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> Bound:
+def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> Bound | None:
     """Compute the variational bound on `examples`, with one noise sample for each example and timestep.
+
+    Of several processes only rank 0 has the result; the others return None.
 
     Conditional networks receive the labels. The noise depends on `seed`, but not on `batch_size`.
     """
@@ -64,6 +66,8 @@ def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> B
 
     with ImageBar(len(examples), "nll") as bar:
         parts = [found for _, found in batches_with_oom_retry(len(examples), batch_size, measure)]
+    if not parts:
+        return None
     terms, priors = torch.cat([terms for terms, _ in parts], dim=1), torch.cat([priors for _, priors in parts])
     totals = terms.sum(0) + priors
     error = totals.std().item() / len(totals) ** 0.5 if len(totals) > 1 else float("nan")

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.files import atomic, write
 from ddpm_cli.images.plots import save_labelled_rows
 from ddpm_cli.images.png_gif import save_gif, save_png, to_image, to_uint8
+from ddpm_cli.sampling.build import compile_for_inference
 from ddpm_cli.sampling.film import evenly
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, generator_of
 from ddpm_cli.sampling.tasks import Task, plan
@@ -36,9 +38,11 @@ Batches: TypeAlias = Iterator[tuple[range, dict[int, Tensor]]]
 def draw(config: SampleConfig, folder: Path) -> None:
     """Draw samples and write them to `folder`. Each of several processes draws a share; rank 0 writes."""
     with status("loading the checkpoint"):
-        trained = load_trained(config.ckpt, config.weights, config.device, config.precision)
+        trained = load_trained(config.ckpt, config.weights, config.device, config.precision or "fp32")
     generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes)
     task = plan(config, generator, trained)
+    calls = math.ceil(len(task.labels) / config.batch_size) * generator.calls
+    compile_for_inference(trained.network, trained.device, config.compile, calls)
     collectives.on_rank_zero(lambda: new_folder(folder))
     points = len(generator.shape) == 1
     recorded = {*evenly(task.steps)} if config.gif else set()

@@ -19,7 +19,7 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.distributed.turns import in_turns
 from ddpm_cli.errors import Failure, UserError
-from ddpm_cli.sampling.build import with_cuda_graphs
+from ddpm_cli.sampling.build import for_inference
 from ddpm_cli.sampling.noise import ImageNoise
 from ddpm_cli.tracking.terminal import ImageBar
 
@@ -113,15 +113,16 @@ def generator_of(
             "trained with it, and they for it"
         )
     warn_of_few_steps(sampler, variance, own.schedule.timesteps)
-    denoiser = with_cuda_graphs(replace(trained.denoiser, variance=variance), trained.device)
+    denoiser = for_inference(replace(trained.denoiser, variance=variance), trained.device)
     return SampleGenerator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
 
 
 def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], T]) -> Iterator[tuple[range, T]]:
     """Call `work` on 0..n-1 in batches; yield (batch, result) with results on the CPU.
 
-    Each of several processes works on its own batches and receives the results of all. If a batch does not fit into
-    the memory of the device, its size is halved, which is logged once. Raise `Failure` if a batch of one does not fit.
+    Each of several processes works on its own batches. Rank 0 receives the results of all, the others none. If a
+    batch does not fit into the memory of the device, its size is halved, which is logged once. Raise `Failure` if a
+    batch of one does not fit.
     """
     first, asked = 0, batch_size
     while first < n:
@@ -138,7 +139,7 @@ def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], T]) 
                 "out of memory with batches of %d; continuing with %d, the results are the same", asked, batch_size
             )
             asked = batch_size
-        for images, its in collectives.all_gather_object((own, made)):
+        for images, its in collectives.gather_object((own, made)):
             if images and its is not None:
                 yield images, its[0]
         first = of_all.stop

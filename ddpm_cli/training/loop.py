@@ -216,23 +216,31 @@ class Loop:
         """Write the loss plot and a grid of samples of the averaged weights; at the end also a film."""
         self.progress.pause()
         self._write(lambda writer: writer.loss_plot())
-        film, grid = self._pictures(filmed=self.trainer.step == self.trainer.steps)
-        self._write(lambda writer: writer.milestone(self.trainer.step, film, grid))
+        drawn = self._pictures(filmed=self.trainer.step == self.trainer.steps)
+        self._write(lambda writer: writer.milestone(self.trainer.step, *drawn) if drawn else None)
         self.progress.after_milestone()
 
-    def _pictures(self, filmed: bool) -> tuple[list[Image], Image]:
-        """Return the frames of the film, empty unless `filmed`, and the grid of samples of the averaged weights."""
+    def _pictures(self, filmed: bool) -> tuple[list[Image], Image] | None:
+        """Return the frames of the film, empty unless `filmed`, and the grid of samples of the averaged weights.
+
+        Return None on ranks other than 0, which have a share in drawing the samples.
+        """
         classes, count = self.trainer.classes, self.trainer.config.train.samples
         labels = cycle_labels(count, range(max(1, len(classes))))
         names = [classes[label] for label in labels] if classes else None
-        recorded, x = self._samples(labels, filmed)
+        drawn = self._samples(labels, filmed)
+        if not drawn:
+            return None
+        films, samples = zip(*drawn, strict=True)
+        recorded, x = [torch.cat(parts) for parts in zip(*films, strict=True)], torch.cat(samples)
         return [picture(some, names and names[: len(some)]) for some in recorded], picture(x, names)
 
-    def _samples(self, labels: Sequence[int], filmed: bool) -> tuple[list[Tensor], Tensor]:
+    def _samples(self, labels: Sequence[int], filmed: bool) -> list[tuple[list[Tensor], Tensor]]:
         """Draw samples (n, C, ...) of the averaged weights, one for each of `labels`.
 
         Returns:
-            The first samples after some steps of the sampler, if `filmed`, and all samples after the last one.
+            For each batch, on rank 0: the first samples after some steps of the sampler, if `filmed`, and all samples
+            after the last one.
         """
         train, generator = self.trainer.config.train, self.trainer.generator
         steps = len(generator.pairs())
@@ -251,9 +259,7 @@ class Loop:
             return seen, x.cpu()
 
         with ImageBar(len(labels), "samples") as bar:
-            drawn = [both for _, both in batches_with_oom_retry(len(labels), train.batch_size, draw)]
-        films, samples = zip(*drawn, strict=True)
-        return [torch.cat(parts) for parts in zip(*films, strict=True)], torch.cat(samples)
+            return [both for _, both in batches_with_oom_retry(len(labels), train.batch_size, draw)]
 
     def _row(self, loss: float, grad_norm: float) -> dict[str, float]:
         trainer = self.trainer

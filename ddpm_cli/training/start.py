@@ -42,7 +42,7 @@ from ddpm_cli.training.resume import (
 )
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.summary_table import start_table
-from ddpm_cli.training.trainer import Trainer
+from ddpm_cli.training.trainer import ON_RANK_ZERO, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -82,28 +82,31 @@ def check_config(config: TrainConfig) -> None:
 
 def launch_training(job: TrainingJob) -> float | None:
     """Run `train` in as many processes as the config asks for, or that of the run to resume."""
-    config = job.config if job.resume is None else load_for_resume(job.config, job.resume, job.changes)["config"]
+    state = None if job.resume is None else load_for_resume(job.config, job.resume, job.changes)
+    config = job.config if state is None else state["config"]
+    group = worker_group(config.devices, config.device, config.threads, config.distributed)
     try:
-        return run_distributed(
-            train, (job,), worker_group(config.devices, config.device, config.threads, config.distributed)
-        )
+        return run_distributed(train, (job, None if group.starts_workers() else state), group)
     except WorkerFailed as error:
         folder = job.folder if job.resume is None else folder_to_resume(job.resume)
         raise Failure(f"{error}; {resume_hint(folder)}") from error
 
 
-def train(job: TrainingJob) -> float | None:
+def train(job: TrainingJob, loaded: dict[str, Any] | None = None) -> float | None:
     """Start or resume a run in this process; with several processes, all ranks call it.
 
-    Return what train.report asks for, or the last loss; None on ranks other than 0.
+    Return what train.report asks for, or the last loss; None on ranks other than 0. `loaded` is what `load_for_resume`
+    returned for this job, if it has been called in this process.
     """
-    job = _agree_on_job(job)
+    agreed = _agree_on_job(job)
+    if agreed != job:
+        job, loaded = agreed, None
     config, folder, state = job.config, job.folder, None
     with ExitStack() as stack:
         if job.resume is not None:
             folder = collectives.on_rank_zero(lambda: folder_to_resume(str(job.resume)))
             collectives.on_rank_zero(lambda: stack.enter_context(reopened("resume", folder)))
-            state = collectives.on_rank_zero(lambda: load_for_resume(job.config, str(job.resume), job.changes))
+            state = _state_of_rank_zero(job, loaded)
             config = state["config"]
         device = resolve_device(config.device)
         table, data = _load_table(config, device)
@@ -124,6 +127,17 @@ def train(job: TrainingJob) -> float | None:
             if state is not None:
                 _log_resume(trainer, state["train_before"], folder)
         return _run_loop(trainer, folder, data, state)
+
+
+def _state_of_rank_zero(job: TrainingJob, loaded: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the contents of the checkpoint to resume from; on other ranks than 0 without weights and moments."""
+    whole: list[dict[str, Any]] = []
+
+    def small() -> dict[str, Any]:
+        whole.append(loaded or load_for_resume(job.config, str(job.resume), job.changes))
+        return {key: value for key, value in whole[0].items() if key not in ON_RANK_ZERO}
+
+    return {**collectives.on_rank_zero(small), **(whole[0] if whole else {})}
 
 
 def _agree_on_job(job: TrainingJob) -> TrainingJob:
@@ -167,7 +181,8 @@ def _run_loop(trainer: Trainer, folder: Path, data: str, state: dict[str, Any] |
             log.info("Training finished: %s", folder)
             log.info("Next: ddpm-sample %s", override("ckpt", folder))
             train = trainer.config.train
-            return loss if train.report is None else final_metric(train, folder, str(trainer.device))
+            with collectives.alone():
+                return loss if train.report is None else final_metric(train, folder, str(trainer.device))
     except Failure as error:
         raise Failure(f"{error}; {resume_hint(folder)}") from error
     except KeyboardInterrupt as error:

@@ -17,19 +17,29 @@ from ddpm_cli.data.table import Table
 from ddpm_cli.diffusion.sampling import hide_labels
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
-from ddpm_cli.distributed.devices import configure_arithmetic, resolve_precision, should_compile
-from ddpm_cli.distributed.sharding import gradient_sync, replicate_like, shard_like, unshard, wrap_distributed
+from ddpm_cli.distributed.devices import IMAGES_WORTH_COMPILING, configure_arithmetic, resolve_precision, should_compile
+from ddpm_cli.distributed.sharding import (
+    gradient_sync,
+    local_part,
+    replicate_like,
+    shard_like,
+    unshard,
+    unshard_on_rank_zero,
+    wrap_distributed,
+)
 from ddpm_cli.sampling.build import (
     build_denoiser,
     build_objective,
     build_timestep_sampler,
+    for_inference,
     network_of,
-    with_cuda_graphs,
 )
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.optimizer import build_optimizer, in_groups, learning_rate, set_learning_rate
 
+ON_RANK_ZERO = ("model", "ema", "optimizer")
+"""Items of a state that only rank 0 holds in full."""
 SCALER_MOVES = ("scale", "_growth_tracker")
 """Keys of the state of a gradient scaler that change while training."""
 
@@ -67,15 +77,20 @@ class Trainer:
         network = network_of(config, self.classes)
         self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.ema = Ema(self.network)
-        self.wrapped = wrap_distributed(self.network, self.ema.network, config.distributed.strategy, device)
         self.dtype = resolve_precision(config.train.precision, device)
+        images = self.steps * config.train.batch_size
+        compiled = should_compile(config.compile, device, images >= IMAGES_WORTH_COMPILING)
+        self.wrapped: nn.Module = self.network
+        if collectives.world_size() > 1:
+            strategy = config.distributed.strategy
+            self.wrapped = wrap_distributed(self.network, self.ema.network, strategy, device, self.dtype, compiled)
         self.optimizer = build_optimizer(config.train, self.network, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.denoiser = build_denoiser(config, self.wrapped, device, self.dtype)
         self.objective = build_objective(config, self.denoiser)
         self.timestep_sampler = build_timestep_sampler(config, device)
         self.generator = SampleGenerator(
-            with_cuda_graphs(build_denoiser(config, self.ema.network, device, self.dtype), device),
+            for_inference(build_denoiser(config, self.ema.network, device, self.dtype), device),
             config.sampler,
             config.dataset.shape,
             device,
@@ -83,20 +98,13 @@ class Trainer:
             config.guidance_scale,
         )
         self._losses: Losses = self.objective
-        if should_compile(config.compile, device, self.steps * config.train.batch_size):
-            self._compile()
+        if compiled and collectives.world_size() == 1:  # the noising, the network and the loss in one
+            self._losses = torch.compile(self.objective.__call__, dynamic=False)
         # Collectives are not captured, so several processes launch their kernels one by one. Nor are the states of
         # random generators, which recomputed activations need.
         recomputes = getattr(config.model, "gradient_checkpointing", False)
         captures = device.type == "cuda" and collectives.world_size() == 1 and not recomputes
         self._graph = CudaGraphs(self._optimize) if captures else None
-
-    def _compile(self) -> None:
-        """Compile the noising, the network and the loss in one; with several processes the network alone."""
-        if collectives.world_size() == 1:
-            self._losses = torch.compile(self.objective.__call__, dynamic=False)
-        else:
-            self.wrapped.compile()  # in place, so that names in checkpoints stay clean
 
     @property
     def steps(self) -> int:
@@ -178,31 +186,40 @@ class Trainer:
         return grad_norm, finite
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint, the same for any number of processes. All ranks must call it."""
+        """Return the state for a checkpoint, the same for any number of processes. All ranks must call it.
+
+        Tensors that are sharded are on the CPU of rank 0, and None elsewhere.
+        """
         moments = {i: self.optimizer.state[parameter] for i, parameter in enumerate(self.network.parameters())}
         return {
             "step": self.step,
             "config": to_stored(self.config),
-            "model": {name: unshard(x) for name, x in self.network.state_dict().items()},
-            "ema": {name: unshard(x) for name, x in self.ema.network.state_dict().items()},
-            "optimizer": {i: {name: unshard(x) for name, x in own.items()} for i, own in moments.items() if own},
+            "model": {name: unshard_on_rank_zero(x) for name, x in self.network.state_dict().items()},
+            "ema": {name: unshard_on_rank_zero(x) for name, x in self.ema.network.state_dict().items()},
+            "optimizer": {
+                i: {name: unshard_on_rank_zero(x) for name, x in own.items()} for i, own in moments.items() if own
+            },
             "scaler": {key: value for key, value in self.scaler.state_dict().items() if key in SCALER_MOVES},
             "timestep_sampler": self.timestep_sampler.state(),
             "classes": self.classes,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore a state. Must be called before the first step."""
+        """Restore a state. Must be called before the first step, by all ranks.
+
+        Of the items in `ON_RANK_ZERO`, which are large, only those of rank 0 are used; other ranks need not have them.
+        """
         self.step = state["step"]
-        for network, weights in ((self.network, state["model"]), (self.ema.network, state["ema"])):
+        for network, weights in ((self.network, state.get("model")), (self.ema.network, state.get("ema"))):
             now = network.state_dict()
-            network.load_state_dict({name: shard_like(x, now[name]) for name, x in weights.items()})
+            with torch.no_grad():
+                for name, x in collectives.tensors_of_rank_zero(weights, self.device):
+                    local_part(now[name]).copy_(local_part(shard_like(x, now[name])))
         parameters = list(self.network.parameters())
         number = {id(parameter): i for i, parameter in enumerate(in_groups(self.optimizer))}
-        moments = {
-            number[id(parameters[i])]: {name: shard_like(x, parameters[i]) for name, x in own.items()}
-            for i, own in state["optimizer"].items()
-        }
+        moments: dict[int, dict[str, Tensor]] = {}
+        for (i, name), x in collectives.tensors_of_rank_zero(_flat_moments(state), self.device):
+            moments.setdefault(number[id(parameters[i])], {})[name] = shard_like(x, parameters[i])
         groups = self.optimizer.state_dict()["param_groups"]  # of the config, which may have changed on resume
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.timestep_sampler.restore(state["timestep_sampler"])
@@ -236,6 +253,13 @@ class Trainer:
         """Return whether this step is self-conditioned. The host decides, so that nothing waits for the device."""
         coin = rng.seed_of(self.config.train.seed, "self_condition", self.step) % 2 == 0
         return self.config.model.self_condition and coin
+
+
+def _flat_moments(state: dict[str, Any]) -> dict[tuple[int, str], Tensor] | None:
+    """Return the state of the optimizer with keys (parameter, name); None on ranks that do not have it."""
+    if "optimizer" not in state:
+        return None
+    return {(i, name): x for i, own in state["optimizer"].items() for name, x in own.items()}
 
 
 def restore_unless(keep: Tensor, now: list[Tensor], before: list[Tensor]) -> None:

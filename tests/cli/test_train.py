@@ -4,12 +4,15 @@ import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from ddpm_cli.checkpoints import run_checkpoints
+from ddpm_cli.checkpoints.format import load_checkpoint
 from tests.conftest import TINY, TINY_POINTS, Result, train_into
 from tests.data.test_image_folder import save_image
 from tests.data.test_sources import write_cifar10, write_idx
@@ -111,6 +114,19 @@ def test_resume_uses_the_config_of_the_run(run: Run, tmp_path: Path) -> None:
     assert refused.err == (
         "ddpm-train: train.optimizer=adam: this run has the momenta of muon, which are different; leave it out\n"
     )
+
+
+def test_checkpoint_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def count(key: str, path: Path) -> dict[str, Any]:
+        read.append(path)
+        return load_checkpoint(key, path)
+
+    assert run("train", *TINY, "train.steps=1", "out=run").code == 0
+    monkeypatch.setattr(run_checkpoints, "load_checkpoint", count)
+    assert run("train", "resume=run", "train.steps=2").code == 0
+    assert len(read) == 1
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Run) -> None:

@@ -24,6 +24,15 @@ def test_collectives_in_one_process() -> None:
         collectives.on_rank_zero(lambda: _raise_user_error("mine"))
 
 
+CPU = torch.device("cpu")
+OF_RANK_ZERO = {("a", 1): torch.tensor([[1.0, 2.0]]), "b": torch.tensor(7)}
+
+
+def _size_alone() -> int:
+    with collectives.alone():
+        return collectives.world_size()
+
+
 def _raise_user_error(message: str) -> None:
     raise UserError(message)
 
@@ -70,6 +79,10 @@ def _all_collectives(folder: Path) -> dict[str, Any]:
         "gathered": collectives.all_gather(torch.tensor([rank, rank])).tolist(),
         "maximum": collectives.all_reduce_max(rank + 5, -rank),
         "objects": collectives.all_gather_object(str(rank)),
+        "tensors": {
+            key: x.tolist() for key, x in collectives.tensors_of_rank_zero(OF_RANK_ZERO if rank == 0 else None, CPU)
+        },
+        "sizes": [collectives.world_size(), _size_alone(), collectives.world_size()],
         "on_rank_zero": collectives.on_rank_zero(lambda: f"of {rank}"),
         "refused": _result_or_error(lambda: collectives.on_rank_zero(lambda: _raise_user_error(f"of {rank}"))),
         "full": _result_or_error(lambda: collectives.on_rank_zero(_raise_no_room)),
@@ -86,12 +99,17 @@ def test_collectives_in_two_processes(tmp_path: Path) -> None:
     assert [one + other for one, other in shares] == [[0, 1, 2, 3, 4], [0, 1, 2, 3]]
     assert [first.pop("local_rank_zero_first"), second.pop("local_rank_zero_first")] == ["fetched", "found"]
     calls = first.pop("calls"), second.pop("calls")
+    assert second.pop("batches") == []
+    batches = first.pop("batches")
     assert first == second
+    first["batches"] = batches
     assert first == {
         "mean": 0.5,
         "gathered": [0, 0, 1, 1],
         "maximum": [6, 0],
         "objects": ["0", "1"],
+        "tensors": {("a", 1): [[1.0, 2.0]], "b": 7},
+        "sizes": [2, 1, 2],
         "on_rank_zero": "of 0",
         "refused": "UserError: of 0",
         "full": "NoRoom: file: no room on the disk for this file, which needs 2.0 KiB; make some",
