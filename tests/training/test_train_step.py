@@ -69,3 +69,13 @@ def test_launches_of_optimizer_and_average(optimizer: str, most: int) -> None:
         trainer.optimizer.step()
         trainer.ema.update(trainer.network, 0.9, torch.tensor(True))
     assert 0 < seen.names.total() <= most, seen.names
+
+
+def test_a_batch_takes_few_launches() -> None:
+    """Examples, mirroring, timesteps, noise and hidden labels, with the seeding of their generators on a CPU."""
+    config = composed("dataset=digits", "dataset.flip=true", "conditioning=class", "train.batch_size=2", "device=cpu")
+    trainer = trainer_of(config)
+    trainer.train_step()
+    with Launches() as seen:
+        trainer._batch()
+    assert 0 < seen.names.total() <= 30, seen.names
