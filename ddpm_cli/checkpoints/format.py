@@ -50,6 +50,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint on the CPU, its `config` as a `TrainConfig`.
 
+    They are brought to the current format; `written_format` is that of the file.
+
     No code from the file is run, no path in it is opened, and memory use is little more than the size of the file.
     The tensors are views of the mapped file: copy those to keep. Raise `CorruptCheckpoint` for an incomplete or
     damaged file, and `UserError` for one that this version of ddpm-train did not write. `key` is named in errors.
@@ -70,11 +72,11 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
     if not plain or not isinstance(state, dict) or type(state.get("format")) is not int:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another")
-    state = in_current_format(key, path, state)
+    written, state = state["format"], in_current_format(key, path, state)
     if wrong := _invalid_keys(state):
         raise UserError(f"{key}={path}: not a checkpoint of a run: invalid {', '.join(wrong)}")
     try:
-        return {**state, "config": from_stored(state["config"])}
+        return {**state, "config": from_stored(state["config"]), "written_format": written}
     except UserError as error:
         raise UserError(f"{key}={path}: cannot be used: {str(error)[:LONGEST]}") from error
 
@@ -85,9 +87,9 @@ def in_current_format(key: str, path: Path, state: Mapping[str, Any]) -> dict[st
     Raise `UserError` for other formats.
     """
     if not OLDEST <= state["format"] <= FORMAT:
+        remedy = "install a newer ddpm-cli" if state["format"] > FORMAT else "use the ddpm-cli that wrote it"
         raise UserError(
-            f"{key}={path}: format {state['format']}, but this version reads formats {OLDEST} to {FORMAT}; "
-            "use the version of ddpm-cli that wrote it"
+            f"{key}={path}: format {state['format']}, but this version reads formats {OLDEST} to {FORMAT}; {remedy}"
         )
     try:
         return migrate(state)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ddpm_cli.checkpoints.migrations import FORMAT
 from ddpm_cli.checkpoints.run_checkpoints import move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.stored_config import PATHS
@@ -125,6 +126,7 @@ def train(job: TrainingJob, loaded: dict[str, Any] | None = None) -> float | Non
             stack.enter_context(log_into(RunFolder(folder).log))
             _log_start(trainer, lines)
             if state is not None:
+                _log_format(state["written_format"])
                 _log_resume(trainer, state["train_before"], folder)
         return _run_loop(trainer, folder, data, state)
 
@@ -197,6 +199,16 @@ def _write_config(job: TrainingJob) -> None:
             config["dataset"][key] = str(Path(config["dataset"][key]).expanduser().absolute())
     for path, content in ((run.overrides, job.typed), (run.config, config)):
         write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def _log_format(written: int) -> None:
+    """Log that the next checkpoint of a resumed run has a newer format than the last one."""
+    if written < FORMAT:
+        log.info(
+            "This checkpoint has format %d. The next ones have format %d, which an older ddpm-cli cannot read.",
+            written,
+            FORMAT,
+        )
 
 
 def _log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
