@@ -4,6 +4,7 @@ Each is a network of a few thousand parameters after two of four steps on digits
 images.npz has the samples that this version draws with them, which later versions must draw too.
 """
 
+import dataclasses
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 import ddpm_cli
-from ddpm_cli.checkpoints.format import load_checkpoint
+from ddpm_cli.checkpoints.format import TYPES, load_checkpoint
 from ddpm_cli.checkpoints.migrations import FORMAT, OLDEST
+from ddpm_cli.config import GROUPS, TrainConfig, option_name
+from ddpm_cli.training.loss_monitor import LossMonitor
 from tests.conftest import Result
 
 STORED = Path(__file__).parent / "formats"
@@ -59,3 +62,31 @@ def test_older_run_is_resumed(name: str, tmp_path: Path, run: Callable[..., Resu
     state = load_checkpoint("ckpt", last)
     assert (state["step"], state["written_format"]) == (4, FORMAT)
     assert (tmp_path / "run/train.log").read_text().count(f"have format {FORMAT}") == 1
+
+
+def schema() -> list[str]:
+    """Return the keys and types of a checkpoint and of the config in it, a line each."""
+    lines = [f"{key}: {kind.__name__}" for key, kind in TYPES.items()]
+    lines += [f"losses.{key}: {type(value).__name__}" for key, value in LossMonitor(1).state().items()]
+    lines += [f"config.{line}" for line in _fields(TrainConfig)]
+    for options in GROUPS.values():
+        for option in options:
+            if option.__module__.startswith("ddpm_cli."):
+                lines += [f"config.{option.group}={option_name(option)}.{line}" for line in _fields(option)]
+    return sorted(lines)
+
+
+def _fields(kind: type) -> list[str]:
+    lines: list[str] = []
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type) and field.type not in GROUPS:
+            lines += [f"{field.name}.{line}" for line in _fields(field.type)]  # type: ignore[arg-type]
+        else:
+            lines.append(f"{field.name}: {getattr(field.type, '__name__', field.type)}")
+    return lines
+
+
+def test_change_of_the_contents_has_a_new_format() -> None:
+    """After a change: raise FORMAT, write a migration, store a checkpoint of the old format, then update this file."""
+    stored = (STORED / f"schema_{FORMAT}.txt").read_text().splitlines()
+    assert schema() == stored
