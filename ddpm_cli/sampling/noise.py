@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,16 +47,21 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     return c0, c1 & LOW, c2, c3 & LOW
 
 
-def normals(words: Words) -> Tensor:
+def normals(words: Words) -> Any:
     """Return standard normal numbers (4, ...) float32 for words (...), by the method of Box and Muller (1958).
 
-    The uniform numbers are the words + 1 in units of 2**-32, so no number is larger than 6.67. On different devices
-    the results agree to 1e-6.
+    The uniform numbers are the words + 1 in units of 2**-32, so no number is larger than 6.67. For torch and numpy and
+    on different devices the results agree to 1e-6.
     """
-    radii, angles = torch.stack(words[:2]), torch.stack(words[2:])
-    r = (radii + 1).float().mul_(2**-32).log_().mul_(-2).sqrt_()
-    theta = angles.float().mul_(2 * math.pi * 2**-32)
-    return torch.cat([r * theta.cos(), r * theta.sin()])
+    xp = np if isinstance(words[0], np.ndarray) else torch
+    radii, angles = xp.stack(words[:2]) + 1, xp.stack(words[2:])
+    if xp is np:
+        radii, angles = radii.astype(np.float32), angles.astype(np.float32)
+    else:
+        radii, angles = radii.float(), angles.float()
+    r = xp.sqrt(xp.log(radii * 2**-32) * -2)
+    theta = angles * (2 * math.pi * 2**-32)
+    return xp.concatenate([r * xp.cos(theta), r * xp.sin(theta)])
 
 
 class ImageNoise:
@@ -90,10 +96,10 @@ class ImageNoise:
         count = math.prod(self.shape)
         place = torch.arange(-(-count // 4), device=self.device)
         call = torch.arange(calls.start, calls.stop, device=self.device).view(-1, 1, 1)
-        if self.device.type == "cpu":  # where the operations of numpy on integers take half the time of torch's
+        if self.device.type == "cpu":  # where numpy takes half the time of torch, and needs no other thread
             words = philox((place.numpy(), call.numpy(), images.numpy(), STREAM), self.key)
-            words = tuple(torch.from_numpy(word) for word in words)
+            numbers = torch.from_numpy(normals(words))
         else:
-            words = philox((place, call, images, STREAM), self.key)
-        numbers = normals(words).movedim(0, -2).flatten(-2)
+            numbers = normals(philox((place, call, images, STREAM), self.key))
+        numbers = numbers.movedim(0, -2).flatten(-2)
         return numbers[..., :count].unflatten(-1, self.shape)

@@ -45,6 +45,13 @@ def test_numbers_are_standard_normal() -> None:
     assert abs(neighbours) < 4 / n**0.5
 
 
+def test_torch_and_numpy_agree() -> None:
+    words = torch.randint(2**32, (4, 10_000), generator=torch.Generator().manual_seed(0)).unbind()
+    of_torch, of_numpy = normals(words), normals(tuple(word.numpy() for word in words))
+    assert of_torch.dtype == torch.from_numpy(of_numpy).dtype == torch.float32
+    assert torch.allclose(of_torch, torch.from_numpy(of_numpy), rtol=0, atol=1.5e-6)
+
+
 @pytest.mark.parametrize("word", [0, 1, 2**31, ONES])
 def test_every_word_gives_a_finite_number(word: int) -> None:
     words = torch.tensor([word])
