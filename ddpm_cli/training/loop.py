@@ -120,6 +120,7 @@ class Loop:
             if milestone or self.save or self.stop:
                 self._allow_full_disk(self._wait_for_checkpoint)
                 self._allow_full_disk(self._save)
+                self.save = False
             self._raise_if_stopped()
             if milestone:
                 self._allow_full_disk(self._draw)

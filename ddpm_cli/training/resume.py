@@ -46,16 +46,24 @@ def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -
     """Return the contents of the checkpoint that `resume` names, with the config to continue with.
 
     For a run folder it is the newest valid checkpoint. `train_before` has the training options of the run before the
-    changes. Raise `UserError` if training cannot continue from it.
+    changes, and `last_written` the time of the last checkpoint of the run. Raise `UserError` if training cannot
+    continue from it.
     """
     path = checkpoint_to_resume(resume)
+    written = last_written(resume)
     if Path(resume).expanduser().is_dir():
         path, state = newest_valid_checkpoint("resume", folder_to_resume(resume))
     else:
         state = load_checkpoint("resume", path)
     check_resumable("resume", path, state)
     config = _merged_config(typed, with_noted_paths(state["config"], path), changes)
-    return state | {"config": config, "train_before": state["config"].train}
+    return state | {"config": config, "train_before": state["config"].train, "last_written": written}
+
+
+def last_written(resume: str) -> int:
+    """Return when the run that `resume` names wrote its last checkpoint, in nanoseconds; 0 if it is missing."""
+    last = RunFolder(folder_to_resume(resume)).last_checkpoint
+    return last.stat().st_mtime_ns if last.is_file() else 0
 
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:

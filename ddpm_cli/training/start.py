@@ -38,6 +38,7 @@ from ddpm_cli.training.resume import (
     check_same_data,
     checkpoint_to_resume,
     folder_to_resume,
+    last_written,
     load_for_resume,
     resume_hint,
 )
@@ -132,11 +133,16 @@ def train(job: TrainingJob, loaded: dict[str, Any] | None = None) -> float | Non
 
 
 def _state_of_rank_zero(job: TrainingJob, loaded: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the contents of the checkpoint to resume from; on other ranks than 0 without weights and moments."""
+    """Return the contents of the checkpoint to resume from; on other ranks than 0 without weights and moments.
+
+    `loaded` is used unless another process has written a checkpoint before this one has locked the run.
+    """
     whole: list[dict[str, Any]] = []
+    resume = str(job.resume)
 
     def small() -> dict[str, Any]:
-        whole.append(loaded or load_for_resume(job.config, str(job.resume), job.changes))
+        is_last = loaded is not None and loaded["last_written"] == last_written(resume)
+        whole.append(loaded if loaded and is_last else load_for_resume(job.config, resume, job.changes))
         return {key: value for key, value in whole[0].items() if key not in ON_RANK_ZERO}
 
     return {**collectives.on_rank_zero(small), **(whole[0] if whole else {})}

@@ -127,6 +127,10 @@ def test_checkpoint_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(run_checkpoints, "load_checkpoint", count)
     assert run("train", "resume=run", "train.steps=2").code == 0
     assert len(read) == 1
+    # A checkpoint that another process writes before this one has locked the run is read as well.
+    monkeypatch.setattr("ddpm_cli.training.start.last_written", lambda resume: 1)
+    assert run("train", "resume=run", "train.steps=3").code == 0
+    assert len(read) == 3
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Run) -> None:

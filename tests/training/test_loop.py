@@ -168,3 +168,20 @@ def test_out_of_memory_in_a_step_says_what_to_try(tmp_path: Path, monkeypatch: p
         Failure, match=f"^train.batch_size=8: a step takes more memory than the device has free; {tried}"
     ):
         one.run()
+
+
+def test_request_for_a_checkpoint_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if signals are not asked for after each step, as in several processes."""
+    signals = Signals()
+    one = loop_of(composed(*TINY, "train.steps=6", "train.milestone_every=6"), tmp_path, signals=signals)
+    poll, saved = one._poll_signals, list[int]()
+
+    def rarely() -> None:
+        signals.save = one.trainer.step == 2
+        poll()
+        one._next_poll = one.trainer.step + 2
+
+    monkeypatch.setattr(one, "_poll_signals", rarely)
+    before(monkeypatch, one, "_save", lambda: saved.append(one.trainer.step))
+    one.run()
+    assert saved == [2, 6]
