@@ -5,6 +5,8 @@ The imports are local, since they take most of a second, which a single process 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,7 @@ def wrap_distributed(
     """Return the module to call in training, whose gradients are averaged over all ranks.
 
     With the strategy "fsdp", shard the parameters of `network` and of `average` in place. With `compiled`, compile the
-    network as a whole, or each block that is sharded. Modules are compiled in place, so that names in checkpoints stay
-    clean, and before they are wrapped: torch.compile would divide a wrapped network into as many graphs as it has
-    buckets of gradients, and compile a sharded one again for each block.
+    network as a whole, or each block that is sharded, in place, so that names in checkpoints stay clean.
     """
     if strategy == "fsdp":
         _shard(network, device, dtype, compiled)
@@ -29,18 +29,37 @@ def wrap_distributed(
     from torch.nn.parallel import DistributedDataParallel
 
     if compiled:
-        network.compile()
-    else:
-        _make_small_filters_contiguous(network)
+        _compile_as_one_graph(network)
+    _match_strides_of_gradients(network)
     ids = None if device.type == "cpu" else [device]
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
 
 
-def _make_small_filters_contiguous(network: nn.Module) -> None:
-    """Give 1x1 filters in channels_last the strides of their gradients, which otherwise are copied at each step."""
+def _compile_as_one_graph(network: nn.Module) -> None:
+    """Compile a network that will be wrapped by DDP.
+
+    Within the forward pass of DDP, torch.compile would divide the network at the buckets of gradients, so that they are
+    averaged during the backward pass. One graph has fewer and larger kernels.
+    """
+    from torch._dynamo import config
+
+    config.optimize_ddp = False
+    network.compile(dynamic=False)
+
+
+def _match_strides_of_gradients(network: nn.Module) -> None:
+    """Give the gradients of 1x1 filters the strides of the filters, which DDP expects.
+
+    The strides of (O, I, 1, 1) are ambiguous: in the same memory, kernels return (I, 1, I, I) or (I, 1, 1, 1),
+    depending on the device and the dtype.
+    """
     for parameter in network.parameters():
         if parameter.ndim == 4 and parameter.shape[2:] == (1, 1):
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+            parameter.register_hook(partial(_with_strides, parameter.stride()))
+
+
+def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
+    return gradient.contiguous().as_strided(gradient.shape, strides)
 
 
 def _shard(network: nn.Module, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
@@ -54,11 +73,34 @@ def _shard(network: nn.Module, device: torch.device, dtype: torch.dtype, compile
     mesh = init_device_mesh(device.type, (collectives.world_size(),))  # by default that of a GPU, even with device=cpu
     gathered = torch.bfloat16 if dtype == torch.bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in list(_blocks(network)):
-        if compiled:
-            block.compile()
+    blocks = list(_blocks(network))
+    if compiled:
+        _compile_blocks(blocks)
+    for block in blocks:
+        block.register_forward_pre_hook(_in_channels_last)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, mp_policy=policy)
+
+
+def _compile_blocks(blocks: list[nn.Module]) -> None:
+    """Compile the forward pass of each block, without the hooks that gather its parameters.
+
+    Blocks of one class share its code, of which torch.compile makes 8 versions at most by default.
+    """
+    from torch._dynamo import config
+
+    versions = 4 * len(blocks)  # each with and without gradients, of itself and of its inputs
+    config.cache_size_limit = max(config.cache_size_limit, versions)  # called recompile_limit since torch 2.7
+    config.accumulated_cache_size_limit = max(config.accumulated_cache_size_limit, versions)
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def _in_channels_last(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Convert the images among the inputs of a block to channels_last, which sharded filters cannot have themselves."""
+    return tuple(
+        x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.ndim == 4 else x for x in inputs
+    )
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
