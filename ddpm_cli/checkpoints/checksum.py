@@ -42,15 +42,24 @@ def append_checksum(path: Path) -> None:
 
 def check_checksum(path: Path) -> None:
     """Raise `Damaged` unless the checksum that `append_checksum` wrote matches."""
+    checksum = _stored_checksum(path)
     with path.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END) - LENGTH
-        stream.seek(max(0, size))
-        mark = stream.read(LENGTH)
-        if not mark.startswith(MARK):
-            raise Damaged("not a checkpoint of this version of ddpm-train, or one that was cut short")
-        stream.seek(0)
-        if _sha256_of_bytes(stream, size) != mark.removeprefix(MARK):
+        if _sha256_of_bytes(stream, path.stat().st_size - LENGTH) != checksum:
             raise Damaged("damaged: its checksum does not match")
+
+
+def check_mark(path: Path) -> None:
+    """Raise `Damaged` unless the file ends with a checksum, which need not match."""
+    _stored_checksum(path)
+
+
+def _stored_checksum(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - LENGTH))
+        mark = stream.read(LENGTH)
+    if not mark.startswith(MARK):
+        raise Damaged("not a checkpoint of this version of ddpm-train, or one that was cut short")
+    return mark.removeprefix(MARK)
 
 
 def check_archive(path: Path) -> None:

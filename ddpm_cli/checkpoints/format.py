@@ -1,16 +1,24 @@
 """The checkpoint format: one file with all that resuming and sampling need. It contains data, never code."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddpm_cli.checkpoints.checksum import Damaged, append_checksum, check_archive, check_checksum, check_pickle
+from ddpm_cli.checkpoints.checksum import (
+    Damaged,
+    append_checksum,
+    check_archive,
+    check_checksum,
+    check_mark,
+    check_pickle,
+)
 from ddpm_cli.checkpoints.migrations import FORMAT, OLDEST, migrate
 from ddpm_cli.checkpoints.stored_config import from_stored
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
 
@@ -56,13 +64,33 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
     The tensors are views of the mapped file: copy those to keep. Raise `CorruptCheckpoint` for an incomplete or
     damaged file, and `UserError` for one that this version of ddpm-train did not write. `key` is named in errors.
     """
+    _check(key, path, check_checksum)
+    return _contents(key, path)
+
+
+def read_config(key: str, path: Path) -> TrainConfig:
+    """Return the config of a checkpoint whose tensors are not read.
+
+    The file is checked and refused as by `load_checkpoint`, except that damage to the tensors is not found. It tells
+    how to start a process; `load_checkpoint` must still be called before anything of the file is used.
+    """
+    _check(key, path, check_mark)
+    config: TrainConfig = _contents(key, path)["config"]
+    return config
+
+
+def _check(key: str, path: Path, check: Callable[[Path], None]) -> None:
     try:
-        check_checksum(path)
+        check(path)
         check_archive(path)
     except Damaged as error:
         raise CorruptCheckpoint(f"{key}={path}: {error}; name another checkpoint") from error
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror}); name another checkpoint") from error
+
+
+def _contents(key: str, path: Path) -> dict[str, Any]:
+    """Return the contents of a checkpoint that passed `_check`."""
     try:
         check_pickle(path)
         # With mmap, torch checks that each tensor is within the file.

@@ -5,11 +5,13 @@ import math
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm_cli.checkpoints.format import CorruptCheckpoint, load_checkpoint, write_checkpoint
+from ddpm_cli.checkpoints.format import CorruptCheckpoint, load_checkpoint, read_config, write_checkpoint
 from ddpm_cli.checkpoints.run_folder import WEIGHTS, RunFolder
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic, sync_folder
 
@@ -68,15 +70,31 @@ def newest_valid_checkpoint(key: str, folder: Path) -> tuple[Path, dict[str, Any
 
     Raise `UserError` if none is valid.
     """
+    for path in _newest_first(folder):
+        try:
+            return path, load_checkpoint(key, path)
+        except CorruptCheckpoint as error:
+            log.warning("%s", str(error).replace("name another checkpoint", "using the one before it"))
+    raise UserError(f"{key}={folder}: none of its checkpoints is valid; start a new run")
+
+
+def newest_config(key: str, folder: Path) -> tuple[Path, TrainConfig]:
+    """Return the newest checkpoint in a run folder whose config can be read, and its config, as `read_config` does.
+
+    Raise `UserError` if there is none.
+    """
+    for path in _newest_first(folder):
+        with suppress(UserError):
+            return path, read_config(key, path)
+    path, state = newest_valid_checkpoint(key, folder)  # raises the error, and logs what is damaged
+    return path, state["config"]
+
+
+def _newest_first(folder: Path) -> list[Path]:
     run = RunFolder(folder)
     # last.pt is the only one if a run was copied without the others.
-    for path in [*reversed(run.checkpoints_by_step().values()), run.last_checkpoint]:
-        if path.is_file():
-            try:
-                return path, load_checkpoint(key, path)
-            except CorruptCheckpoint as error:
-                log.warning("%s", str(error).replace("name another checkpoint", "using the one before it"))
-    raise UserError(f"{key}={folder}: none of its checkpoints is valid; start a new run")
+    paths = [*reversed(run.checkpoints_by_step().values()), run.last_checkpoint]
+    return [path for path in paths if path.is_file()]
 
 
 def move_later_checkpoints(folder: Path, step: int) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ddpm_cli.checkpoints.format import check_matches, load_checkpoint
+from ddpm_cli.checkpoints.format import check_matches, load_checkpoint, read_config
 from ddpm_cli.checkpoints.loading import check_classes
-from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_valid_checkpoint
+from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_config, newest_valid_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
 from ddpm_cli.config import TrainConfig
@@ -46,24 +46,26 @@ def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -
     """Return the contents of the checkpoint that `resume` names, with the config to continue with.
 
     For a run folder it is the newest valid checkpoint. `train_before` has the training options of the run before the
-    changes, and `last_written` the time of the last checkpoint of the run. Raise `UserError` if training cannot
-    continue from it.
+    changes. Raise `UserError` if training cannot continue from it.
     """
     path = checkpoint_to_resume(resume)
-    written = last_written(resume)
     if Path(resume).expanduser().is_dir():
         path, state = newest_valid_checkpoint("resume", folder_to_resume(resume))
     else:
         state = load_checkpoint("resume", path)
     check_resumable("resume", path, state)
     config = _merged_config(typed, with_noted_paths(state["config"], path), changes)
-    return state | {"config": config, "train_before": state["config"].train, "last_written": written}
+    return state | {"config": config, "train_before": state["config"].train}
 
 
-def last_written(resume: str) -> int:
-    """Return when the run that `resume` names wrote its last checkpoint, in nanoseconds; 0 if it is missing."""
-    last = RunFolder(folder_to_resume(resume)).last_checkpoint
-    return last.stat().st_mtime_ns if last.is_file() else 0
+def config_to_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> TrainConfig:
+    """Return the config to continue with, as `load_for_resume` does, without reading and checking any tensors."""
+    path = checkpoint_to_resume(resume)
+    if Path(resume).expanduser().is_dir():
+        path, config = newest_config("resume", folder_to_resume(resume))
+    else:
+        config = read_config("resume", path)
+    return _merged_config(typed, with_noted_paths(config, path), changes)
 
 
 def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:

@@ -37,8 +37,8 @@ from ddpm_cli.training.optimizer import learning_rate
 from ddpm_cli.training.resume import (
     check_same_data,
     checkpoint_to_resume,
+    config_to_resume,
     folder_to_resume,
-    last_written,
     load_for_resume,
     resume_hint,
 )
@@ -84,31 +84,27 @@ def check_config(config: TrainConfig) -> None:
 
 def launch_training(job: TrainingJob) -> float | None:
     """Run `train` in as many processes as the config asks for, or that of the run to resume."""
-    state = None if job.resume is None else load_for_resume(job.config, job.resume, job.changes)
-    config = job.config if state is None else state["config"]
+    config = job.config if job.resume is None else config_to_resume(job.config, job.resume, job.changes)
     group = worker_group(config.devices, config.device, config.threads, config.distributed)
     try:
-        return run_distributed(train, (job, None if group.starts_workers() else state), group)
+        return run_distributed(train, (job,), group)
     except WorkerFailed as error:
         folder = job.folder if job.resume is None else folder_to_resume(job.resume)
         raise Failure(f"{error}; {resume_hint(folder)}") from error
 
 
-def train(job: TrainingJob, loaded: dict[str, Any] | None = None) -> float | None:
+def train(job: TrainingJob) -> float | None:
     """Start or resume a run in this process; with several processes, all ranks call it.
 
-    Return what train.report asks for, or the last loss; None on ranks other than 0. `loaded` is what `load_for_resume`
-    returned for this job, if it has been called in this process.
+    Return what train.report asks for, or the last loss; None on ranks other than 0.
     """
-    agreed = _agree_on_job(job)
-    if agreed != job:
-        job, loaded = agreed, None
+    job = _agree_on_job(job)
     config, folder, state = job.config, job.folder, None
     with ExitStack() as stack:
         if job.resume is not None:
             folder = collectives.on_rank_zero(lambda: folder_to_resume(str(job.resume)))
             collectives.on_rank_zero(lambda: stack.enter_context(reopened("resume", folder)))
-            state = _state_of_rank_zero(job, loaded)
+            state = _state_of_rank_zero(job)
             config = state["config"]
         device = resolve_device(config.device)
         table, data = _load_table(config, device)
@@ -121,8 +117,9 @@ def train(job: TrainingJob, loaded: dict[str, Any] | None = None) -> float | Non
         else:
             check_same_data(trainer, data, state, str(job.resume), job.config.resume_data_changed)
             trainer.restore(state)
+            state = {key: value for key, value in state.items() if key not in ON_RANK_ZERO}  # which unmaps the file
             lines = _start_lines(trainer, folder)
-            collectives.on_rank_zero(lambda: move_later_checkpoints(folder, state["step"]))
+            collectives.on_rank_zero(lambda: move_later_checkpoints(folder, trainer.step))
         if collectives.is_rank_zero():
             stack.enter_context(log_into(RunFolder(folder).log))
             _log_start(trainer, lines)
@@ -132,17 +129,12 @@ def train(job: TrainingJob, loaded: dict[str, Any] | None = None) -> float | Non
         return _run_loop(trainer, folder, data, state)
 
 
-def _state_of_rank_zero(job: TrainingJob, loaded: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the contents of the checkpoint to resume from; on other ranks than 0 without weights and moments.
-
-    `loaded` is used unless another process has written a checkpoint before this one has locked the run.
-    """
+def _state_of_rank_zero(job: TrainingJob) -> dict[str, Any]:
+    """Return the contents of the checkpoint to resume from; on other ranks than 0 without weights and moments."""
     whole: list[dict[str, Any]] = []
-    resume = str(job.resume)
 
     def small() -> dict[str, Any]:
-        is_last = loaded is not None and loaded["last_written"] == last_written(resume)
-        whole.append(loaded if loaded and is_last else load_for_resume(job.config, resume, job.changes))
+        whole.append(load_for_resume(job.config, str(job.resume), job.changes))
         return {key: value for key, value in whole[0].items() if key not in ON_RANK_ZERO}
 
     return {**collectives.on_rank_zero(small), **(whole[0] if whole else {})}

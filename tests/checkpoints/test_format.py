@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from ddpm_cli.checkpoints.format import (
     CorruptCheckpoint,
     check_matches,
     load_checkpoint,
+    read_config,
     write_checkpoint,
 )
 from ddpm_cli.checkpoints.stored_config import to_stored
@@ -51,6 +53,9 @@ def refusal(path: Path) -> str:
         load_checkpoint("ckpt", path)
     assert f"ckpt={path}" in str(caught.value)
     assert "\n" not in str(caught.value)
+    if "checksum" not in str(caught.value):
+        with pytest.raises(type(caught.value), match=re.escape(str(caught.value))):
+            read_config("ckpt", path)
     return str(caught.value)
 
 
@@ -61,6 +66,21 @@ def test_checkpoint_round_trip(valid: Path) -> None:
     assert torch.equal(state["model"]["w"], torch.arange(3.0))
     assert torch.load(valid, weights_only=True)["classes"] == ["cat", "dog"]
     assert zipfile.ZipFile(valid).testzip() is None  # still a valid archive
+
+
+def test_config_is_read_without_the_tensors(valid: Path) -> None:
+    config = load_checkpoint("ckpt", valid)["config"]
+    assert read_config("ckpt", valid) == config
+    content = valid.read_bytes()
+    at = content.index(torch.arange(3.0).numpy().tobytes())
+    valid.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert read_config("ckpt", valid) == config
+    with pytest.raises(CorruptCheckpoint):
+        load_checkpoint("ckpt", valid)
+    at = content.index(b"batch_size")
+    valid.write_bytes(content[:at] + b"X" + content[at + 1 :])  # which the archive's own checksum of an entry detects
+    with pytest.raises(UserError, match="not a checkpoint"):
+        read_config("ckpt", valid)
 
 
 def test_flipped_bits_are_detected(valid: Path) -> None:

@@ -10,6 +10,7 @@ from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.checkpoints.run_checkpoints import (
     find_checkpoint,
     move_later_checkpoints,
+    newest_config,
     newest_valid_checkpoint,
     prune,
     save_checkpoint,
@@ -97,6 +98,9 @@ def test_newest_valid_checkpoint_is_used(tmp_path: Path, caplog: pytest.LogCaptu
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert str(third) in caplog.messages[0]
     assert str(second) in caplog.messages[1]
+    caplog.clear()
+    assert newest_config("resume", tmp_path) == (first, state["config"])
+    assert caplog.messages == []  # for `newest_valid_checkpoint` logs them
 
 
 def test_last_is_sufficient_and_none_is_an_error(tmp_path: Path) -> None:
@@ -107,6 +111,8 @@ def test_last_is_sufficient_and_none_is_an_error(tmp_path: Path) -> None:
     damage(path)
     with pytest.raises(UserError, match="none of its checkpoints is valid"):
         newest_valid_checkpoint("resume", tmp_path)
+    with pytest.raises(UserError, match="none of its checkpoints is valid"):
+        newest_config("resume", tmp_path)
 
 
 def test_later_checkpoints_are_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

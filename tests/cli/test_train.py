@@ -11,8 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
+from ddpm_cli.checkpoints import format as checkpoint_format
 from ddpm_cli.checkpoints import run_checkpoints
-from ddpm_cli.checkpoints.format import load_checkpoint
 from tests.conftest import TINY, TINY_POINTS, Result, train_into
 from tests.data.test_image_folder import save_image
 from tests.data.test_sources import write_cifar10, write_idx
@@ -117,20 +117,27 @@ def test_resume_uses_the_config_of_the_run(run: Run, tmp_path: Path) -> None:
 
 
 def test_checkpoint_is_read_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Path] = []
+    """The config is read for the launch; the tensors and their checksum are read once."""
+    calls: list[str] = []
 
-    def count(key: str, path: Path) -> dict[str, Any]:
-        read.append(path)
-        return load_checkpoint(key, path)
+    def count(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*args: Any) -> Any:
+            calls.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(module, name, counted)
 
     assert run("train", *TINY, "train.steps=1", "out=run").code == 0
-    monkeypatch.setattr(run_checkpoints, "load_checkpoint", count)
+    for module, name in (
+        (run_checkpoints, "read_config"),
+        (run_checkpoints, "load_checkpoint"),
+        (checkpoint_format, "check_checksum"),
+    ):
+        count(module, name)
     assert run("train", "resume=run", "train.steps=2").code == 0
-    assert len(read) == 1
-    # A checkpoint that another process writes before this one has locked the run is read as well.
-    monkeypatch.setattr("ddpm_cli.training.start.last_written", lambda resume: 1)
-    assert run("train", "resume=run", "train.steps=3").code == 0
-    assert len(read) == 3
+    assert calls == ["read_config", "load_checkpoint", "check_checksum"]
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Run) -> None:
