@@ -195,7 +195,8 @@ class DdpmUNet(nn.Module):
         self.norm = _norm(groups, levels[0][0])
         self.head = nn.Conv2d(levels[0][0], out_channels, 3, padding=1)
         self._initialise()
-        set_recompute(self, gradient_checkpointing)
+        if gradient_checkpointing:
+            set_recompute(self)
 
     def _initialise(self) -> None:
         self.apply(_init)

@@ -120,10 +120,10 @@ def recomputable(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def set_recompute(network: nn.Module, on: bool) -> None:
-    """Let the `recomputable` modules of a network recompute their activations in the backward pass, or not."""
+def set_recompute(network: nn.Module) -> None:
+    """Let the `recomputable` modules of a network recompute their activations in the backward pass."""
     for module in network.modules():
-        module.recompute = on  # type: ignore[assignment]
+        module.recompute = True  # type: ignore[assignment]
 
 
 class Attention(nn.Module):

@@ -148,7 +148,8 @@ class UNet(nn.Module):
 
         self.final = block(2 * width, width)
         self.head = nn.Sequential(nn.Conv2d(width, out_channels * patch**2, 1), nn.PixelShuffle(patch))
-        set_recompute(self, gradient_checkpointing)
+        if gradient_checkpointing:
+            set_recompute(self)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self.embedding(t, y)
