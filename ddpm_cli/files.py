@@ -74,7 +74,7 @@ def no_room(error: BaseException | None) -> bool:
 
 def remove_unfinished() -> None:
     """Remove the files that this process is writing, before it is ended."""
-    for partial in _unfinished:
+    for partial in [*_unfinished]:  # other threads may be writing
         partial.unlink(missing_ok=True)
 
 

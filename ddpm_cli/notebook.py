@@ -1,7 +1,6 @@
 """A trained network in Python: `model = load("outputs/…")`, `model.sample(16, seed=7).save("grid.png")`."""
 
 import io
-import math
 import os
 from dataclasses import dataclass
 from importlib.resources import files
@@ -111,8 +110,7 @@ class TrainedModel:
         generator = generator_of(self.trained, chosen, None, guidance_scale, changes)
         wanted = wanted_classes(classes, self.classes, everything=range(len(self.classes)))
         labels = cycle_labels(n, wanted or [0])
-        calls = math.ceil(n / batch_size) * generator.calls
-        compile_for_inference(self.network, self.trained.device, self.compiled, calls)
+        compile_for_inference(self.network, self.trained.device, self.compiled, n, batch_size, generator.calls)
 
         def draw(images: range) -> Tensor:
             return generator.draw(seed, labels, images, bar).cpu()

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -59,12 +60,17 @@ def processes_of(devices: int | str, device: str) -> int:
     return count
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that the network computes in; `auto` is bf16 if the hardware supports it, else fp32."""
+def precision_name(name: str, device: torch.device) -> str:
+    """Return the precision `name`; `auto` is bf16 if the hardware supports it, else fp32."""
     if name == "auto":
-        return torch.bfloat16 if _has_bf16(device) else torch.float32
-    named = {"fp32": torch.float32, "fp32_strict": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return named[name]
+        return "bf16" if _has_bf16(device) else "fp32"
+    return name
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that the network computes in."""
+    dtypes = {"fp32": torch.float32, "fp32_strict": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return dtypes[precision_name(name, device)]
 
 
 def configure_arithmetic(precision: str, deterministic: bool = False, same_shapes: bool = False) -> None:
@@ -98,12 +104,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def should_compile(choice: bool | None, device: torch.device, worthwhile: bool) -> bool:
     """Return whether to compile a network; None means on CUDA, if it is `worthwhile`.
 
-    Compiled code is kept in the cache folder for other runs. On CUDA torch.compile needs Triton, a C compiler and
-    Python's headers. Without them, the network is not compiled, which is logged; with `choice=True` raise `UserError`.
+    Compiled code is kept in the cache folder for other runs. torch.compile needs a compiler and Python's headers, on
+    CUDA also Triton. Without them, the network is not compiled, which is logged; with `choice=True` raise `UserError`.
     """
     if choice is False or (choice is None and (device.type != "cuda" or not worthwhile)):
         return False
-    missing = _missing_for_compile(device) if device.type == "cuda" else None
+    missing = _missing_for_compile(device)
     if missing is None:
         log.info("The network is compiled at its first call, which takes one to two minutes.")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))  # by default in /tmp
@@ -115,15 +121,18 @@ def should_compile(choice: bool | None, device: torch.device, worthwhile: bool) 
 
 
 def _missing_for_compile(device: torch.device) -> str | None:
-    """Return what torch.compile needs and does not find for a CUDA device, or None."""
+    """Return what torch.compile needs and does not find for a device, or None."""
     from torch.utils._triton import has_triton_package
 
-    if torch.cuda.get_device_capability(device)[0] < 7:
+    cuda = device.type == "cuda"
+    if cuda and torch.cuda.get_device_capability(device)[0] < 7:
         return "a GPU of compute capability 7.0 or newer"
-    if not has_triton_package():
+    if cuda and not has_triton_package():
         return "the package triton"
-    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-        return "a C compiler"
+    cxx = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang") if cuda else (cxx,)
+    if not any(map(shutil.which, compilers)):
+        return "a C compiler" if cuda else "a C++ compiler"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "the header files of Python (python3-dev)"
     return None

@@ -1,7 +1,6 @@
 """Evaluate a checkpoint or samples, and write the results. Implements ddpm-evaluate."""
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from ddpm_cli.config import MIN_SAMPLES, Dataset, EvaluateConfig, ImageDataset
 from ddpm_cli.data.sources import load_examples, moved
 from ddpm_cli.data.table import Examples
 from ddpm_cli.distributed import collectives
-from ddpm_cli.distributed.devices import resolve_device, resolve_precision
+from ddpm_cli.distributed.devices import precision_name, resolve_device, resolve_precision
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.evaluation.neighbours import nearest, neighbours_picture
 from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
@@ -59,10 +58,6 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
     dataset = trained.config.dataset if trained else config.dataset
     assert dataset is not None  # the config was checked
     dataset = moved(dataset, config.root)
-    if trained and config.precision is None and _bf16_by_default(config, dataset, trained.device):
-        precision = "bf16"
-        denoiser = build_denoiser(trained.config, trained.network, trained.device, torch.bfloat16)
-        trained = replace(trained, denoiser=denoiser)
     if not collectives.is_rank_zero():
         _draw_share(config, trained, dataset)
         return
@@ -73,7 +68,6 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
         **_subject(config, trained),
         "dataset": dataset.name,
         **{key: getattr(config, key) for key in ("split", "seed", "batch_size")},
-        "precision": precision,
         **results,
         "seconds": time.perf_counter() - started,
         "versions": {package: version(package) for package in PACKAGES if find_spec(package.replace("-", "_"))},
@@ -85,14 +79,10 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
         append(record, run.path)
 
 
-def _bf16_by_default(config: EvaluateConfig, dataset: Dataset, device: torch.device) -> bool:
-    """Return whether samples are drawn in bf16 if no precision was typed: for many of them, on a GPU that has it."""
-    many = bool(config.distances) and _number_of_samples(config, dataset) >= MANY_SAMPLES
-    return many and device.type == "cuda" and resolve_precision("auto", device) == torch.bfloat16
-
-
-def _number_of_samples(config: EvaluateConfig, dataset: Dataset) -> int:
-    return config.n or DEFAULT_N[_features(config, dataset)]
+def _precision_of_samples(config: EvaluateConfig, n: int, device: torch.device) -> str:
+    """Return the precision in which n samples are drawn: by default fp32, and bf16 for many on a GPU that has it."""
+    many = n >= MANY_SAMPLES and device.type == "cuda"
+    return precision_name(config.precision or ("auto" if many else "fp32"), device)
 
 
 def _results(config: EvaluateConfig, trained: Trained | None, dataset: Dataset, folder: Path) -> dict[str, Any]:
@@ -118,7 +108,7 @@ def _draw_share(config: EvaluateConfig, trained: Trained | None, dataset: Datase
     if trained and config.distances:
         deque(_batches(config, trained, dataset), maxlen=0)
     if trained and "nll" in config.metrics:
-        bound(trained, _examples(config, trained, dataset), config.batch_size, config.seed)
+        bound(trained, _examples(config, trained, dataset), config.batch_size, config.seed, config.compile)
 
 
 def _subject(config: EvaluateConfig, trained: Trained | None) -> dict[str, Any]:
@@ -136,16 +126,24 @@ def _batches(
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"metrics={config.distances}: compare images, and dataset={dataset.name} has points; use [nll]")
     if trained:
-        generator = generator_of(
-            trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes
-        )
-        n = _number_of_samples(config, dataset)
-        calls = math.ceil(n / config.batch_size) * generator.calls
-        compile_for_inference(trained.network, trained.device, config.compile, calls)
-        return GeneratedSamples(generator, n, config.seed, config.batch_size)
+        return _generated(config, trained, config.n or DEFAULT_N[_features(config, dataset)])
     found = read_sample_images(str(config.samples), dataset, cache_folder())[: config.n]
     check(len(found) >= MIN_SAMPLES, "samples", config.samples, f"at least {MIN_SAMPLES} images")
     return found.split(config.batch_size)
+
+
+def _generated(config: EvaluateConfig, trained: Trained, n: int) -> GeneratedSamples:
+    dtype = resolve_precision(_precision_of_samples(config, n, trained.device), trained.device)
+    denoiser = build_denoiser(trained.config, trained.network, trained.device, dtype)
+    generator = generator_of(
+        replace(trained, denoiser=denoiser),
+        config.sampler,
+        config.variance,
+        config.guidance_scale,
+        config.sampler_changes,
+    )
+    compile_for_inference(trained.network, trained.device, config.compile, n, config.batch_size, generator.calls)
+    return GeneratedSamples(generator, n, config.seed, config.batch_size)
 
 
 def _evaluator(config: EvaluateConfig, trained: Trained | None, dataset: Dataset) -> "SampleEvaluator":
@@ -179,7 +177,7 @@ def _compared(
         "n": comparison.n,
         "features": evaluator.features,
         "data": evaluator.fingerprints[0],
-        **(_sampling(batches) if isinstance(batches, GeneratedSamples) else {}),
+        **(_sampling(config, batches) if isinstance(batches, GeneratedSamples) else {}),
         "intervals": comparison.intervals,
         "floor": comparison.floor,
         "floor_n": comparison.floor_n,
@@ -188,9 +186,10 @@ def _compared(
     }
 
 
-def _sampling(drawn: GeneratedSamples) -> dict[str, Any]:
+def _sampling(config: EvaluateConfig, drawn: GeneratedSamples) -> dict[str, Any]:
     generator = drawn.generator
     return {
+        "precision": _precision_of_samples(config, drawn.n, generator.device),
         "sampler": asdict(generator.sampler),
         "variance": generator.denoiser.variance,
         "guidance_scale": generator.guidance_scale,
@@ -238,13 +237,14 @@ def _examples(config: EvaluateConfig, trained: Trained, dataset: Dataset) -> Exa
 def _bound(config: EvaluateConfig, trained: Trained, examples: Examples, folder: Path) -> tuple[float, dict[str, Any]]:
     """Return the bound in bits per dimension and its parts; write nll.csv and nll.png."""
 
-    found = bound(trained, examples, config.batch_size, config.seed)
+    found = bound(trained, examples, config.batch_size, config.seed, config.compile)
     assert found is not None  # rank 0
     lines = ["t,bits_per_dim", *(f"{t},{x:.8g}" for t, x in enumerate(found.terms)), ""]
     write(folder / "nll.csv", "\n".join(lines).encode())
     save_bound_plot(found.terms, folder / "nll.png")
     parts = {
         "n": len(examples),
+        "precision": precision_name(config.precision or "fp32", trained.device),
         "standard_error": found.standard_error,
         "L_0": found.terms[0],
         "L_1_to_T-1": sum(found.terms[1:]),

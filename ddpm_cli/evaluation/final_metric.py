@@ -18,6 +18,7 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
+from ddpm_cli.sampling.build import compile_for_inference
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, generator_of
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
     The result is also appended to evaluations.jsonl in `folder`.
     """
     started = time.perf_counter()
-    trained = load_trained(str(folder), "ema", device, "fp32")
+    precision = "fp32_strict" if train.precision == "fp32_strict" else "fp32"
+    trained = load_trained(str(folder), "ema", device, precision)
     value, n = _compute(str(train.report), trained, train.report_n, train.batch_size)
     record = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -63,7 +65,7 @@ def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> t
             return val_loss(trained, test, n, batch_size), n
         case "nll":
             examples = first_examples(test, n or NLL_N)
-            found = bound(trained, examples, batch_size, SEED)
+            found = bound(trained, examples, batch_size, SEED, trained.config.compile)
             assert found is not None  # this process is alone
             return found.total, len(examples)
     from ddpm_cli.evaluation.comparison import SampleEvaluator  # needs torch-fidelity, which is optional
@@ -72,7 +74,9 @@ def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> t
     splits = {"train": load_examples(dataset, train=True), "test": test}
     evaluator = SampleEvaluator(splits, "test", ["fid"], features, trained.device)
     n = n or DEFAULT_N[features]
-    samples = GeneratedSamples(generator_of(trained, None, None, None), n, SEED, batch_size)
+    generator = generator_of(trained, None, None, None)
+    compile_for_inference(trained.network, trained.device, trained.config.compile, n, batch_size, generator.calls)
+    samples = GeneratedSamples(generator, n, SEED, batch_size)
     return evaluator.compare(samples, SEED).metrics[report], n
 
 

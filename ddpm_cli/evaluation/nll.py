@@ -10,6 +10,7 @@ from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.config import ClassLabels, ImageDataset
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.likelihood import bound_term, prior_term
+from ddpm_cli.sampling.build import compile_for_inference, for_inference
 from ddpm_cli.sampling.sample_generator import batches_with_oom_retry
 from ddpm_cli.tracking.terminal import ImageBar
 
@@ -38,15 +39,19 @@ def first_examples(examples: Examples, n: int | None) -> Examples:
 
 
 @torch.no_grad()
-def bound(trained: Trained, examples: Examples, batch_size: int, seed: int) -> Bound | None:
+def bound(
+    trained: Trained, examples: Examples, batch_size: int, seed: int, compiled: bool | None = None
+) -> Bound | None:
     """Compute the variational bound on `examples`, with one noise sample for each example and timestep.
 
     Of several processes only rank 0 has the result; the others return None.
 
-    Conditional networks receive the labels. The noise depends on `seed`, but not on `batch_size`.
+    Conditional networks receive the labels. The noise depends on `seed`, but not on `batch_size`. compiled: whether to
+    compile the network; see `compile_for_inference`.
     """
-    denoiser, device = trained.denoiser, trained.device
+    denoiser, device = for_inference(trained.denoiser, trained.device), trained.device
     timesteps = denoiser.process.timesteps
+    compile_for_inference(trained.network, device, compiled, len(examples), batch_size, timesteps)
     discrete = isinstance(trained.config.dataset, ImageDataset)
     conditional = isinstance(trained.config.conditioning, ClassLabels)
 

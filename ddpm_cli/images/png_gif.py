@@ -26,7 +26,9 @@ LAST_FRAME_SECONDS = 2.0
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Convert floats in [-1, 1] of any shape to uint8 on the CPU, rounded and clipped to 0..255."""
+    """Convert floats in [-1, 1] to uint8 on the CPU, rounded and clipped to 0..255. Keep uint8 as it is."""
+    if x.dtype == torch.uint8:
+        return x.cpu()
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu()
 
 

@@ -10,7 +10,7 @@ from ddpm_cli.images.png_gif import grid, labelled_grid, to_uint8
 
 
 def picture(samples: Tensor, labels: Sequence[str] | None = None) -> Image.Image:
-    """Return a grid of images (N, C, H, W) in [-1, 1], or a scatter plot of points (N, 2).
+    """Return a grid of images (N, C, H, W) in [-1, 1] or uint8, or a scatter plot of points (N, 2).
 
     labels: the label of each image, or None. With several labels, the grid has a row for each of them.
     """

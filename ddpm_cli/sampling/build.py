@@ -1,5 +1,6 @@
 """Build the network, the denoiser and the objective that a training config describes."""
 
+import math
 from collections.abc import Hashable
 from dataclasses import replace
 
@@ -17,8 +18,8 @@ from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.distributed.devices import should_compile
 from ddpm_cli.models import build_network
 
-CALLS_WORTH_COMPILING = 5000
-"""Network calls that take a minute or two longer without compilation on an H100 (10 to 30 ms each)."""
+CALLS_WORTH_COMPILING = 10_000
+"""Network calls that take about as long as compiling, one to two minutes, on an H200 (5 to 30 ms each)."""
 UNBOUNDED = 4.0
 """Limit of the estimates of x0 shown to a self-conditioned network if the data are not bounded by [-1, 1]."""
 
@@ -74,7 +75,10 @@ def for_inference(denoiser: Denoiser, device: torch.device) -> Denoiser:
 
 
 class FixedBatches:
-    """A network that is called with batches as large as the largest so far: smaller ones repeat their last example."""
+    """A network that is called with batches as large as the largest so far: smaller ones repeat their last example.
+
+    All batches are contiguous too, so that a compiled network is not compiled again for another memory layout.
+    """
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -89,8 +93,9 @@ class FixedBatches:
 
 
 def _padded(x: Tensor, size: int) -> Tensor:
-    """Return x (B, ...) with its last row repeated, (size, ...)."""
-    return x if len(x) == size else torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])
+    """Return x (B, ...) with its last row repeated, (size, ...), contiguous."""
+    filled = x if len(x) == size else torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])
+    return filled.reshape(-1).view(filled.shape)  # `contiguous` keeps other strides of dimensions of size 1
 
 
 def with_cuda_graphs(network: Network) -> Network:
@@ -107,7 +112,17 @@ def with_cuda_graphs(network: Network) -> Network:
     return call
 
 
-def compile_for_inference(network: nn.Module, device: torch.device, choice: bool | None, calls: int) -> None:
-    """Compile a network in place if `choice` says so, or if it is None and `calls` of it are worth compiling it."""
-    if should_compile(choice, device, calls >= CALLS_WORTH_COMPILING):
-        network.compile(dynamic=False)
+def compile_for_inference(
+    network: nn.Module, device: torch.device, choice: bool | None, n: int, batch_size: int, calls: int
+) -> None:
+    """Compile a network in place if `choice` says so, or if it is None and the calls ahead are worth it.
+
+    Args:
+        n: number of examples, in batches of `batch_size`, which the processes share.
+        calls: number of network calls for each batch.
+    """
+    if network._compiled_call_impl is not None:  # by an earlier call
+        return
+    batches = math.ceil(n / (batch_size * collectives.world_size()))
+    if should_compile(choice, device, batches * calls >= CALLS_WORTH_COMPILING):
+        network.compile(dynamic=False if device.type == "cuda" else None)  # None: once more for a smaller last batch

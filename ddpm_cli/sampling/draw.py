@@ -2,9 +2,10 @@
 
 import io
 import logging
-import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,10 +30,15 @@ log = logging.getLogger(__name__)
 
 MAX_IN_GRID = 256
 """Largest number of images in grid.png and film.gif."""
+WRITERS = 4
+"""Threads that compress and write images. Most of their time they wait for the disk."""
 MAX_CLOUDS = 10
 """Largest number of scatter plots in reverse.png."""
 Batches: TypeAlias = Iterator[tuple[range, dict[int, Tensor]]]
-"""The numbers of some samples, and these samples (B, C, ...) on the CPU after some steps (1 is the first)."""
+"""The numbers of some samples, and these samples on the CPU after some steps (1 is the first).
+
+They are images (B, C, H, W) uint8 or points (B, 2) float32.
+"""
 
 
 def draw(config: SampleConfig, folder: Path) -> None:
@@ -41,8 +47,8 @@ def draw(config: SampleConfig, folder: Path) -> None:
         trained = load_trained(config.ckpt, config.weights, config.device, config.precision or "fp32")
     generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes)
     task = plan(config, generator, trained)
-    calls = math.ceil(len(task.labels) / config.batch_size) * generator.calls
-    compile_for_inference(trained.network, trained.device, config.compile, calls)
+    n, calls = len(task.labels), task.steps * generator.sampler.calls_per_step
+    compile_for_inference(trained.network, trained.device, config.compile, n, config.batch_size, calls)
     collectives.on_rank_zero(lambda: new_folder(folder))
     points = len(generator.shape) == 1
     recorded = {*evenly(task.steps)} if config.gif else set()
@@ -64,7 +70,7 @@ def _draw_batches(task: Task, batch_size: int, recorded: set[int]) -> Batches:
             for i, step in enumerate(task.start(images), start=1):
                 bar.reach(images, i / task.steps)
                 if i in recorded:
-                    frames[i] = step.x.cpu()
+                    frames[i] = to_uint8(step.x) if step.x.ndim == 4 else step.x.cpu()
             return frames
 
         yield from batches_with_oom_retry(n, batch_size, frames_of)
@@ -74,14 +80,15 @@ def _write_all(batches: Batches, task: Task, points: bool, config: SampleConfig,
     """Write the samples batch by batch, then the pictures and arrays."""
     kept: list[Tensor] = []
     films: list[dict[int, Tensor]] = []
-    for images, frames in batches:
-        last = frames[task.steps]
-        if not points:
-            _write_images(last, images, folder / "images")
-        if config.npz or points:
-            kept.append(last if points else to_uint8(last))  # bytes take a quarter of the memory
-        if points or images.start < MAX_IN_GRID:
-            films.append(frames)
+    with _image_writer(folder / "images") as write_images:
+        for images, frames in batches:
+            last = frames[task.steps]
+            if not points:
+                write_images(last, images)
+            if config.npz or points:
+                kept.append(last)
+            if points or images.start < MAX_IN_GRID:
+                films.append(frames)
     film = {i: torch.cat([frames[i] for frames in films]) for i in films[0]}
     if not points:
         film = {i: x[:MAX_IN_GRID] for i, x in film.items()}
@@ -95,10 +102,26 @@ def _write_all(batches: Batches, task: Task, points: bool, config: SampleConfig,
     log.info("%d %s are in %s", len(task.labels), "points" if points else "images", folder)
 
 
-def _write_images(samples: Tensor, images: range, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for i, pixels in zip(images, to_uint8(samples), strict=True):
-        save_png(to_image(pixels), folder / f"{i:05d}.png")
+@contextmanager
+def _image_writer(folder: Path) -> Iterator[Callable[[Tensor, range], None]]:
+    """Yield a function that writes images (B, C, H, W) uint8 by their numbers in a few threads, and does not wait.
+
+    Its next call does, and the end: they raise the errors of the threads.
+    """
+    pool = ThreadPoolExecutor(WRITERS)
+    pending: Iterator[None] = iter(())
+
+    def write_images(pixels: Tensor, numbers: range) -> None:
+        nonlocal pending
+        deque(pending, maxlen=0)
+        folder.mkdir(exist_ok=True)
+        pending = pool.map(save_png, map(to_image, pixels), [folder / f"{i:05d}.png" for i in numbers])
+
+    try:
+        yield write_images
+        deque(pending, maxlen=0)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_points(points: Tensor, film: dict[int, Tensor], folder: Path) -> None:

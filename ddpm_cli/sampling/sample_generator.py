@@ -79,8 +79,13 @@ class SampleGenerator:
 
     @property
     def calls(self) -> int:
-        """Approximate number of network calls per sample: some samplers take fewer in the last step."""
-        return len(self.pairs()) * self.sampler.calls_per_step * (2 if self.guidance_scale not in (0, 1) else 1)
+        """Approximate number of network calls for a batch: some samplers take fewer in the last step."""
+        return len(self.pairs()) * self.sampler.calls_per_step
+
+    @property
+    def evaluations(self) -> int:
+        """Approximate number of network evaluations (NFE) for a sample; guidance evaluates two in one call."""
+        return self.calls * (2 if self.guidance_scale not in (0, 1) else 1)
 
     def pairs(self, start: int | None = None) -> Pairs:
         """Return the steps of the sampler as pairs (t, t_prev), from t = `start` if it is given."""

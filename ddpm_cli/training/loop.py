@@ -75,7 +75,7 @@ class Loop:
             self.seconds,
             on_cpu,
             lambda step: train.milestones_after(step, len(trainer.table)),
-            train.samples * trainer.generator.calls / (CALLS_PER_STEP * train.batch_size),
+            train.samples * trainer.generator.evaluations / (CALLS_PER_STEP * train.batch_size),
         )
         self.writer: RunWriter | None = None
         if collectives.is_rank_zero():

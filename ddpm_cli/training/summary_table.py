@@ -5,10 +5,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_cli.config import TrainConfig
+from ddpm_cli.distributed.devices import precision_name
 from ddpm_cli.sampling.build import network_of
 from ddpm_cli.training.trainer import Trainer
-
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def start_table(trainer: Trainer) -> dict[str, str]:
@@ -27,7 +26,7 @@ def start_table(trainer: Trainer) -> dict[str, str]:
         "schedule": f"{config.schedule.name}, T={config.schedule.timesteps}",
         "loss": f"{config.loss.name}, prediction={config.prediction}, variance={config.variance}",
         "device": str(trainer.device),
-        "precision": PRECISIONS[trainer.dtype],
+        "precision": precision_name(train.precision, trainer.device),
         "training": f"{first} of {train.batch_size} examples, {epochs:.3g} epochs in all",
     }
 

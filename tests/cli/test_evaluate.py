@@ -196,6 +196,7 @@ def test_sample_metrics_and_their_files(run: Run, trained: Path) -> None:
     }  # fmt: skip
     assert record["floor"].keys() == record["metrics"].keys() - {"nll"}
     assert (record["n"], record["floor_n"], record["nfe"], record["sampler"]["steps"]) == (12, 12, 3, 3)
+    assert record["precision"] == record["nll"]["precision"] == "fp32"
     assert record["command"].startswith(f"ddpm-evaluate ckpt={trained} 'metrics=[fid,kid,is,prc,nll]' n=12")
     assert f"fd_classifier {record['metrics']['fd_classifier']:.4g} (95% between" in result.err
     assert "classes found: 0 " in result.err
@@ -220,7 +221,9 @@ def test_given_samples_have_the_same_metrics_as_drawn_samples(run: Run, trained:
         data = [] if "ckpt" in overrides[0] else ["dataset=digits"]
         result = run("evaluate", *overrides, *data, "metrics=[fid]", f"out=new{len(found)}", "device=cpu")
         assert result.code == 0, result.err
-        found.append(json.loads(Path(f"new{len(found)}/evaluation.json").read_text())["metrics"]["fd_classifier"])
+        record = json.loads(Path(f"new{len(found)}/evaluation.json").read_text())
+        assert ("precision" in record) == ("ckpt" in overrides[0])
+        found.append(record["metrics"]["fd_classifier"])
     assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)
 
 

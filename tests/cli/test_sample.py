@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm_cli.files import NoRoom
+from ddpm_cli.sampling import draw
 from tests.conftest import TINY, Result, edit_checkpoint, train_into
 
 Run = Callable[..., Result]
@@ -30,6 +32,19 @@ def test_sampling_needs_only_the_checkpoint(run: Run, trained: Path) -> None:
     assert sorted(path.name for path in Path("new").iterdir()) == ["grid.png", "images"]
     assert [file.name for file in sorted(Path("new/images").iterdir())] == [f"0000{i}.png" for i in range(5)]
     assert Image.open("new/images/00000.png").size == (8, 8)
+
+
+def test_image_that_cannot_be_written_is_an_error(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(image: Image.Image, path: Path) -> None:
+        if path.name == "00003.png":
+            raise NoRoom(path, 100)
+
+    monkeypatch.setattr(draw, "save_png", failing)
+    result = run("sample", f"ckpt={trained}", "n=7", "batch_size=4", "out=new", "device=cpu")
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith(
+        "ddpm-sample: new/images/00003.png: no room on the disk for this file, which needs 100 bytes; make some"
+    )
 
 
 def test_sampling_from_a_file_with_film_and_arrays(run: Run, trained: Path) -> None:

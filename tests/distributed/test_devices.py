@@ -206,3 +206,9 @@ def test_missing_requirements_of_compile_are_named(
     capability[0] = (6, 1)
     assert not should_compile(None, cuda, True)
     assert "compute capability 7.0" in caplog.messages[-1]
+
+
+def test_compiling_on_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"compile=true: torch.compile needs a C\+\+ compiler here; install it, or"):
+        should_compile(True, CPU, False)

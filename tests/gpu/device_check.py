@@ -864,7 +864,7 @@ def ms_of_a_call(name, kind, sampler, batch_size):
     """Milliseconds of a step of a sampler that calls the network once."""
     import torch
 
-    from ddpm_cli.sampling.build import build_denoiser, network_of, with_cuda_graphs
+    from ddpm_cli.sampling.build import build_denoiser, for_inference, network_of
     from ddpm_cli.sampling.sample_generator import SampleGenerator
 
     device, steps = torch.device(device_name()), 3 if TINY else 20
@@ -872,7 +872,7 @@ def ms_of_a_call(name, kind, sampler, batch_size):
     network = network_of(config, []).to(device=device, memory_format=torch.channels_last)
     denoiser = build_denoiser(config, network.eval().requires_grad_(False), device, torch.bfloat16)
     if KINDS[kind]:
-        denoiser = with_cuda_graphs(denoiser, device)
+        denoiser = for_inference(denoiser, device)
     generator = SampleGenerator(denoiser, config.sampler, config.dataset.shape, device)
     for _ in range(2):  # the second one counts
         sync()
