@@ -3,15 +3,14 @@
 import io
 import os
 from dataclasses import dataclass
-from importlib.resources import files
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.config import GROUPS, PRECISIONS, Sampler, TrainConfig, option_name
+from ddpm_cli.config.plugins import default_values, load_plugins
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.images.samples import picture
 from ddpm_cli.sampling.build import compile_for_inference
@@ -132,6 +131,7 @@ class TrainedModel:
 
 def load(ckpt: str, weights: str, device: str, precision: str, compiled: bool | None) -> TrainedModel:
     """Load a checkpoint; see `ddpm_cli.load`."""
+    load_plugins()
     check(weights in ("ema", "model"), "weights", weights, "ema or model")
     check(precision in PRECISIONS, "precision", precision, one_of(PRECISIONS))
     return TrainedModel(load_trained(ckpt, weights, device, precision), ckpt, compiled)
@@ -141,6 +141,4 @@ def _stock_sampler(name: str) -> Sampler:
     """The option of this name with the values of its YAML."""
     kinds: dict[str, type[Sampler]] = {option_name(option): option for option in GROUPS[Sampler]}  # type: ignore[misc]
     check(name in kinds, "sampler", name, one_of(sorted(kinds)))
-    values = yaml.safe_load((files("ddpm_cli.configs") / "sampler" / f"{name}.yaml").read_text())
-    del values["defaults"]  # Hydra's
-    return kinds[name](name=name, **values)
+    return kinds[name](**default_values(kinds[name]))

@@ -11,7 +11,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 import torch
 from hydra import initialize_config_module
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
@@ -30,16 +31,24 @@ from PIL import Image
 from ddpm_cli.checkpoints.checksum import append_checksum
 from ddpm_cli.cli import evaluate, export, forward, import_, report, sample, train
 from ddpm_cli.cli.app import command as app
+from ddpm_cli.cli.app.help import _texts_of
+from ddpm_cli.cli.app.overrides import known_keys
 from ddpm_cli.config import (
+    EXTRA_CONFIGS,
+    GROUPS,
     Ddim,
     Ddpm,
     EvaluateConfig,
     ExportConfig,
     ForwardConfig,
     ImportConfig,
+    Option,
     SampleConfig,
     Sampler,
     TrainConfig,
+    option_name,
+    plugins,
+    registry,
 )
 from ddpm_cli.files import write
 from ddpm_cli.images import plots
@@ -157,6 +166,35 @@ def edit_checkpoint(old: Path, new: Path, **changes: Any) -> Path:
     torch.save(torch.load(old, weights_only=True) | changes, new)
     append_checksum(new)
     return new
+
+
+def unload_plugins() -> None:
+    """Forget all options that are defined outside ddpm_cli, and their modules."""
+    outside = [option for options in GROUPS.values() for option in options if not is_built_in(option)]
+    for option in outside:
+        GROUPS[next(base for base, options in GROUPS.items() if option in options)].remove(option)
+        registry._IMPLEMENTATIONS.pop(option, None)
+        ConfigStore.instance().repo.get(option.group, {}).pop(f"{option_name(option)}.yaml", None)
+    for module in {option.__module__ for option in outside} | {plugin.module for plugin in plugins.LOADED}:
+        sys.modules.pop(module, None)
+    for known in (EXTRA_CONFIGS, plugins.LOADED, plugins.WITHOUT_YAML):
+        known.clear()
+    for cached in (_texts_of, known_keys, register_schemas):
+        cached.cache_clear()
+
+
+def is_built_in(option: type[Option]) -> bool:
+    return option.__module__.startswith("ddpm_cli.")
+
+
+@pytest.fixture
+def plugin_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forget the plugins that a test loads, after it."""
+    unload_plugins()
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    yield
+    unload_plugins()
 
 
 @dataclass

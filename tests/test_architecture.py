@@ -15,7 +15,7 @@ LAYERS = [
     {"diffusion", "models", "data", "images"},
     {"sampling", "checkpoints", "tracking"},
     {"training", "evaluation", "report", "export"},
-    {"notebook", "cli"},
+    {"notebook", "cli", "api", "commands"},
 ]
 """A package may import its own layer and those above it in this list."""
 SEPARATE = [{"diffusion", "models"}]

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from ddpm_cli.cli import train
+from ddpm_cli.cli.app.command import load_options
 from ddpm_cli.cli.app.overrides import check_overrides, check_single
 from ddpm_cli.cli.app.shorthands import expand
+from ddpm_cli.config import plugins
 from tests.conftest import SCHEMAS, Result, _composed
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +33,26 @@ def commands(page: Path) -> list[str]:
     return [re.sub(r"<\w+>|…|\blatest\b", "x", line).strip() for line in found if "-sc" not in line]
 
 
-@pytest.mark.parametrize("line", [line for page in PAGES for line in commands(page)])
+@pytest.mark.parametrize("line", [line for page in PAGES if page.name != "plugins.md" for line in commands(page)])
 def test_command_is_accepted(line: str) -> None:
+    accept(line)
+
+
+def test_commands_of_plugins_are_accepted(tmp_path: Path, plugin_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs/plugins.md"
+    (code,) = re.findall(r"^```python\n# mine.py\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    example = ROOT / "docs/examples/plugin/ddpm_extras"
+    monkeypatch.setenv(plugins.VARIABLE, f"{tmp_path / 'mine.py'}:{example}")
+    load_options(train.COMMAND)
+    lines = commands(page)
+    assert len(lines) == 4
+    for line in lines:
+        accept(line.replace("plugins=[./mine.py] ", ""))
+
+
+def accept(line: str) -> None:
+    """Raise `UserError` unless the command would run."""
     name, *words = shlex.split(line)
     command = name.removeprefix("ddpm-")
     schema = SCHEMAS[command]

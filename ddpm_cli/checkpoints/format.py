@@ -17,7 +17,7 @@ from ddpm_cli.checkpoints.checksum import (
     check_pickle,
 )
 from ddpm_cli.checkpoints.migrations import FORMAT, OLDEST, migrate
-from ddpm_cli.checkpoints.stored_config import from_stored
+from ddpm_cli.checkpoints.stored_config import from_stored, missing_plugin
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
@@ -26,6 +26,7 @@ TYPES = {
     "step": int,  # done
     "seconds": float,  # spent in steps
     "config": dict,  # as a plain dict, see stored_config
+    "plugins": dict,  # names of plugins by the config group whose option they define
     "classes": list,  # names of the classes of a conditional network
     "data": str,  # fingerprint of the examples
     "model": dict,
@@ -112,7 +113,7 @@ def _contents(key: str, path: Path) -> dict[str, Any]:
 def in_current_format(key: str, path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the contents of a checkpoint of any format that this version reads in the current one.
 
-    Raise `UserError` for other formats.
+    Raise `UserError` for other formats, and for an option of a plugin that is not loaded.
     """
     if not OLDEST <= state["format"] <= FORMAT:
         remedy = "install a newer ddpm-cli" if state["format"] > FORMAT else "use the ddpm-cli that wrote it"
@@ -120,9 +121,12 @@ def in_current_format(key: str, path: Path, state: Mapping[str, Any]) -> dict[st
             f"{key}={path}: format {state['format']}, but this version reads formats {OLDEST} to {FORMAT}; {remedy}"
         )
     try:
-        return migrate(state)
+        migrated = migrate(state)
     except ValueError as error:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
+    if missing := missing_plugin(migrated.get("config"), migrated.get("plugins")):
+        raise UserError(f"{key}={path}: {missing}")
+    return migrated
 
 
 def _invalid_keys(state: Mapping[str, Any]) -> list[str]:

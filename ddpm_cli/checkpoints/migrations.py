@@ -7,7 +7,7 @@ behaviour of the version that wrote it.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FORMAT = 6
+FORMAT = 7
 """The format that this version writes."""
 State = Mapping[str, Any]
 
@@ -21,7 +21,12 @@ def to_6(state: State) -> dict[str, Any]:
     return {**state, "format": 6, "config": {**config, "train": train, "model": model}}
 
 
-MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6}
+def to_7(state: State) -> dict[str, Any]:
+    """Add `plugins`, which did not exist."""
+    return {**state, "format": 7, "plugins": {}}
+
+
+MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7}
 OLDEST = min(MIGRATIONS)
 
 

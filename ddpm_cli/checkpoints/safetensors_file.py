@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.format import LONGEST, MAX_STEP, in_current_format
 from ddpm_cli.checkpoints.migrations import FORMAT
-from ddpm_cli.checkpoints.stored_config import from_stored, to_stored
+from ddpm_cli.checkpoints.stored_config import from_stored, plugins_of, to_stored
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import write
@@ -22,7 +22,7 @@ EARLIER_FORMATS = {2: 5}
 """Formats of files that were numbered differently from checkpoints, and those of the checkpoints of their time."""
 MAX_HEADER = 8 * 2**20
 """Largest header in bytes: several times that of the largest network."""
-TYPES = {"format": int, "step": int, "weights": str, "classes": list, "config": dict}
+TYPES = {"format": int, "step": int, "weights": str, "classes": list, "config": dict, "plugins": dict}
 """Keys of the JSON object in the metadata entry `ddpm_cli`."""
 
 
@@ -46,6 +46,7 @@ def write_weights(path: Path, weights: Weights) -> None:
             "weights": weights.kind,
             "classes": weights.classes,
             "config": to_stored(weights.config),
+            "plugins": plugins_of(weights.config),
         }
     )
     write_tensors(path, weights.tensors, {"ddpm_cli": about, "sha256": _sha256_of_tensors(about, weights.tensors)})

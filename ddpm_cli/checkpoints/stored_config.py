@@ -1,5 +1,6 @@
 """The config of a run as its checkpoints store it: a plain dict without paths."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -9,10 +10,14 @@ import dacite
 
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.config import GROUPS, ImageDataset, Option, TrainConfig, option_name
+from ddpm_cli.config.plugins import VARIABLE, plugin_of
 from ddpm_cli.errors import UserError, check, one_of
 
 PATHS = ("root", "font", "list")
 """Keys of datasets whose values are paths."""
+
+PLUGIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_NAME = 64
 
 
 def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +42,34 @@ def from_stored(data: object) -> TrainConfig:
     if not isinstance(data, dict):
         raise UserError("config: must be a dict of keys")
     return train_config(without_paths(data))
+
+
+def plugins_of(config: TrainConfig) -> dict[str, str]:
+    """Return the names of the plugins that define options of `config`, by config group."""
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    names = {group: plugin_of(type(option)) for group, option in options.items() if isinstance(option, Option)}
+    return {group: name for group, name in names.items() if name is not None}
+
+
+def missing_plugin(config: Any, plugins: Any) -> str:
+    """Return an error message about an option of a stored config whose plugin is not loaded; empty if there is none.
+
+    plugins: as `plugins_of` returns them. They are only named, never loaded.
+    """
+    known = {base.group: {option_name(option) for option in options} for base, options in GROUPS.items()}
+    if not isinstance(config, dict) or not isinstance(plugins, dict):
+        return ""  # not a checkpoint, which is checked later
+    for group, plugin in plugins.items():
+        option = config.get(group)
+        if group not in known or not isinstance(option, dict) or not PLUGIN_NAME.fullmatch(str(plugin)):
+            return "plugins: must be names of packages by config group; name another checkpoint"
+        name = str(option.get("name"))
+        if name not in known[group]:
+            return (
+                f"{group}={name[:LONGEST_NAME]}: belongs to the plugin {plugin}, which is not installed; install it, "
+                f"or name its file in {VARIABLE}"
+            )
+    return ""
 
 
 def train_config(data: Mapping[str, Any]) -> TrainConfig:

@@ -9,6 +9,8 @@ from pathlib import Path
 from ddpm_cli.checkpoints.newest import OUTPUTS
 from ddpm_cli.cli.app.error_messages import on_one_line
 from ddpm_cli.cli.app.help import version_text
+from ddpm_cli.cli.app.shorthands import without_plugins
+from ddpm_cli.config.plugins import load_plugins
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.tracking.terminal import status
 
@@ -33,10 +35,10 @@ def main() -> None:
             print(USAGE.strip())
         elif "--version" in sys.argv[1:]:
             print(version_text())
-        elif not sys.argv[1:]:
-            list_runs()
         else:
-            run(*_parse_arguments(sys.argv[1:]))
+            arguments = without_plugins(sys.argv[1:])
+            load_plugins()
+            run(*_parse_arguments(arguments)) if arguments else list_runs()
     except (UserError, Failure) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -5,12 +5,16 @@ ranges and combinations. Both happen before any data is read. There is no torch 
 """
 
 from ddpm_cli.config.commands import (
+    METRICS,
     CheckpointConfig,
     EvaluateConfig,
     ExportConfig,
     ForwardConfig,
     ImportConfig,
+    Metric,
     SampleConfig,
+    known_metrics,
+    plugin_metrics,
 )
 from ddpm_cli.config.dataset import (
     Cifar10,
@@ -53,6 +57,7 @@ __all__ = [
     "L1",
     "L2",
     "MAX_SIZE",
+    "METRICS",
     "MIN_SAMPLES",
     "P2",
     "PRECISIONS",
@@ -84,6 +89,7 @@ __all__ = [
     "Linear",
     "Loss",
     "LossSecondMoment",
+    "Metric",
     "MinSnr",
     "MlpOptions",
     "Mnist",
@@ -107,5 +113,7 @@ __all__ = [
     "check_guidance",
     "implementation_of",
     "implements",
+    "known_metrics",
     "option_name",
+    "plugin_metrics",
 ]

@@ -1,10 +1,10 @@
 """Configuration of the commands other than ddpm-train."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ddpm_cli.config.dataset import Dataset, ImageDataset
-from ddpm_cli.config.registry import MAX_SIZE
+from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, option_name
 from ddpm_cli.config.sampler import Sampler
 from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, VARIANCES, check_devices, check_threads
@@ -15,6 +15,28 @@ METRICS = ("fid", "kid", "is", "prc", "nll")
 FEATURES = ("auto", "inception", "classifier")
 EXPORTS = ("safetensors", "diffusers", "onnx")
 IMPORTS = ("diffusers",)
+
+
+@dataclass(kw_only=True)
+class Metric(Option):
+    """A metric of samples that a plugin adds to `METRICS`; its name is typed in metrics=[…].
+
+    Its implementation takes samples (N, C, H, W) and reference (M, C, H, W), images in uint8 on the CPU, and a seed.
+    It returns a number.
+    """
+
+    group: ClassVar[str] = "metric"
+    higher_is_better: ClassVar[bool] = False
+
+
+def plugin_metrics() -> dict[str, Metric]:
+    """Return the metrics of plugins by name."""
+    return {option_name(kind): kind(name=option_name(kind)) for kind in GROUPS[Metric] if issubclass(kind, Metric)}
+
+
+def known_metrics() -> tuple[str, ...]:
+    """Return the names that metrics=[…] may contain."""
+    return (*METRICS, *plugin_metrics())
 
 
 @dataclass(kw_only=True)
@@ -107,8 +129,9 @@ class EvaluateConfig(CheckpointConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ok = len(self.metrics) > 0 and all(metric in METRICS for metric in self.metrics)
-        check(ok, "metrics", self.metrics, f"a list of {one_of(METRICS)}, as in [fid,kid]")
+        known = known_metrics()
+        ok = len(self.metrics) > 0 and all(metric in known for metric in self.metrics)
+        check(ok, "metrics", self.metrics, f"a list of {one_of(known)}, as in [fid,kid]")
         check(self.features in FEATURES, "features", self.features, one_of(FEATURES))
         least = MIN_SAMPLES if self.distances else 1
         check(self.n is None or self.n >= least, "n", self.n, f"at least {least} for these metrics, or null")

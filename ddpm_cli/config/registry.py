@@ -1,18 +1,19 @@
 """Registry of the options of the config groups and of what implements them.
 
 A new option, for example a sampler, takes three steps: a subclass of the group's dataclass, which registers itself; an
-implementation decorated with `implements`; and a YAML file <group>/<name>.yaml in configs/ or a folder of
-`EXTRA_CONFIGS`.
+implementation, decorated with `implements` or named by the dataclass; and a YAML file <group>/<name>.yaml in configs/
+or a folder of `EXTRA_CONFIGS`.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from ddpm_cli.errors import check
+from ddpm_cli.errors import UserError, check
 
 MAX_SIZE = 4096
 """Largest image side in pixels and largest number of channels: more than fits in memory, less than overflows."""
@@ -32,10 +33,13 @@ class Option:
     """One option of a config group, for example `schedule=cosine`.
 
     Direct subclasses are the groups; they set `group`. Their subclasses are options if they give `name` a default.
-    The name identifies the option in YAML files, on the command line and in checkpoints.
+    The name identifies the option in YAML files, on the command line and in checkpoints. `implementation` is
+    `module:name` of what implements the option, which is imported when it is needed; None if it is decorated with
+    `implements` in a module that is imported anyway.
     """
 
     group: ClassVar[str]
+    implementation: ClassVar[str | None] = None
     name: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -72,8 +76,21 @@ def implements(option: type[Option]) -> Callable[[Implementation], Implementatio
 
 def implementation_of(option: Option) -> Callable[..., Any]:
     """Return the implementation of `option` with the values of the option bound to its parameters."""
-    implementation = _IMPLEMENTATIONS.get(type(option))
-    if implementation is None:
-        raise TypeError(f"no implementation of {option.group}={option.name}; decorate one with @implements")
+    implementation = _IMPLEMENTATIONS.get(type(option)) or _imported(option)
     parameters = inspect.signature(implementation).parameters
     return partial(implementation, **{name: getattr(option, name) for name in parameters if hasattr(option, name)})
+
+
+def _imported(option: Option) -> Callable[..., Any]:
+    """Import and return the implementation that an option names. Raise `UserError`."""
+    if option.implementation is None:
+        raise TypeError(f"no implementation of {option.group}={option.name}; decorate one with @implements")
+    module, _, name = option.implementation.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{option.group}={option.name}: {option.implementation}, which implements it, cannot be imported "
+            f"({error}); install what is missing, or choose another option"
+        ) from error
+    return found

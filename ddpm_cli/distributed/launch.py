@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from ddpm_cli.config import Distributed
+from ddpm_cli.config.plugins import load_plugins
 from ddpm_cli.errors import Failure, Stopped, UserError, check
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _worker_main(
     restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
     if restarted and (ended.exists() or Path(name, "asked").exists()):
         return None
+    load_plugins()
     logging.config.dictConfig(yaml.safe_load((files("ddpm_cli.configs") / LOGS).read_text()))
     torch.set_num_threads(threads)
     launcher, value = os.getppid(), None

@@ -1,7 +1,7 @@
 """Compare samples with a split of real images: metrics, their values for real images and the predicted classes."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_cli import rng
+from ddpm_cli.config import METRICS, implementation_of, plugin_metrics
 from ddpm_cli.data.table import Examples, fingerprint
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.classifier import TrainedClassifier, load_or_train_classifier
@@ -57,8 +58,9 @@ class Comparison:
 class SampleEvaluator:
     """Computes metrics of samples with a split of real images as the reference.
 
-    splits: the splits train and test by name. split: the name of the reference. metrics: any of fid, kid, is and prc.
-    features: inception or classifier. The classifier requires labels and is trained here unless it is cached.
+    splits: the splits train and test by name. split: the name of the reference. metrics: any of fid, kid, is, prc and
+    those of plugins. features: inception or classifier. The classifier requires labels and is trained here unless it is
+    cached.
 
     Raises `UserError` if labels are missing, or if the weights of inception are missing and cannot be downloaded.
     """
@@ -67,8 +69,12 @@ class SampleEvaluator:
         self, splits: Mapping[str, Examples], split: str, metrics: list[str], features: str, device: torch.device
     ) -> None:
         fingerprints = {name: fingerprint(examples) for name, examples in splits.items()}
-        self.classifier = _load_classifier(splits, fingerprints["train"], device) if features == "classifier" else None
-        self.by_metric = extractors(metrics, self.classifier, device)
+        built_in = [metric for metric in metrics if metric in METRICS]
+        needed = features == "classifier" and built_in
+        self.classifier = _load_classifier(splits, fingerprints["train"], device) if needed else None
+        self.by_metric = extractors(built_in, self.classifier, device)
+        of_plugins = plugin_metrics()
+        self.of_images = {name: implementation_of(of_plugins[name]) for name in metrics if name in of_plugins}
         self.extractors = list({extractor.name: extractor for extractor in self.by_metric.values()}.values())
         self.splits = splits
         self.reference, self.real = splits[split], splits[OTHER[split]]
@@ -81,6 +87,8 @@ class SampleEvaluator:
 
         seed: the seed of random subsets and of the bootstrap.
         """
+        images: list[Tensor] = []
+        batches = _kept(batches, images) if self.of_images else batches
         samples, first, n = _extract_features(batches, self.extractors, self.device)
         _warn_if_few(n, self.by_metric, self.features)
         floor_n = min(n, len(self.real))
@@ -96,6 +104,9 @@ class SampleEvaluator:
             )
         classes = None if self.classifier is None else _count_classes(self.classifier, samples)
         metrics, floor = self._metrics(samples, reference, seed), self._metrics(real, reference, seed)
+        if self.of_images:
+            metrics |= self._metrics_of_images(torch.cat(images), seed)
+            floor |= self._metrics_of_images(self.real.values[_chosen(self.real, floor_n)], seed)
         return Comparison(n, metrics, intervals, floor, floor_n, classes, first)
 
     def _metrics(self, features: Features, reference: Features, seed: int) -> dict[str, float]:
@@ -106,6 +117,10 @@ class SampleEvaluator:
                 metric, self._features_for(metric, features), self._features_for(metric, reference), seed
             )
         return rename_metrics(found, self.features)
+
+    def _metrics_of_images(self, images: Tensor, seed: int) -> dict[str, float]:
+        """Return the metrics of plugins of a set of images (N, C, H, W) uint8."""
+        return {name: float(metric(images, self.reference.values, seed)) for name, metric in self.of_images.items()}
 
     def _features_for(self, metric: str, features: Features) -> Tensor:
         """Return the features (N, D) that `metric` is computed from."""
@@ -122,6 +137,18 @@ def _load_classifier(splits: Mapping[str, Examples], train_fingerprint: str, dev
     return load_or_train_classifier(
         splits["train"], splits["test"], train_fingerprint, cache_folder() / "classifier", device
     )
+
+
+def _kept(batches: Iterable[Tensor], images: list[Tensor]) -> Iterator[Tensor]:
+    """Yield the batches and append them to `images`."""
+    for batch in batches:
+        images.append(batch)
+        yield batch
+
+
+def _chosen(examples: Examples, count: int) -> Tensor:
+    """Return the numbers of `count` of `examples`, chosen at random but always in the same way."""
+    return torch.randperm(len(examples), generator=rng.generator("reference"))[:count]
 
 
 def _extract_features(
@@ -145,9 +172,9 @@ def _extract_features(
 def _cached_features(
     examples: Examples, count: int, data_fingerprint: str, by: list[Extractor], device: torch.device
 ) -> Features:
-    """Return the features of `count` of `examples`, chosen at random but always in the same way. Cached in a file."""
+    """Return the features of `count` of `examples`, those that are `_chosen`. Cached in a file."""
     found: Features = {}
-    chosen = torch.randperm(len(examples), generator=rng.generator("reference"))[:count]
+    chosen = _chosen(examples, count)
     for extractor in by:
         file = cache_folder() / "features" / f"{data_fingerprint}_{extractor.name}_{count}.pt"
         layers = set(extractor.layers.values())

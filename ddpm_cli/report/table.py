@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
+from ddpm_cli.config import plugin_metrics
 from ddpm_cli.report.runs import Run
 
 IGNORED = ("out", "resume", "resume_data_changed", "dataset.root")
@@ -63,7 +64,8 @@ def metrics_of(runs: Sequence[Run]) -> list[str]:
 
 def higher_is_better(metric: str) -> bool:
     """Return True if higher values of `metric` are better."""
-    return metric.split("_")[0] in HIGHER_IS_BETTER
+    of_plugins = plugin_metrics()
+    return of_plugins[metric].higher_is_better if metric in of_plugins else metric.split("_")[0] in HIGHER_IS_BETTER
 
 
 def measured_differently(runs: Sequence[Run]) -> dict[str, list[str]]:

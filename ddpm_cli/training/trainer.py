@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli import rng
-from ddpm_cli.checkpoints.stored_config import to_stored
+from ddpm_cli.checkpoints.stored_config import plugins_of, to_stored
 from ddpm_cli.config import ClassLabels, TrainConfig
 from ddpm_cli.data.table import Table
 from ddpm_cli.diffusion.sampling import hide_labels
@@ -194,6 +194,7 @@ class Trainer:
         return {
             "step": self.step,
             "config": to_stored(self.config),
+            "plugins": plugins_of(self.config),
             "model": {name: unshard_on_rank_zero(x) for name, x in self.network.state_dict().items()},
             "ema": {name: unshard_on_rank_zero(x) for name, x in self.ema.network.state_dict().items()},
             "optimizer": {

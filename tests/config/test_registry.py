@@ -1,17 +1,11 @@
 """Register one part of each kind from outside the package, in three places each, and use it in all commands."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ddpm_cli.cli.app.help import _texts_of
-from ddpm_cli.cli.app.overrides import known_keys
-from ddpm_cli.config import EXTRA_CONFIGS, registry
-from tests import conftest
 from tests.conftest import Result
 
 Run = Callable[..., Result]
@@ -22,11 +16,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ddpm_cli.config import ImageDataset, Loss, Model, Sampler, Schedule, TimestepSampler, Weighting, implements
-from ddpm_cli.data.table import Examples
-from ddpm_cli.diffusion.samplers import Step
-from ddpm_cli.diffusion.timestep_samplers import Uniform
-from ddpm_cli.errors import check
+from ddpm_cli.api import (
+    Examples,
+    ImageDataset,
+    Loss,
+    Model,
+    Sampler,
+    Schedule,
+    Step,
+    TimestepSampler,
+    Uniform,
+    Weighting,
+    check,
+    implements,
+)
 
 
 @dataclass(kw_only=True)
@@ -139,34 +142,16 @@ CHOICES = [name.replace("/", "=") for name in YAML]
 
 
 @pytest.fixture
-def toy_parts(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Register the parts in `PARTS` and `YAML` during a test."""
-    folder = tmp_path_factory.mktemp("toy_parts")
-    (folder / "toy_parts.py").write_text(PARTS)
+def toy_parts(tmp_path_factory: pytest.TempPathFactory, plugin_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a plugin with the parts in `PARTS` and `YAML`."""
+    folder = tmp_path_factory.mktemp("plugin") / "toy_parts"
     for name, values in YAML.items():
         path = folder / "configs" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         group, option = name.split("/")
         path.write_text("\n".join([f"defaults: [/schema/{group}/{option}@_here_, _self_]", *values]))
-    monkeypatch.syspath_prepend(str(folder))
-    before = {base: list(options) for base, options in registry.GROUPS.items()}
-    importlib.import_module("toy_parts")
-    EXTRA_CONFIGS.append(folder / "configs")
-    conftest.register_schemas.cache_clear()
-    clear_option_caches()
-    yield
-    EXTRA_CONFIGS.clear()
-    for base, options in before.items():
-        registry.GROUPS[base][:] = options
-    for option in [option for option in registry._IMPLEMENTATIONS if option.__module__ == "toy_parts"]:
-        del registry._IMPLEMENTATIONS[option]
-    clear_option_caches()
-    del sys.modules["toy_parts"]
-
-
-def clear_option_caches() -> None:
-    _texts_of.cache_clear()
-    known_keys.cache_clear()
+    (folder / "__init__.py").write_text(PARTS)
+    monkeypatch.setenv("DDPM_PLUGINS", str(folder))
 
 
 def test_external_parts_train_resume_and_sample(toy_parts: None, run: Run, tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from ddpm_cli.cli.app.completion import candidates
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.help import add_configs, help_text, version_text
 from ddpm_cli.cli.app.overrides import check_overrides, check_single, explain_composition_error, to_typed
-from ddpm_cli.cli.app.shorthands import config_dir, expand
+from ddpm_cli.cli.app.shorthands import config_dir, expand, without_plugins
 from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, run_sweep_job
 from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
+from ddpm_cli.config.plugins import WITHOUT_YAML, default_config, load_plugins
 from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
 from ddpm_cli.distributed.waiting import OtherPrograms, limit_busy_waiting
 from ddpm_cli.errors import Failure, Stopped, UserError
@@ -63,15 +64,12 @@ def run_command(command: Command) -> None:
     An error is printed as one line on stderr. The exit status is 2 for a `UserError`, 1 for a `Failure`, and 128 plus
     its number for a signal. HYDRA_FULL_ERROR=1 shows the traceback.
     """
-    register_schemas(command.name, command.schema)
     if "--version" in sys.argv[1:]:
         print(version_text())
         return
     with _hydra_raises_errors() as traceback, _errors_on_one_line(command, traceback):
-        if folder := config_dir(sys.argv[1:]):
-            add_configs(folder)
-        if EXTRA_CONFIGS:
-            Plugins.instance().register(ExtraConfigs)
+        sys.argv[1:] = without_plugins(sys.argv[1:])
+        load_options(command, config_dir(sys.argv[1:]))
         arguments = _parse(command)
         if arguments.shell_completion and arguments.overrides and arguments.overrides[0].startswith("query="):
             line = os.environ.get("COMP_LINE", "")
@@ -85,6 +83,20 @@ def run_command(command: Command) -> None:
                 check_overrides(command.name, command.schema, arguments.overrides)
                 check_single(arguments.overrides)
             _compose_and_run(command, arguments.overrides, None, traceback)
+
+
+def load_options(command: Command, config_dir: str | None = None) -> None:
+    """Load the plugins, and let Hydra find all options. Raise `UserError`.
+
+    Args:
+        config_dir: another folder with YAML files.
+    """
+    load_plugins()
+    register_schemas(command.name, command.schema)
+    if config_dir:
+        add_configs(config_dir)
+    if EXTRA_CONFIGS:
+        Plugins.instance().register(ExtraConfigs)
 
 
 class ExtraConfigs(SearchPathPlugin):
@@ -102,6 +114,8 @@ def register_schemas(name: str, schema: type) -> None:
     for base, options in GROUPS.items():
         for option in options:
             store.store(group=f"schema/{base.group}", name=option_name(option), node=option)
+    for option in WITHOUT_YAML:
+        store.store(group=option.group, name=option_name(option), node=default_config(option))
 
 
 def _parse(command: Command) -> Namespace:
@@ -155,6 +169,7 @@ def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | N
 
 
 def _run_job(command: Command, cfg: DictConfig, check: bool) -> float | None:
+    load_plugins()  # in a process of a launcher
     config = to_typed(cfg)
     limit_busy_waiting(OTHERS)
     with status("loading PyTorch"):

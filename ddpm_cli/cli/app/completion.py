@@ -7,7 +7,7 @@ from typing import get_args
 from ddpm_cli.cli.app.help import groups_of, options_of
 from ddpm_cli.cli.app.overrides import CHANGES, known_keys
 from ddpm_cli.cli.app.shorthands import FLAGS, PATHS, RUN_KEYS, SHORT_KEYS
-from ddpm_cli.config.commands import EXPORTS, FEATURES, IMPORTS, METRICS, TASKS
+from ddpm_cli.config.commands import EXPORTS, FEATURES, IMPORTS, TASKS, known_metrics
 from ddpm_cli.config.sampler import SPACINGS, THRESHOLDINGS
 from ddpm_cli.config.train import LOGGERS, OPTIMIZERS, PRECISIONS, PREDICTIONS, REPORTS, STRATEGIES, VARIANCES
 
@@ -16,7 +16,6 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "distributed.strategy": STRATEGIES,
     "features": FEATURES,
     "logger": LOGGERS,
-    "metrics": METRICS,
     "precision": PRECISIONS,
     "prediction": PREDICTIONS,
     "sampler.spacing": SPACINGS,
@@ -70,6 +69,8 @@ def _values(command: str, schema: type, key: str) -> Iterable[str]:
         return options_of(key)
     if key == "format":
         return EXPORTS if command == "export" else IMPORTS
+    if key == "metrics":
+        return known_metrics()
     if any(bool in (known.hint, *get_args(known.hint)) for known in known_keys(schema).get(key, [])):
         return ("false", "true")
     return CHOICES.get(key, ())

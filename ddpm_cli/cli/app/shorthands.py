@@ -1,15 +1,19 @@
 """Rewrite what is typed in short as full overrides: keys, names of options, lone paths, `latest`, lengths."""
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
+import yaml
+
 from ddpm_cli.checkpoints.newest import OUTPUTS, newest_run_of, newest_runs
 from ddpm_cli.cli.app.help import groups_of, option_meant
 from ddpm_cli.cli.app.overrides import CHANGES, is_whole_number
 from ddpm_cli.config import Train
+from ddpm_cli.config.plugins import VARIABLE
 from ddpm_cli.distributed.launch import is_launch_rank_zero
 from ddpm_cli.errors import UserError
 from ddpm_cli.shell import override, quoted
@@ -66,6 +70,19 @@ def config_dir(arguments: Iterable[str]) -> str | None:
         if flag in ("-cd", "--config-dir"):
             return value if equals else next(words, None)
     return None
+
+
+def without_plugins(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments without plugins=…, which is added to `DDPM_PLUGINS`, also for the processes started here."""
+    left = []
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if key == "plugins" and equals:
+            paths = yaml.safe_load(value) if value.startswith("[") else [value]
+            os.environ[VARIABLE] = os.pathsep.join(filter(None, [os.environ.get(VARIABLE), *map(str, paths)]))
+        else:
+            left.append(word)
+    return left
 
 
 def _split(command: str, arguments: Iterable[str]) -> Iterator[tuple[bool, str]]:
