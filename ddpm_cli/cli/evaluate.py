@@ -1,8 +1,10 @@
 """ddpm-evaluate: measure a checkpoint or a set of samples."""
 
 import shlex
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -42,11 +44,16 @@ def check(config: EvaluateConfig) -> None:
 
 def run(config: EvaluateConfig, folder: Path) -> None:
     """Write evaluation.json and pictures to `folder`, which must be new or empty, and a line to evaluations.jsonl."""
+    evaluate_into(folder, config, HydraConfig.get().overrides.task)
+
+
+def evaluate_into(folder: Path, config: EvaluateConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Do what `run` does and return the content of evaluation.json."""
     from ddpm_cli.distributed.launch import run_distributed, worker_group
     from ddpm_cli.evaluation.evaluate import evaluate
 
-    command = shlex.join(["ddpm-evaluate", *HydraConfig.get().overrides.task])
-    run_distributed(evaluate, (config, folder, command), worker_group(config.devices, config.device, config.threads))
+    group = worker_group(config.devices, config.device, config.threads)
+    return run_distributed(evaluate, (config, folder, shlex.join(["ddpm-evaluate", *overrides])), group)
 
 
 def after_sweep(folder: Path) -> None:

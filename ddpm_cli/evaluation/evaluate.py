@@ -46,10 +46,10 @@ ROWS, COLUMNS = 8, 7
 """Samples and their nearest images in neighbours.png."""
 
 
-def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
-    """Evaluate a checkpoint or samples and write the results to `folder`.
+def evaluate(config: EvaluateConfig, folder: Path, command: str) -> dict[str, Any]:
+    """Evaluate a checkpoint or samples, write the results to `folder` and return what evaluation.json contains.
 
-    Several processes share the network calls; rank 0 computes the metrics and writes.
+    Several processes share the network calls; rank 0 computes the metrics and writes, others return an empty dict.
     """
     started = time.perf_counter()
     with status("loading the checkpoint"):
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
     dataset = moved(dataset, config.root)
     if not collectives.is_rank_zero():
         _draw_share(config, trained, dataset)
-        return
+        return {}
     results = _results(config, trained, dataset, folder)
     record = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -77,6 +77,7 @@ def evaluate(config: EvaluateConfig, folder: Path, command: str) -> None:
     run = RunFolder.of(trained.path) if trained else None
     if run is not None and run.notes.is_dir():
         append(record, run.path)
+    return record
 
 
 def _precision_of_samples(config: EvaluateConfig, n: int, device: torch.device) -> str:

@@ -3,12 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from ddpm_cli.checkpoints.run_checkpoints import save_checkpoint
@@ -18,13 +17,10 @@ from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.distributed.turns import cpu_turn
 from ddpm_cli.errors import Failure, Stopped
 from ddpm_cli.files import NoRoom
-from ddpm_cli.images.samples import picture
-from ddpm_cli.sampling.film import evenly, frames, shown
-from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, cycle_labels
+from ddpm_cli.sampling.milestone import draw_milestone
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.progress import Progress
 from ddpm_cli.tracking.run_writer import RunWriter
-from ddpm_cli.tracking.terminal import ImageBar
 from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.signals import Signals, name_of
 from ddpm_cli.training.trainer import Trainer
@@ -37,6 +33,24 @@ CALLS_PER_STEP = 3
 """Approximate number of forward passes that take as long as a training step with as many images."""
 
 
+@dataclass(frozen=True)
+class Milestone:
+    """A milestone of a run, after its checkpoint and its samples were written.
+
+    Attributes:
+        step: number of training steps done.
+        loss: mean loss since the last row of metrics.csv.
+        folder: the run folder.
+        checkpoint, samples: the files of this step.
+    """
+
+    step: int
+    loss: float
+    folder: Path
+    checkpoint: Path
+    samples: Path
+
+
 class Loop:
     """Train and write to a run folder, which this process must hold. Call `run` once and `close` at the end.
 
@@ -47,15 +61,23 @@ class Loop:
         fingerprint: of the data, stored in checkpoints.
         signals: that stop the run or ask for a checkpoint.
         state: contents of the checkpoint that the trainer was restored from, if the run is resumed.
+        on_milestone: called on rank 0 at each milestone. Training ends if it returns True.
     """
 
     def __init__(
-        self, trainer: Trainer, folder: Path, fingerprint: str, signals: Signals, state: dict[str, Any] | None = None
+        self,
+        trainer: Trainer,
+        folder: Path,
+        fingerprint: str,
+        signals: Signals,
+        state: dict[str, Any] | None = None,
+        on_milestone: Callable[[Milestone], bool | None] | None = None,
     ) -> None:
         self.trainer = trainer
         self.folder = folder
         self.fingerprint = fingerprint
         self.signals = signals
+        self.on_milestone = on_milestone
         self.losses = LossMonitor(trainer.config.train.max_bad_steps)
         self.stop = 0  # number of the signal that asked any rank to stop
         self.save = False  # whether any rank was asked for a checkpoint
@@ -124,7 +146,18 @@ class Loop:
             self._raise_if_stopped()
             if milestone:
                 self._allow_full_disk(self._draw)
+                if self._ends_early(mean_loss):
+                    break
         return mean_loss
+
+    def _ends_early(self, loss: float) -> bool:
+        """Call `on_milestone` on rank 0; return on all ranks whether it ends training."""
+        on_milestone, step, run = self.on_milestone, self.trainer.step, RunFolder(self.folder)
+        if on_milestone is None:
+            return False
+        self._wait_for_checkpoint()
+        milestone = Milestone(step, loss, self.folder, run.checkpoint(step), run.grid(step))
+        return collectives.on_rank_zero(lambda: on_milestone(milestone) is True)
 
     def _draw_missing_grid(self) -> None:
         """Draw the grid of this step if the run was killed after its checkpoint and before its grid."""
@@ -217,50 +250,14 @@ class Loop:
         """Write the loss plot and a grid of samples of the averaged weights; at the end also a film."""
         self.progress.pause()
         self._write(lambda writer: writer.loss_plot())
-        drawn = self._pictures(filmed=self.trainer.step == self.trainer.steps)
+        trainer, at_end = self.trainer, self.trainer.step == self.trainer.steps
+        drawn = draw_milestone(trainer.generator, trainer.classes, trainer.config.train, at_end, self._heed_signals)
         self._write(lambda writer: writer.milestone(self.trainer.step, *drawn) if drawn else None)
         self.progress.after_milestone()
 
-    def _pictures(self, filmed: bool) -> tuple[list[Image], Image] | None:
-        """Return the frames of the film, empty unless `filmed`, and the grid of samples of the averaged weights.
-
-        Return None on ranks other than 0, which have a share in drawing the samples.
-        """
-        classes, count = self.trainer.classes, self.trainer.config.train.samples
-        labels = cycle_labels(count, range(max(1, len(classes))))
-        names = [classes[label] for label in labels] if classes else None
-        drawn = self._samples(labels, filmed)
-        if not drawn:
-            return None
-        films, samples = zip(*drawn, strict=True)
-        recorded, x = [torch.cat(parts) for parts in zip(*films, strict=True)], torch.cat(samples)
-        return [picture(some, names and names[: len(some)]) for some in recorded], picture(x, names)
-
-    def _samples(self, labels: Sequence[int], filmed: bool) -> list[tuple[list[Tensor], Tensor]]:
-        """Draw samples (n, C, ...) of the averaged weights, one for each of `labels`.
-
-        Returns:
-            For each batch, on rank 0: the first samples after some steps of the sampler, if `filmed`, and all samples
-            after the last one.
-        """
-        train, generator = self.trainer.config.train, self.trainer.generator
-        steps = len(generator.pairs())
-        recorded = evenly(steps, frames(generator.shape)) if filmed else []
-        last = shown(generator.shape, len(labels))
-
-        def draw(images: range) -> tuple[list[Tensor], Tensor]:
-            x, seen = torch.empty(0), []
-            for i, step in enumerate(generator.steps(train.seed, labels, images), start=1):
-                x = step.x
-                bar.reach(images, i / steps)
-                if i in recorded:
-                    seen.append(x[: max(0, last - images.start)].cpu())
-                self._poll_signals()
-                self._raise_if_stopped()
-            return seen, x.cpu()
-
-        with ImageBar(len(labels), "samples") as bar:
-            return [both for _, both in batches_with_oom_retry(len(labels), train.batch_size, draw)]
+    def _heed_signals(self) -> None:
+        self._poll_signals()
+        self._raise_if_stopped()
 
     def _row(self, loss: float, grad_norm: float) -> dict[str, float]:
         trainer = self.trainer

@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ from ddpm_cli.sampling.sample_generator import warn_of_few_steps
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.loggers import check_loggers
 from ddpm_cli.tracking.terminal import status
-from ddpm_cli.training.loop import Loop
+from ddpm_cli.training.loop import Loop, Milestone
 from ddpm_cli.training.optimizer import learning_rate
 from ddpm_cli.training.resume import (
     check_same_data,
@@ -59,6 +59,7 @@ class TrainingJob:
         typed: the overrides, to be written to the run folder.
         resume: the run or checkpoint to resume, if any.
         changes: the overrides that change the config of the resumed run.
+        on_milestone: see `Loop`. With several processes it must be a function that can be pickled.
     """
 
     config: TrainConfig
@@ -66,6 +67,7 @@ class TrainingJob:
     typed: list[str]
     resume: str | None = None
     changes: tuple[str, ...] = ()
+    on_milestone: Callable[[Milestone], bool | None] | None = None
 
 
 def check_config(config: TrainConfig) -> None:
@@ -126,7 +128,7 @@ def train(job: TrainingJob) -> float | None:
             if state is not None:
                 _log_format(state["written_format"])
                 _log_resume(trainer, state["train_before"], folder)
-        return _run_loop(trainer, folder, data, state)
+        return _run_loop(job, trainer, folder, data, state)
 
 
 def _state_of_rank_zero(job: TrainingJob) -> dict[str, Any]:
@@ -169,12 +171,14 @@ def _load_table(config: TrainConfig, device: torch.device) -> tuple[Table, str]:
     return Table(examples, flip, config.train.seed, device), fingerprint(examples)
 
 
-def _run_loop(trainer: Trainer, folder: Path, data: str, state: dict[str, Any] | None) -> float | None:
+def _run_loop(
+    job: TrainingJob, trainer: Trainer, folder: Path, data: str, state: dict[str, Any] | None
+) -> float | None:
     """Train to the end in `folder`, which this process holds; return what `train` returns."""
     try:
         with Signals() as signals, logging_redirect_tqdm():
             logging.getLogger().handlers[-1].setLevel(logging.INFO)  # which the redirection does not copy
-            with closing(Loop(trainer, folder, data, signals, state)) as loop:
+            with closing(Loop(trainer, folder, data, signals, state, job.on_milestone)) as loop:
                 loss = loop.run()
             if not collectives.is_rank_zero():
                 return None

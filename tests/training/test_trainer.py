@@ -12,6 +12,7 @@ from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.config import ImageDataset, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table, to_float
+from ddpm_cli.sampling.milestone import _draw_samples
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.muon import Muon
 from ddpm_cli.training.signals import Signals
@@ -246,7 +247,9 @@ def test_network_memorises_eight_images(tmp_path: Path) -> None:
     first = float(rows_of(tmp_path)[0]["loss"])
     assert final < first / 3
     originals = to_float(loop.trainer.table.values).flatten(1)
-    samples = torch.cat([x for _, x in loop._samples([0] * 32, filmed=False)]).flatten(1)
+    samples = torch.cat(
+        [x for _, x in _draw_samples(loop.trainer.generator, [0] * 32, config.train, False, lambda: None)]
+    ).flatten(1)
     distances = torch.cdist(samples, originals)
     apart = torch.cdist(originals, originals).fill_diagonal_(math.inf).min().item()
     near = distances.min(dim=1)

@@ -1,0 +1,50 @@
+"""Compose the config of a command in Python, from the overrides that a user would type."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm_cli.cli.app.command import Command, load_options
+from ddpm_cli.cli.app.error_messages import message_of
+from ddpm_cli.cli.app.overrides import check_overrides, check_single, explain_composition_error, to_typed
+from ddpm_cli.cli.app.shorthands import expand
+from ddpm_cli.errors import UserError
+
+
+def compose(command: Command, typed: Sequence[str]) -> tuple[Any, list[str]]:
+    """Return the checked config of `ddpm-<command> <typed>`, and the overrides with short forms written in full.
+
+    Raise `UserError`.
+    """
+    load_options(command)
+    overrides = expand(command.name, command.schema, [*typed])
+    with _own_hydra():
+        try:
+            check_overrides(command.name, command.schema, overrides)
+            check_single(overrides)
+            with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
+                config = to_typed(hydra_compose(command.name, overrides))
+        except HydraException as error:
+            meant = explain_composition_error(command.name, command.schema, overrides, error)
+            raise UserError(message_of(meant, command.schema)) from error
+        except OmegaConfBaseException as error:
+            raise UserError(message_of(error, command.schema)) from error
+    command.check(config)
+    return config, overrides
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Put aside the state of Hydra that the calling program may have initialised."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
