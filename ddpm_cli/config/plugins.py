@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -84,9 +85,14 @@ def default_values(option: type[Option]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "defaults"}
 
 
+@cache
+def _installed() -> list[Plugin]:
+    points = sorted(entry_points(group=ENTRY_POINTS))
+    return [Plugin(point.dist.name if point.dist else point.name, point.module) for point in points]
+
+
 def _named() -> Iterator[Plugin]:
-    for point in sorted(entry_points(group=ENTRY_POINTS)):
-        yield Plugin(point.dist.name if point.dist else point.name, point.module)
+    yield from _installed()
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         yield _from_path(name)
 

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ddpm_cli.config import ImageFolder
-from ddpm_cli.data.table import Examples
+from ddpm_cli.data.table import Examples, fingerprint
 from ddpm_cli.errors import UserError
-from ddpm_cli.files import NoRoom, amount, atomic
+from ddpm_cli.files import NoRoom, amount, atomic, write
 
 MAX_PIXELS = 178_956_970 // 2
 """Maximum number of pixels of an image, beyond which Pillow warns about a decompression bomb."""
@@ -26,6 +27,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # abou
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 """Endings of the names of image files, in any letter case."""
+DECODER = 2
+"""Version of `decode_image`. Images that were decoded by another one are decoded again."""
 NAMED = 3
 """Number of skipped files whose names are shown."""
 
@@ -49,15 +52,26 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Example
             f"dataset.root={dataset.root}: no images for {split} with dataset.test_fraction="
             f"{dataset.test_fraction}; name a folder that contains {kinds} files at any depth"
         )
-    pixels, valid = _load_or_decode(dataset, root, files, cache)
+    pixels, valid, stem = _load_or_decode(dataset, root, files, cache)
     (_, kept), (_, held_out) = splits[True], splits[False]
     counts = f"{len(valid) if train else len(kept)} to train, {len(held_out)} held out{_skipped(root, files, valid)}"
     found = [file for folder, some in splits.values() if folder == root for file in some]
     if any(file.parent == root for file in found):  # some images have no class
-        return Examples(torch.from_numpy(pixels), source=str(root), counts=counts)
+        return _with_fingerprint(Examples(torch.from_numpy(pixels), source=str(root), counts=counts), stem)
     classes = sorted({file.relative_to(root).parts[0] for file in found})
     labels = [classes.index(files[i].relative_to(root).parts[0]) for i in valid]
-    return Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root), counts)
+    return _with_fingerprint(Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root), counts), stem)
+
+
+def _with_fingerprint(examples: Examples, stem: Path) -> Examples:
+    """Return the examples with their fingerprint, which is computed once and kept beside the decoded images."""
+    about = hashlib.sha256(repr(examples.classes).encode())
+    if examples.labels is not None:
+        about.update(examples.labels.numpy().data)
+    kept = stem.with_suffix(f".{about.hexdigest()[:16]}.sha256")
+    if not kept.is_file():
+        write(kept, fingerprint(examples).encode())
+    return replace(examples, fingerprint=kept.read_text())
 
 
 def decode_image(file: Path, height: int, width: int, channels: int) -> np.ndarray:
@@ -78,15 +92,25 @@ def decode_image(file: Path, height: int, width: int, channels: int) -> np.ndarr
 
 
 def _to_8_bit_opaque(image: Image.Image) -> Image.Image:
-    """Convert an image to 8 bits per channel and blend it with white where it is transparent."""
+    """Convert an image to 8 bits per channel and blend it with white where it is transparent.
+
+    Raise `ValueError` for pixels whose colours are not known.
+    """
+    if image.mode == "LAB":
+        raise ValueError("pixels in LAB, which have no colour profile here; save it as RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is unknown")
+        levels = np.asarray(image)
+        if not (levels.min() >= 0 and levels.max() <= 1):  # also false for NaN
+            raise ValueError("floating-point pixels outside [0, 1]; save it with 8 or 16 bits")
+        return Image.fromarray(np.round(255 * levels.astype(np.float64)).astype(np.uint8))
     if image.mode.startswith("I"):  # 16-bit gray, which `convert` of Pillow would clip
         deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError("more than 16 bits per channel")
+            raise ValueError("more than 16 bits per channel; save it with 8 or 16")
         clear = deep == image.info.get("transparency")
-        return Image.fromarray(np.where(clear, 255, deep // 257).astype(np.uint8))
+        return Image.fromarray(np.where(clear, 255, (deep + 128) // 257).astype(np.uint8))
+    if image.mode in ("La", "RGBa"):  # colours are multiplied by the opacity
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -150,12 +174,14 @@ def _skipped(root: Path, files: list[Path], valid: list[int]) -> str:
     return f", {len(broken)} skipped: {names}" if broken else ""
 
 
-def _load_or_decode(dataset: ImageFolder, root: Path, files: list[Path], cache: Path) -> tuple[np.ndarray, list[int]]:
-    """Return the decoded images (N, C, H, W) uint8 and their indices in `files`.
+def _load_or_decode(
+    dataset: ImageFolder, root: Path, files: list[Path], cache: Path
+) -> tuple[np.ndarray, list[int], Path]:
+    """Return the decoded images (N, C, H, W) uint8, their indices in `files`, and the path of the cache without ending.
 
     They are read from the cache unless a file has changed. Raises `UserError` if they cannot be written to the cache.
     """
-    key = hashlib.sha256(repr((str(root.resolve()), dataset.shape, dataset.skip_broken)).encode())
+    key = hashlib.sha256(repr((DECODER, str(root.resolve()), dataset.shape, dataset.skip_broken)).encode())
     for file in files:
         stat = file.stat() if file.is_file() else file.lstat()  # a broken link counts as a broken image
         key.update(os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"))
@@ -177,7 +203,7 @@ def _load_or_decode(dataset: ImageFolder, root: Path, files: list[Path], cache: 
             ) from error
     valid = np.load(indices).tolist()
     # Copy on write (mode c), because torch requires writable memory. The file itself is never changed.
-    return np.memmap(table, np.uint8, mode="c", shape=(len(valid), *dataset.shape)), valid
+    return np.memmap(table, np.uint8, mode="c", shape=(len(valid), *dataset.shape)), valid, stem
 
 
 def _decode_files(table: Path, dataset: ImageFolder, files: list[Path]) -> list[int]:

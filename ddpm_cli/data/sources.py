@@ -53,7 +53,7 @@ def load_examples(dataset: Dataset, train: bool) -> Examples:
     if not isinstance(dataset, ImageDataset) or examples.values.shape[1:] == dataset.shape:
         return examples
     values = _resize_and_crop(_convert_channels(examples.values, dataset.channels), dataset)
-    return replace(examples, values=values)
+    return replace(examples, values=values, fingerprint="")
 
 
 def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 import yaml
 
 from ddpm_cli.cli.app import sweep
-from ddpm_cli.cli.app.sweep import SweepJob, append_job, at_once, jobs_of, take_share
+from ddpm_cli.cli.app.sweep import SweepJob, _free_number, append_job, at_once, devices_of, jobs_of, share_of_machine
 from ddpm_cli.errors import Stopped
 from ddpm_cli.training import start as in_process
 from tests.conftest import TINY, Result
@@ -247,25 +248,63 @@ def test_number_of_jobs_at_once(
     assert at_once(launcher, jobs) == jobs_at_once
 
 
-@pytest.mark.parametrize(("jobs_at_once", "threads"), [(2, 4), (3, 2), (16, 1)])
-def test_jobs_divide_the_cores_and_cycle_through_the_devices(
-    jobs_at_once: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken, used = [], []
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """Simulate a machine of 8 cores and 4 CUDA devices; return the devices and numbers of threads that are set."""
+    chosen: dict[str, list[int]] = {"device": [], "threads": []}
     monkeypatch.setattr(sweep, "cores", lambda: 8)
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch, "set_num_threads", chosen["threads"].append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    for job in range(5):
-        take_share(job, jobs_at_once)
-    assert taken == [0, 1, 2, 0, 1]
-    assert set(used) == {threads}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen["device"].append)
+    return chosen
 
 
-def test_single_job_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("the cores were divided"))
-    take_share(3, 1)
+@pytest.mark.parametrize(("jobs_at_once", "threads"), [(2, 4), (3, 2), (16, 1)])
+def test_jobs_divide_the_cores(jobs_at_once: int, threads: int, machine: dict[str, list[int]], tmp_path: Path) -> None:
+    with share_of_machine(tmp_path, jobs_at_once, 1):
+        assert machine["threads"] == [threads]
+
+
+def test_jobs_at_the_same_time_have_different_devices(machine: dict[str, list[int]], tmp_path: Path) -> None:
+    """The second job ends before the first, and the third one takes its device."""
+    with share_of_machine(tmp_path, 2, 1):
+        for _ in range(2):
+            with share_of_machine(tmp_path, 2, 1):
+                pass
+    assert machine["device"] == [0, 1, 1]
+
+
+def test_jobs_with_several_devices_divide_them(
+    machine: dict[str, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    with share_of_machine(tmp_path, 2, 2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5"
+    with _free_number(tmp_path, 2), share_of_machine(tmp_path, 2, "auto"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "6,7"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+    assert machine["device"] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "side_by_side", "count", "devices", "expected"),
+    [
+        (0, 2, 8, "auto", [0, 1, 2, 3]),
+        (1, 2, 8, "auto", [4, 5, 6, 7]),
+        (2, 3, 8, 2, [4, 5]),
+        (2, 3, 4, 2, [0, 1]),  # more jobs than devices
+        (3, 4, 2, "auto", [1]),
+        (0, 2, 0, 1, []),
+    ],
+)
+def test_devices_of(number: int, side_by_side: int, count: int, devices: int | str, expected: list[int]) -> None:
+    assert devices_of(number, side_by_side, count, devices) == expected
+
+
+def test_single_job_uses_all_cores(machine: dict[str, list[int]], tmp_path: Path) -> None:
+    with share_of_machine(tmp_path, 1, 1):
+        assert machine == {"device": [], "threads": []}
 
 
 def test_last_complete_row_of_a_job_counts(tmp_path: Path) -> None:

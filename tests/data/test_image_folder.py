@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_cli.data.image_folder import decode_image
+from ddpm_cli.data.image_folder import _to_8_bit_opaque, decode_image
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
@@ -69,10 +69,48 @@ def test_cmyk_image(tmp_path: Path) -> None:
     assert decode_image(file, 8, 8, 3)[:, 4, 4] == pytest.approx(np.array([255, 0, 0]), abs=8)
 
 
-def test_16_bit_gray_is_scaled(tmp_path: Path) -> None:
-    deep = Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16))
-    assert deep.mode == "I;16"
-    assert save_and_decode(tmp_path, deep, channels=1)[0, 0, 0] in (127, 128)
+RAMP = np.arange(65536).reshape(256, 256)
+
+
+def save_deep(path: Path, mode: str, levels: np.ndarray, **options: object) -> Path:
+    kinds = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}
+    size = levels.shape[1], levels.shape[0]
+    Image.frombytes(mode, size, levels.astype(kinds[mode]).tobytes()).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("I;16", "png"), ("I;16", "tiff"), ("I;16B", "png"), ("I;16B", "tiff"), ("I", "tiff")]
+)
+def test_16_bit_gray_is_rounded(tmp_path: Path, mode: str, ending: str) -> None:
+    image = decode_image(save_deep(tmp_path / f"ramp.{ending}", mode, RAMP), 256, 256, 1)
+    assert image.mean() == 127.5  # 127.0 if it were floored
+    assert np.abs(image[0] - RAMP / 257).max() <= 0.5
+
+
+def test_float_gray_is_rounded(tmp_path: Path) -> None:
+    levels = np.linspace(0, 1, 256 * 16, dtype=np.float32).reshape(16, 256)
+    Image.fromarray(levels).save(tmp_path / "ramp.tiff")
+    assert np.abs(decode_image(tmp_path / "ramp.tiff", 16, 256, 1)[0] - 255 * levels).max() <= 0.5
+
+
+COLOURS = Image.merge("RGB", [Image.new("L", (8, 8), level) for level in (200, 100, 50)])
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "PA", "LA", "RGBX", "RGBA", "CMYK", "P", "L", "1"])
+def test_modes_of_tiff_are_read(tmp_path: Path, mode: str) -> None:
+    """Compare with the conversion by Pillow before the file is written."""
+    image = COLOURS.quantize(4).convert("PA") if mode == "PA" else COLOURS.convert(mode)
+    image.save(tmp_path / "image.tiff")
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1).astype(int)
+    assert np.abs(decode_image(tmp_path / "image.tiff", 8, 8, 3) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("mode", "opaque"), [("La", "LA"), ("RGBa", "RGBA")])
+def test_premultiplied_colours_are_divided(mode: str, opaque: str) -> None:
+    image = Image.new(opaque, (1, 1), (100, 128) if mode == "La" else (100, 50, 0, 128))
+    blended = np.asarray(_to_8_bit_opaque(image.convert(mode)).convert("RGB"))
+    assert np.abs(blended - np.asarray(_to_8_bit_opaque(image).convert("RGB")).astype(int)).max() <= 2
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -95,13 +133,22 @@ def test_gif_is_read_as_its_first_frame(tmp_path: Path) -> None:
 
 def test_transparent_value_of_16_bit_gray_is_white(tmp_path: Path) -> None:
     deep = Image.fromarray(np.array([[1000, 2000]], dtype=np.uint16))
-    assert save_and_decode(tmp_path, deep, channels=1, transparency=1000)[0, 0].tolist() == [255, 7]
+    assert save_and_decode(tmp_path, deep, channels=1, transparency=1000)[0, 0].tolist() == [255, 8]
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_of_unknown_range_are_rejected(tmp_path: Path, mode: str) -> None:
-    Image.new(mode, (8, 8), 70_000).save(tmp_path / "science.tiff")
-    with pytest.raises(UserError, match=r"science\.tiff cannot be decoded"):
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.new("F", (8, 8), 70_000), r"floating-point pixels outside \[0, 1\]; save it with 8 or 16 bits"),
+        (Image.new("F", (8, 8), float("nan")), "floating-point pixels outside"),
+        (Image.new("I", (8, 8), 70_000), "more than 16 bits per channel; save it with 8 or 16"),
+        (Image.merge("LAB", COLOURS.split()), "pixels in LAB, which have no colour profile here; save it as RGB"),
+    ],
+    ids=["large floats", "nan", "32 bits", "LAB"],
+)
+def test_pixels_of_unknown_range_are_rejected(tmp_path: Path, image: Image.Image, reason: str) -> None:
+    image.save(tmp_path / "science.tiff")
+    with pytest.raises(UserError, match=rf"science\.tiff cannot be decoded \(ValueError: {reason}"):
         load(tmp_path)
 
 

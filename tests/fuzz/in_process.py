@@ -90,7 +90,8 @@ def _record_event(event: str, args: tuple[Any, ...]) -> None:
     if event == "open" and isinstance(args[0], str | bytes):
         file, flags = Path(os.fsdecode(args[0])), args[2] or 0
         writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        harmless = file.suffix in (".yaml", ".py", ".pyc") or file == STAT  # the config, late imports, the load
+        # The config, late imports, the load, and the plugins that are installed.
+        harmless = file.suffix in (".yaml", ".py", ".pyc") or file == STAT or file.name == "entry_points.txt"
         if writes or not harmless:
             _recordings[-1].append(f"open {file}")
     elif event in FILE_EVENTS and args[0] != ".":  # Hydra creates the working directory

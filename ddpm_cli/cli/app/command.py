@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -156,7 +157,8 @@ def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | N
             if plan is None:
                 return _run_job(command, cfg, check=True)
             # The jobs of a plan that lists them have been checked.
-            return run_sweep_job(lambda: _run_job(command, cfg, check=plan.jobs is None), command.schema, plan)
+            work = partial(_run_job, command, cfg, check=plan.jobs is None)
+            return run_sweep_job(work, command.schema, plan, cfg.get("devices", 1))
 
     try:
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=command.name)(job)()

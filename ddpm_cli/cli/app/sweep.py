@@ -1,13 +1,15 @@
 """Sweeps: their folder, jobs.csv, and how jobs that run at the same time share cores and devices."""
 
 import csv
+import fcntl
 import io
 import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ddpm_cli.files import write
 log = logging.getLogger(__name__)
 
 FILE = "jobs.csv"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 RESUME = "sweep.resume="
 
 
@@ -142,15 +145,21 @@ def _parse_row(row: list[str]) -> SweepJob | None:
     return SweepJob(int(number), status, float(value) if value else None, float(seconds), overrides, error)
 
 
-def run_sweep_job(work: Callable[[], float | None], schema: type, plan: SweepPlan) -> float | None:
-    """Return what `work`, a job of the sweep, returns. If it fails, log that, write it to jobs.csv and return None."""
+def run_sweep_job(
+    work: Callable[[], float | None], schema: type, plan: SweepPlan, devices: int | str = 1
+) -> float | None:
+    """Return what `work`, a job of the sweep, returns. If it fails, log that, write it to jobs.csv and return None.
+
+    Args:
+        devices: number of devices that the job asks for, or auto.
+    """
     own = HydraConfig.get()
     number, overrides = own.job.num, shlex.join(typed_overrides())
-    take_share(number, at_once(own.launcher, plan.jobs))
     started = time.perf_counter()
     value, status, line = None, "done", ""
     try:
-        value = work()
+        with share_of_machine(plan.folder, at_once(own.launcher, plan.jobs), devices):
+            value = work()
     except Stopped:
         raise  # a signal stops the whole sweep
     except EXPECTED_ERRORS as error:
@@ -215,12 +224,55 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def take_share(job: int, side_by_side: int) -> None:
-    """Limit a job to its share of the cores and, with device=auto, to one of several devices in turn."""
+@contextmanager
+def share_of_machine(folder: Path, side_by_side: int, devices: int | str) -> Iterator[None]:
+    """Limit this process and those that it starts to a share of the cores and CUDA devices.
+
+    Args:
+        folder: of the sweep, in which the jobs that run at the same time have numbers.
+        side_by_side: largest number of such jobs.
+        devices: number of devices that each job asks for, or auto.
+    """
     if side_by_side == 1:
+        yield
         return
     import torch
 
     torch.set_num_threads(max(1, cores() // side_by_side))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(job % torch.cuda.device_count())
+    with _free_number(folder, side_by_side) as number:
+        visible = os.environ.get(VISIBLE)
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        own = devices_of(number, side_by_side, count, devices)
+        if devices == 1 and own:
+            torch.cuda.set_device(own[0])
+        elif own:  # for the processes of the job; this one does not use CUDA
+            names = visible.split(",") if visible else [str(i) for i in range(count)]
+            os.environ[VISIBLE] = ",".join(names[i] for i in own)
+        try:
+            yield
+        finally:
+            os.environ.pop(VISIBLE, None)
+            os.environ.update({} if visible is None else {VISIBLE: visible})
+
+
+def devices_of(number: int, side_by_side: int, count: int, devices: int | str) -> list[int]:
+    """Return the CUDA devices, of `count`, of the job with this number among those that run at the same time.
+
+    If there are fewer devices than the jobs ask for, jobs share them.
+    """
+    wanted = max(1, count // side_by_side) if devices == "auto" else int(devices)
+    return sorted({(number * wanted + i) % count for i in range(wanted)}) if count else []
+
+
+@contextmanager
+def _free_number(folder: Path, side_by_side: int) -> Iterator[int]:
+    """Take a number below `side_by_side` that no other job of the sweep has. Killed jobs give theirs back."""
+    for number in range(side_by_side):
+        with (folder / f".running_{number}").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            yield number
+            return
+    yield 0  # a file system without locks
