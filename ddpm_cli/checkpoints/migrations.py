@@ -22,8 +22,9 @@ def to_6(state: State) -> dict[str, Any]:
 
 
 def to_7(state: State) -> dict[str, Any]:
-    """Add `plugins`, which did not exist."""
-    return {**state, "format": 7, "plugins": {}}
+    """Add `plugins` and `init`, which did not exist."""
+    config = {**state["config"], "init": None, "init_weights": "ema"}
+    return {**state, "format": 7, "plugins": {}, "config": config}
 
 
 MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7}

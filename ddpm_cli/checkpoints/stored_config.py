@@ -29,7 +29,7 @@ def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(dataset, dict):
         dataset = {key: None if key in PATHS else value for key, value in dataset.items()}
     left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": {"resume": None}, "threads": "auto"}
-    return {**data, "dataset": dataset, **left}
+    return {**data, "dataset": dataset, **left, "init": None, "init_weights": "ema"}
 
 
 def to_stored(config: TrainConfig) -> dict[str, Any]:

@@ -211,6 +211,8 @@ class TrainConfig:
     distributed: Distributed
     compile: bool | None  # None: on CUDA, in long runs
     logger: Any  # a name or a list of names; csv is always on
+    init: str | None  # a checkpoint of another run, whose weights this one starts from
+    init_weights: str
     resume: str | None
     resume_data_changed: bool  # resume although the data have changed
     sweep: Sweep
@@ -225,6 +227,7 @@ class TrainConfig:
         check_guidance(self.guidance_scale, self.conditioning)
         check_devices(self.devices)
         check_threads(self.threads)
+        check(self.init_weights in ("ema", "model"), "init_weights", self.init_weights, "ema or model")
         if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":
             raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
         ok = all(name in LOGGERS for name in self._logger_words())

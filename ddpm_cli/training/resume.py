@@ -1,5 +1,7 @@
-"""Resume a run: find its checkpoint, check it, and merge the config of the run with what was typed."""
+"""Resume a run, or start one from the weights of another: its checkpoint, and its config merged with what was typed."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -7,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddpm_cli.checkpoints.format import check_matches, load_checkpoint, read_config
-from ddpm_cli.checkpoints.loading import check_classes
+from ddpm_cli.checkpoints.loading import check_classes, load_weights, weights_like
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_config, newest_valid_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
+from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError, one_of
@@ -21,6 +25,12 @@ from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import moments_like
 from ddpm_cli.training.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
+NAMED = 5
+"""Number of tensors that start anew whose names are shown."""
+FROM_INIT = ("model", "schedule", "prediction", "variance", "conditioning", "loss", "weighting")
+"""Keys and groups that a run takes from the one that init= names, unless they are typed."""
 PATH_KEYS = tuple(f"dataset.{key}" for key in PATHS)
 RECOMPUTE = "model.gradient_checkpointing"
 MAY_CHANGE = ("train.", "checkpoint.", "device", "threads", "distributed.", "compile", "logger", RECOMPUTE, *PATH_KEYS)
@@ -115,16 +125,14 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
         key = change.split("=")[0].lstrip("+~")
         if key in ("resume", "resume_data_changed"):
             continue
+        if key in ("init", "init_weights"):
+            raise UserError(f"{change}: starts a new run, and resume= continues one; leave one of them out")
         if not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"{change}: not with resume=, which keeps the config of the run; only device, devices, threads, "
                 f"distributed.*, compile, logger, dataset.root, {RECOMPUTE}, checkpoint.* and train.* may change"
             )
-        *groups, last = key.split(".")
-        ours = reduce(getitem, groups, merged)
-        if last not in ours:
-            raise UserError(f"{change}: this run has no {key}; leave it out")
-        ours[last] = reduce(getitem, groups, now)[last]
+        _set_typed(key, merged, now)
     resumed = train_config(merged)
     before, after = own.train.optimizer, resumed.train.optimizer
     if "muon" in (before, after) and before != after:
@@ -132,3 +140,58 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
             f"train.optimizer={after}: this run has the momenta of {before}, which are different; leave it out"
         )
     return resumed
+
+
+def _set_typed(key: str, config: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Set a key of a config to its value in the typed config. Raise `UserError` if the config does not have it."""
+    *groups, last = key.split(".")
+    ours = reduce(getitem, groups, config)
+    if last not in ours:
+        raise UserError(f"{key}: this run has no such key; leave it out")
+    ours[last] = reduce(getitem, groups, typed)[last]
+
+
+def config_with_init(typed: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
+    """Return the config of a new run that starts from the weights that `typed.init` names.
+
+    Its network and diffusion process are those of that run, except for what `overrides` or an experiment among them
+    choose. Raise `UserError`.
+    """
+    keys = [change.split("=")[0].lstrip("+~") for change in overrides]
+    if "experiment" in keys:
+        return typed
+    path = find_checkpoint("init", str(typed.init))
+    whole = path.suffix == ".safetensors"
+    merged, now = asdict(typed), asdict(typed)
+    theirs = asdict(_initial_weights(typed).config if whole else read_config("init", path))
+    for group in FROM_INIT:
+        if group not in keys:
+            merged[group] = theirs[group]
+            for key in keys:
+                if key.startswith(f"{group}."):
+                    _set_typed(key, merged, now)
+    return train_config(merged)
+
+
+def weights_to_start_from(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
+    """Return those tensors of `config.init` that fit the network, and log which of its tensors start anew.
+
+    Raise `UserError` if none fits.
+    """
+    given = _initial_weights(config)
+    wanted = weights_like(config, classes)
+    fitting = {name: x for name, x in given.tensors.items() if name in wanted and x.shape == wanted[name].shape}
+    if not fitting:
+        raise UserError(f"init={config.init}: no tensor fits model={config.model.name}; use the model of that run")
+    anew = [name for name in wanted if name not in fitting]
+    start = f"The {given.kind} weights of step {given.step} of {config.init}"
+    if anew:
+        names = ", ".join(anew[:NAMED]) + (", …" if len(anew) > NAMED else "")
+        log.info("%s: %d of %d tensors are used. These start anew: %s", start, len(fitting), len(wanted), names)
+    else:
+        log.info("%s: all %d tensors are used.", start, len(wanted))
+    return fitting
+
+
+def _initial_weights(config: TrainConfig) -> Weights:
+    return load_weights("init", find_checkpoint("init", str(config.init)), config.init_weights)

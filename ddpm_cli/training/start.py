@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ddpm_cli.checkpoints.migrations import FORMAT
-from ddpm_cli.checkpoints.run_checkpoints import move_later_checkpoints
+from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.stored_config import PATHS
 from ddpm_cli.config import ClassLabels, ImageDataset, ImageFolder, Train, TrainConfig
@@ -38,9 +39,11 @@ from ddpm_cli.training.resume import (
     check_same_data,
     checkpoint_to_resume,
     config_to_resume,
+    config_with_init,
     folder_to_resume,
     load_for_resume,
     resume_hint,
+    weights_to_start_from,
 )
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.summary_table import start_table
@@ -79,6 +82,8 @@ def check_config(config: TrainConfig) -> None:
     if config.resume is not None:
         checkpoint_to_resume(config.resume)
         return
+    if config.init is not None:
+        find_checkpoint("init", config.init)
     _check_batch_size(config, count * config.distributed.nnodes)
     if isinstance(config.dataset, ImageFolder):
         config.dataset.check_root()
@@ -87,6 +92,9 @@ def check_config(config: TrainConfig) -> None:
 def launch_training(job: TrainingJob) -> float | None:
     """Run `train` in as many processes as the config asks for, or that of the run to resume."""
     config = job.config if job.resume is None else config_to_resume(job.config, job.resume, job.changes)
+    if job.resume is None and config.init is not None:
+        config = config_with_init(config, job.typed)
+        job = replace(job, config=config)
     group = worker_group(config.devices, config.device, config.threads, config.distributed)
     try:
         return run_distributed(train, (job,), group)
@@ -113,6 +121,8 @@ def train(job: TrainingJob) -> float | None:
         with status("building the network"):
             trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
+            if config.init is not None:
+                _start_from_weights(trainer)
             lines = _start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
             collectives.on_rank_zero(lambda: _write_config(job))
@@ -129,6 +139,13 @@ def train(job: TrainingJob) -> float | None:
                 _log_format(state["written_format"])
                 _log_resume(trainer, state["train_before"], folder)
         return _run_loop(job, trainer, folder, data, state)
+
+
+def _start_from_weights(trainer: Trainer) -> None:
+    """Copy the weights that the config names to the network. Rank 0 reads them."""
+    found: list[dict[str, Tensor]] = []
+    collectives.on_rank_zero(lambda: found.append(weights_to_start_from(trainer.config, trainer.classes)))
+    trainer.start_from(found[0] if found else None)
 
 
 def _state_of_rank_zero(job: TrainingJob) -> dict[str, Any]:
@@ -196,9 +213,9 @@ def _run_loop(
 def _write_config(job: TrainingJob) -> None:
     """Write the overrides and the config of a new run to its folder."""
     config, run = asdict(job.config), RunFolder(job.folder)
-    for key in PATHS:
-        if config["dataset"].get(key) is not None:
-            config["dataset"][key] = str(Path(config["dataset"][key]).expanduser().absolute())
+    for keys, key in [(config["dataset"], key) for key in PATHS] + [(config, "init")]:
+        if keys.get(key) is not None:
+            keys[key] = str(Path(keys[key]).expanduser().absolute())
     for path, content in ((run.overrides, job.typed), (run.config, config)):
         write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 

@@ -205,17 +205,25 @@ class Trainer:
             "classes": self.classes,
         }
 
+    def start_from(self, weights: dict[str, Tensor] | None) -> None:
+        """Copy weights, all or some, to the network and its average. Only those of rank 0 are used."""
+        self._copy_weights(self.network, weights)
+        self._copy_weights(self.ema.network, weights)
+
+    def _copy_weights(self, network: nn.Module, weights: dict[str, Tensor] | None) -> None:
+        now = network.state_dict()
+        with torch.no_grad():
+            for name, x in collectives.tensors_of_rank_zero(weights, self.device):
+                local_part(now[name]).copy_(local_part(shard_like(x, now[name])))
+
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a state. Must be called before the first step, by all ranks.
 
         Of the items in `ON_RANK_ZERO`, which are large, only those of rank 0 are used; other ranks need not have them.
         """
         self.step = state["step"]
-        for network, weights in ((self.network, state.get("model")), (self.ema.network, state.get("ema"))):
-            now = network.state_dict()
-            with torch.no_grad():
-                for name, x in collectives.tensors_of_rank_zero(weights, self.device):
-                    local_part(now[name]).copy_(local_part(shard_like(x, now[name])))
+        self._copy_weights(self.network, state.get("model"))
+        self._copy_weights(self.ema.network, state.get("ema"))
         parameters = list(self.network.parameters())
         number = {id(parameter): i for i, parameter in enumerate(in_groups(self.optimizer))}
         moments: dict[int, dict[str, Tensor]] = {}

@@ -28,8 +28,22 @@ LONE_PATH = {
     "train": "resume", "sample": "ckpt", "evaluate": "ckpt", "export": "ckpt", "import": "path", "forward": "image",
 }  # fmt: skip
 """The key that a path without a key is meant for."""
-RUN_KEYS = ("ckpt", "resume")
-PATHS = {"ckpt", "resume", "out", "dataset.root", "root", "image", "mask", "a", "b", "samples", "path", "sweep.resume"}
+RUN_KEYS = ("ckpt", "resume", "init")
+PATHS = {
+    "ckpt",
+    "resume",
+    "init",
+    "out",
+    "dataset.root",
+    "root",
+    "image",
+    "mask",
+    "a",
+    "b",
+    "samples",
+    "path",
+    "sweep.resume",
+}
 NEED_A_RUN = ("sample", "export")
 WITH_A_VALUE = {
     "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
