@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddpm_cli.notebook import TrainedModel
-    from ddpm_cli.training.loop import Milestone
+    from ddpm_cli.sampling.milestone import Milestone
 
 __all__ = ["evaluate", "load", "sample", "train"]
 

@@ -9,7 +9,7 @@ from ddpm_cli.cli import sample as sample_command
 from ddpm_cli.cli import train as train_command
 from ddpm_cli.cli.app.compose import compose
 from ddpm_cli.errors import UserError
-from ddpm_cli.training.loop import Milestone
+from ddpm_cli.sampling.milestone import Milestone
 from ddpm_cli.training.start import TrainingJob, launch_training
 
 

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_module
 
 import ddpm_cli
 from ddpm_cli.errors import UserError
-from ddpm_cli.training.loop import Milestone
+from ddpm_cli.sampling.milestone import Milestone
 from tests.conftest import TINY
 
 MILESTONES = ["train.steps=6", "train.milestone_every=2"]

@@ -22,8 +22,10 @@ def to_6(state: State) -> dict[str, Any]:
 
 
 def to_7(state: State) -> dict[str, Any]:
-    """Add `plugins` and `init`, which did not exist."""
-    config = {**state["config"], "init": None, "init_weights": "ema"}
+    """Add `plugins`, `init`, `evaluate` and `train.stop_when`, which did not exist."""
+    train = {**state["config"]["train"], "stop_when": None, "patience": 3}
+    evaluate = {"every": None, "metric": "fd_classifier", "n": 1000}
+    config = {**state["config"], "train": train, "evaluate": evaluate, "init": None, "init_weights": "ema"}
     return {**state, "format": 7, "plugins": {}, "config": config}
 
 

@@ -111,8 +111,20 @@ def move_later_checkpoints(folder: Path, step: int) -> None:
         _make_last(run.checkpoint(step))
 
 
+def keep_best(folder: Path, step: int) -> None:
+    """Make the checkpoint of a step best.pt too, which is kept when the checkpoint itself is removed."""
+    path = RunFolder(folder).checkpoint(step)
+    if path.is_file():
+        _also_as(path, "best.pt")
+
+
 def _make_last(path: Path) -> None:
-    with atomic(path.with_name("last.pt"), path.stat().st_size) as partial:
+    _also_as(path, "last.pt")
+
+
+def _also_as(path: Path, name: str) -> None:
+    """Give a checkpoint a second name in its folder, atomically."""
+    with atomic(path.with_name(name), path.stat().st_size) as partial:
         try:
             os.link(path, partial)
         except OSError:  # a file system without hard links

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ddpm_cli.config.dataset import Dataset, ImageDataset
+from ddpm_cli.config.processes import check_devices, check_threads
 from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, option_name
 from ddpm_cli.config.sampler import Sampler
 from ddpm_cli.config.schedule import Schedule
-from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, VARIANCES, check_devices, check_threads
+from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, VARIANCES
 from ddpm_cli.errors import UserError, check, one_of
 
 TASKS = ("generate", "interpolate", "inpaint")

@@ -17,19 +17,21 @@ from ddpm_cli.config.objective import (
     Vlb,
     Weighting,
 )
+from ddpm_cli.config.processes import Distributed, check_devices, check_threads
 from ddpm_cli.config.sampler import Sampler
 from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.errors import UserError, check, one_of
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
-REPORTS = ("val_loss", "nll", "fd_classifier", "fid")
+MEASURED = ("fd_classifier", "fid")
+"""Metrics of samples that can be computed while a run trains."""
+REPORTS = ("val_loss", "nll", *MEASURED)
 MIN_SAMPLES = 10
 """Fewest samples that a distance can be computed from."""
 PRECISIONS = ("auto", "fp32", "fp32_strict", "bf16", "fp16")
 OPTIMIZERS = ("adam", "adamw", "muon")
 LOGGERS = ("csv", "tensorboard", "wandb")
-STRATEGIES = ("ddp", "fsdp")
 
 
 @dataclass(kw_only=True)
@@ -60,6 +62,8 @@ class Train:
     on_disk_full: str
     report: str | None  # the metric reported to a sweeper; None: the last loss
     report_n: int | None  # of how many examples or samples
+    stop_when: str | None  # the metric whose lack of improvement ends the run
+    patience: int  # measurements without improvement that end it
 
     def __post_init__(self) -> None:
         check((self.steps is None) != (self.epochs is None), "train.steps", self.steps, self._length_hint())
@@ -95,6 +99,9 @@ class Train:
         least = 1 if self.report in (None, "val_loss", "nll") else MIN_SAMPLES
         ok = self.report_n is None or self.report_n >= least
         check(ok, "train.report_n", self.report_n, f"at least {least}, or null")
+        ok = self.stop_when is None or self.stop_when in MEASURED
+        check(ok, "train.stop_when", self.stop_when, f"{one_of(MEASURED)}, or null")
+        check(1 <= self.patience <= 10**6, "train.patience", self.patience, "in 1..1000000")
 
     def total_steps(self, examples: int) -> int:
         """Return the number of steps of a run on a dataset with so many examples."""
@@ -151,34 +158,18 @@ class Checkpointing:
 
 
 @dataclass(kw_only=True)
-class Distributed:
-    """How the processes of a run connect and share the work."""
+class MilestoneEvaluation:
+    """Measurements of samples while a run trains."""
 
-    strategy: str  # a copy of the network in each, or a part
-    nnodes: int
-    rdzv_endpoint: str | None  # host:port of one of the machines, the same on all
-    max_restarts: int
+    every: int | None  # milestones from one to the next; None: none
+    metric: str
+    n: int  # samples
 
     def __post_init__(self) -> None:
-        check(self.strategy in STRATEGIES, "distributed.strategy", self.strategy, one_of(STRATEGIES))
-        check(1 <= self.nnodes <= 10_000, "distributed.nnodes", self.nnodes, "in 1..10000, the number of machines")
-        check(0 <= self.max_restarts <= 10_000, "distributed.max_restarts", self.max_restarts, "in 0..10000")
-        point = self.rdzv_endpoint
-        if point is not None or self.nnodes > 1:
-            ok = re.fullmatch(r"[^:\s]+:\d{1,5}", point or "") is not None
-            check(ok, "distributed.rdzv_endpoint", point, "host:port of one of the machines, the same on each")
-
-
-def check_devices(devices: object) -> None:
-    """Raise `UserError` unless `devices` is a positive number or auto."""
-    ok = devices == "auto" or (type(devices) is int and 1 <= devices <= 10_000)
-    check(ok, "devices", devices, "a number of processes from 1 up, one a device, or auto")
-
-
-def check_threads(threads: object) -> None:
-    """Raise `UserError` unless `threads` is a positive number or auto."""
-    ok = threads == "auto" or (type(threads) is int and 1 <= threads <= 10_000)
-    check(ok, "threads", threads, "a number of CPU threads from 1 up, or auto")
+        ok = self.every is None or 1 <= self.every <= 10**6
+        check(ok, "evaluate.every", self.every, "a number of milestones from 1 up, or null for none")
+        check(self.metric in MEASURED, "evaluate.metric", self.metric, one_of(MEASURED))
+        check(MIN_SAMPLES <= self.n <= 10**7, "evaluate.n", self.n, f"in {MIN_SAMPLES}..10000000")
 
 
 @dataclass(kw_only=True)
@@ -204,6 +195,7 @@ class TrainConfig:
     sampler: Sampler  # of the milestones' pictures, as guidance_scale is
     guidance_scale: float
     train: Train
+    evaluate: MilestoneEvaluation
     checkpoint: Checkpointing
     device: str
     devices: Any  # number of devices, each with its own process, or auto
@@ -233,6 +225,9 @@ class TrainConfig:
         ok = all(name in LOGGERS for name in self._logger_words())
         check(ok, "logger", self.logger, f"{one_of(LOGGERS)}, or a list of some, as in [tensorboard,wandb]")
         self._check_objective()
+        stop = self.train.stop_when
+        if stop is not None and (self.evaluate.every is None or self.evaluate.metric != stop):
+            raise UserError(f"train.stop_when={stop}: is not measured; add evaluate.every=1 evaluate.metric={stop}")
 
     @property
     def loggers(self) -> list[str]:

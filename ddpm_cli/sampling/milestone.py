@@ -1,6 +1,8 @@
-"""Draw the pictures of a milestone: a grid of samples, and at the end of a run a film."""
+"""Milestones of a run and their pictures: a grid of samples, and at the end a film."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL.Image import Image
@@ -11,6 +13,24 @@ from ddpm_cli.images.samples import picture
 from ddpm_cli.sampling.film import evenly, frames, shown
 from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry, cycle_labels
 from ddpm_cli.tracking.terminal import ImageBar
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A milestone of a run, after its checkpoint and its samples were written.
+
+    Attributes:
+        step: number of training steps done.
+        loss: mean loss since the last row of metrics.csv.
+        folder: the run folder.
+        checkpoint, samples: the files of this step.
+    """
+
+    step: int
+    loss: float
+    folder: Path
+    checkpoint: Path
+    samples: Path
 
 
 def draw_milestone(

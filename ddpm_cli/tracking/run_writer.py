@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ddpm_cli.checkpoints.run_checkpoints import prune, save_checkpoint
+from ddpm_cli.checkpoints.run_checkpoints import keep_best, prune, save_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.images.png_gif import save_gif, save_png
@@ -33,7 +33,9 @@ class RunWriter:
         self.background = background
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-        self.metrics = Metrics(folder, step)
+        metric = config.evaluate.metric
+        self.measured = (metric, f"{metric}_error")
+        self.metrics = Metrics(folder, step, self.measured if config.evaluate.every else ())
         self.loggers = open_loggers(config, folder, step)
 
     def row(self, row: dict[str, float]) -> None:
@@ -78,6 +80,18 @@ class RunWriter:
         save_png(grid, path)
         self.loggers.picture("samples", grid, step)
         log.info("milestone at step %d: %s", step, path.relative_to(self.run.path))
+
+    def measurement(self, step: int, value: float, error: float) -> None:
+        """Write the metric of the samples of the last row's step, and keep its checkpoint if it is the best one."""
+        self.metrics.measure(dict(zip(self.measured, (value, error), strict=True)))
+        best, at, _ = min((found, at, error) for at, found, error in self.measurements())
+        log.info("%s %.4g ± %.2g at step %d; best %.4g at step %d", self.measured[0], value, error, step, best, at)
+        if at == step:
+            keep_best(self.run.path, step)
+
+    def measurements(self) -> list[list[float]]:
+        """Return the step, the value and its error of all measurements."""
+        return self.metrics.measured(*self.measured)
 
     def close(self) -> None:
         """Close the loggers. A checkpoint that is being written is completed."""

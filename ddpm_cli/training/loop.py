@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.distributed.turns import cpu_turn
 from ddpm_cli.errors import Failure, Stopped
+from ddpm_cli.evaluation.run_metrics import Measurement, MilestoneEvaluator, without_improvement
 from ddpm_cli.files import NoRoom
-from ddpm_cli.sampling.milestone import draw_milestone
+from ddpm_cli.sampling.milestone import Milestone, draw_milestone
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.progress import Progress
 from ddpm_cli.tracking.run_writer import RunWriter
@@ -31,24 +31,6 @@ POLL_SECONDS = 0.2
 """Time between two moments at which several processes ask each other for signals."""
 CALLS_PER_STEP = 3
 """Approximate number of forward passes that take as long as a training step with as many images."""
-
-
-@dataclass(frozen=True)
-class Milestone:
-    """A milestone of a run, after its checkpoint and its samples were written.
-
-    Attributes:
-        step: number of training steps done.
-        loss: mean loss since the last row of metrics.csv.
-        folder: the run folder.
-        checkpoint, samples: the files of this step.
-    """
-
-    step: int
-    loss: float
-    folder: Path
-    checkpoint: Path
-    samples: Path
 
 
 class Loop:
@@ -78,6 +60,7 @@ class Loop:
         self.fingerprint = fingerprint
         self.signals = signals
         self.on_milestone = on_milestone
+        self.evaluator = MilestoneEvaluator(trainer.config, trainer.generator)
         self.losses = LossMonitor(trainer.config.train.max_bad_steps)
         self.stop = 0  # number of the signal that asked any rank to stop
         self.save = False  # whether any rank was asked for a checkpoint
@@ -146,12 +129,42 @@ class Loop:
             self._raise_if_stopped()
             if milestone:
                 self._allow_full_disk(self._draw)
+                self._allow_full_disk(self._measure)
                 if self._ends_early(mean_loss):
                     break
         return mean_loss
 
+    def _measure(self) -> None:
+        """Measure the samples of this milestone if that is due and has not been done."""
+        step = self.trainer.step
+        if not self.evaluator.is_due(step, len(self.trainer.table)):
+            return
+        if collectives.on_rank_zero(lambda: any(row[0] == step for row in self._measurements())):
+            return
+        self.progress.pause()
+        found = self.evaluator.measure(step, self.folder)
+        self._wait_for_checkpoint()
+        self._write(lambda writer: writer.measurement(step, found.value, found.error) if found else None)
+        self.progress.after_milestone()
+
+    def _measurements(self) -> list[list[float]]:
+        """Return the step, the value and its error of all measurements on rank 0."""
+        return [] if self.writer is None else self.writer.measurements()
+
+    def _no_longer_improves(self) -> bool:
+        train = self.trainer.config.train
+        if train.stop_when is None:
+            return False
+        measured = [Measurement(int(step), value, error) for step, value, error in self._measurements()]
+        if collectives.on_rank_zero(lambda: without_improvement(measured)) < train.patience:
+            return False
+        log.info("%s has not improved in %d measurements; training ends here.", train.stop_when, train.patience)
+        return True
+
     def _ends_early(self, loss: float) -> bool:
-        """Call `on_milestone` on rank 0; return on all ranks whether it ends training."""
+        """Return whether training ends at this milestone, by train.stop_when or by `on_milestone`."""
+        if self._no_longer_improves():
+            return True
         on_milestone, step, run = self.on_milestone, self.trainer.step, RunFolder(self.folder)
         if on_milestone is None:
             return False
@@ -160,10 +173,12 @@ class Loop:
         return collectives.on_rank_zero(lambda: on_milestone(milestone) is True)
 
     def _draw_missing_grid(self) -> None:
-        """Draw the grid of this step if the run was killed after its checkpoint and before its grid."""
+        """Draw the grid of this step and measure it if the run was killed after its checkpoint and before that."""
         grid = RunFolder(self.folder).grid(self.trainer.step)
-        if self.trainer.step > 0 and self._is_milestone() and collectives.on_rank_zero(lambda: not grid.exists()):
-            self._draw()
+        if self.trainer.step > 0 and self._is_milestone():
+            if collectives.on_rank_zero(lambda: not grid.exists()):
+                self._draw()
+            self._measure()
 
     def _is_milestone(self) -> bool:
         step = self.trainer.step

@@ -33,7 +33,18 @@ FROM_INIT = ("model", "schedule", "prediction", "variance", "conditioning", "los
 """Keys and groups that a run takes from the one that init= names, unless they are typed."""
 PATH_KEYS = tuple(f"dataset.{key}" for key in PATHS)
 RECOMPUTE = "model.gradient_checkpointing"
-MAY_CHANGE = ("train.", "checkpoint.", "device", "threads", "distributed.", "compile", "logger", RECOMPUTE, *PATH_KEYS)
+MAY_CHANGE = (
+    "train.",
+    "evaluate.",
+    "checkpoint.",
+    "device",
+    "threads",
+    "distributed.",
+    "compile",
+    "logger",
+    RECOMPUTE,
+    *PATH_KEYS,
+)
 """Keys that may be changed with resume=; all others keep the values of the run."""
 
 
@@ -130,7 +141,8 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
         if not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"{change}: not with resume=, which keeps the config of the run; only device, devices, threads, "
-                f"distributed.*, compile, logger, dataset.root, {RECOMPUTE}, checkpoint.* and train.* may change"
+                f"distributed.*, compile, logger, dataset.root, {RECOMPUTE}, checkpoint.*, evaluate.* and train.* may "
+                "change"
             )
         _set_typed(key, merged, now)
     resumed = train_config(merged)

@@ -19,7 +19,7 @@ from ddpm_cli.checkpoints.migrations import FORMAT
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.stored_config import PATHS
-from ddpm_cli.config import ClassLabels, ImageDataset, ImageFolder, Train, TrainConfig
+from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, ImageFolder, Train, TrainConfig
 from ddpm_cli.data.sources import check_labels, load_examples
 from ddpm_cli.data.table import Table, fingerprint
 from ddpm_cli.diffusion.schedules import betas_of
@@ -27,13 +27,14 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import processes_of, resolve_device
 from ddpm_cli.distributed.launch import WorkerFailed, run_distributed, worker_group
 from ddpm_cli.errors import Failure, Stopped, UserError, check
-from ddpm_cli.evaluation.final_metric import final_metric
+from ddpm_cli.evaluation.run_metrics import final_metric
 from ddpm_cli.files import write
+from ddpm_cli.sampling.milestone import Milestone
 from ddpm_cli.sampling.sample_generator import warn_of_few_steps
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.loggers import check_loggers
 from ddpm_cli.tracking.terminal import status
-from ddpm_cli.training.loop import Loop, Milestone
+from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.optimizer import learning_rate
 from ddpm_cli.training.resume import (
     check_same_data,
@@ -78,7 +79,7 @@ def check_config(config: TrainConfig) -> None:
     count = processes_of(config.devices, config.device)
     betas_of(config.schedule)
     check_loggers(config)
-    _check_report(config)
+    _check_metrics(config)
     if config.resume is not None:
         checkpoint_to_resume(config.resume)
         return
@@ -182,10 +183,18 @@ def _load_table(config: TrainConfig, device: torch.device) -> tuple[Table, str]:
         examples = collectives.local_rank_zero_first(lambda: load_examples(config.dataset, train=True))
     if isinstance(config.conditioning, ClassLabels):
         check_labels(config.dataset, examples)
-    if config.train.report == "fd_classifier" and examples.labels is None:
-        raise UserError("train.report=fd_classifier: these data have no labels to train a classifier on; use val_loss")
+    if examples.labels is None:
+        _check_no_classifier(config)
     flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
     return Table(examples, flip, config.train.seed, device), fingerprint(examples)
+
+
+def _check_no_classifier(config: TrainConfig) -> None:
+    """Raise `UserError` if a metric needs a classifier of data that have no labels."""
+    if config.train.report == "fd_classifier":
+        raise UserError("train.report=fd_classifier: these data have no labels to train a classifier on; use val_loss")
+    if config.evaluate.every is not None and config.evaluate.metric == "fd_classifier":
+        raise UserError("evaluate.metric=fd_classifier: these data have no labels to train a classifier on; use fid")
 
 
 def _run_loop(
@@ -270,18 +279,21 @@ def _check_batch_size(config: TrainConfig, processes: int) -> None:
     check(ok, "train.batch_size", train.batch_size, f"divisible by {parts}, the processes times train.accumulate")
 
 
-def _check_report(config: TrainConfig) -> None:
-    """Raise `UserError` if the metric of train.report could not be computed at the end."""
-    report = config.train.report
-    if report not in ("fd_classifier", "fid"):
+def _check_metrics(config: TrainConfig) -> None:
+    """Raise `UserError` if the metric of train.report or evaluate.metric could not be computed."""
+    _check_metric(config, "train.report", config.train.report)
+    if config.evaluate.every is not None:
+        _check_metric(config, "evaluate.metric", config.evaluate.metric)
+
+
+def _check_metric(config: TrainConfig, key: str, metric: str | None) -> None:
+    if metric not in MEASURED:
         return
     if not isinstance(config.dataset, ImageDataset):
-        raise UserError(
-            f"train.report={report}: compares images, and dataset={config.dataset.name} has points; use nll"
-        )
+        raise UserError(f"{key}={metric}: compares images, and dataset={config.dataset.name} has points; leave it out")
     if find_spec("torch_fidelity") is None:
-        raise UserError(f"train.report={report}: needs torch-fidelity; pip install 'ddpm-cli[eval]'")
-    if report == "fid":
+        raise UserError(f"{key}={metric}: needs torch-fidelity; pip install 'ddpm-cli[eval]'")
+    if metric == "fid":
         from ddpm_cli.evaluation.fidelity import extractors  # needs torch-fidelity, which is optional
 
         extractors(["fid"], None, resolve_device("cpu"))  # downloaded now rather than at the end of the run

@@ -11,7 +11,7 @@ from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
-from ddpm_cli.evaluation.final_metric import val_loss
+from ddpm_cli.evaluation.run_metrics import val_loss
 from tests.conftest import composed
 
 CPU = torch.device("cpu")

@@ -192,7 +192,7 @@ def test_csv_only_imports_no_logger(tmp_path: Path) -> None:
         "metrics.csv",
         "samples",
     ]
-    code = "import sys, ddpm_cli.training.loop, ddpm_cli.evaluation.final_metric; print(*sys.modules)"
+    code = "import sys, ddpm_cli.training.loop, ddpm_cli.evaluation.run_metrics; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"wandb", "tensorboard"} & {*result.stdout.split()}
 

@@ -79,7 +79,10 @@ def test_exported_weights_and_the_newest_run(base: Path, run: Run, tmp_path: Pat
         (["init=none"], "init=none: "),
         (["init={base}", "init_weights=best"], "init_weights=best: must be ema or model"),
         (["init={base}", "resume={base}"], "init={base}: starts a new run, and resume= continues one"),
-        (["init={base}", "model=mlp", "dataset=swiss_roll", "conditioning=none"], "init={base}: no tensor fits model=mlp"),
+        (
+            ["init={base}", "model=mlp", "dataset=swiss_roll", "conditioning=none"],
+            "init={base}: no tensor fits model=mlp",
+        ),
         (["init={base}/../../wrong.pt"], "init={base}/../../wrong.pt: "),
     ],
 )

@@ -8,13 +8,16 @@ from ddpm_cli.cli.app.help import groups_of, options_of
 from ddpm_cli.cli.app.overrides import CHANGES, known_keys
 from ddpm_cli.cli.app.shorthands import FLAGS, PATHS, RUN_KEYS, SHORT_KEYS
 from ddpm_cli.config.commands import EXPORTS, FEATURES, IMPORTS, TASKS, known_metrics
+from ddpm_cli.config.processes import STRATEGIES
 from ddpm_cli.config.sampler import SPACINGS, THRESHOLDINGS
-from ddpm_cli.config.train import LOGGERS, OPTIMIZERS, PRECISIONS, PREDICTIONS, REPORTS, STRATEGIES, VARIANCES
+from ddpm_cli.config.train import LOGGERS, MEASURED, OPTIMIZERS, PRECISIONS, PREDICTIONS, REPORTS, VARIANCES
 
 CHOICES: Mapping[str, Sequence[str]] = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "distributed.strategy": STRATEGIES,
+    "evaluate.metric": MEASURED,
     "features": FEATURES,
+    "init_weights": ("ema", "model"),
     "logger": LOGGERS,
     "precision": PRECISIONS,
     "prediction": PREDICTIONS,
@@ -27,6 +30,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "train.optimizer": OPTIMIZERS,
     "train.precision": PRECISIONS,
     "train.report": REPORTS,
+    "train.stop_when": MEASURED,
     "variance": VARIANCES,
     "weights": ("ema", "model"),
 }

@@ -8,12 +8,18 @@ from typing import Any
 import yaml
 
 from ddpm_cli.config import GROUPS, option_name
-from ddpm_cli.config.train import Checkpointing, Distributed, Train
+from ddpm_cli.config.processes import Distributed
+from ddpm_cli.config.train import Checkpointing, MilestoneEvaluation, Train
 from ddpm_cli.errors import UserError
 
 FAR_OUT: tuple[object, ...] = (-(10**18), 10**18, "?", [])
 """Values that hardly any key allows."""
-SECTIONS: Mapping[str, type] = {"train": Train, "checkpoint": Checkpointing, "distributed": Distributed}
+SECTIONS: Mapping[str, type] = {
+    "train": Train,
+    "evaluate": MilestoneEvaluation,
+    "checkpoint": Checkpointing,
+    "distributed": Distributed,
+}
 """Dataclasses of the sections of configs/train.yaml."""
 KEY = re.compile(r"( *)([a-z_0-9]+): (.*?)(?:  # (.*))?")
 """A line of a YAML file with a key, its value and a comment."""

@@ -1,9 +1,14 @@
-"""The metric that a run reports to a sweeper at its end."""
+"""Metrics of a run: those measured while it trains, and the one that it reports to a sweeper at its end."""
 
 import logging
+import math
 import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +16,8 @@ from tqdm import tqdm
 
 from ddpm_cli import rng
 from ddpm_cli.checkpoints.loading import Trained, load_trained
-from ddpm_cli.config import Train
+from ddpm_cli.checkpoints.run_folder import RunFolder
+from ddpm_cli.config import Dataset, Train, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.distributed import collectives
@@ -19,13 +25,19 @@ from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
 from ddpm_cli.sampling.build import compile_for_inference
-from ddpm_cli.sampling.sample_generator import batches_with_oom_retry, generator_of
+from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry, generator_of
+from ddpm_cli.tracking.terminal import status
+
+if TYPE_CHECKING:
+    from ddpm_cli.evaluation.comparison import SampleEvaluator
 
 log = logging.getLogger(__name__)
 
 VAL_N = 2048
 """Default number of examples for val_loss."""
 SEED = 0
+FEATURES = {"fd_classifier": "classifier", "fid": "inception"}
+"""The features from which the metrics of samples are computed."""
 
 
 def final_metric(train: Train, folder: Path, device: str) -> float:
@@ -38,14 +50,8 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
     trained = load_trained(str(folder), "ema", device, precision)
     value, n = _compute(str(train.report), trained, train.report_n, train.batch_size)
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **_subject(trained.config, folder, trained.step),
         "command": f"ddpm-train train.report={train.report}",
-        "ckpt": str(trained.path.absolute()),
-        "step": trained.step,
-        "weights": "ema",
-        "dataset": trained.config.dataset.name,
-        "split": "test",
-        "seed": SEED,
         "n": n,
         "metrics": {train.report: value},
         "seconds": time.perf_counter() - started,
@@ -68,16 +74,97 @@ def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> t
             found = bound(trained, examples, batch_size, SEED, trained.config.compile)
             assert found is not None  # this process is alone
             return found.total, len(examples)
-    from ddpm_cli.evaluation.comparison import SampleEvaluator  # needs torch-fidelity, which is optional
-
-    features = {"fd_classifier": "classifier", "fid": "inception"}[report]
-    splits = {"train": load_examples(dataset, train=True), "test": test}
-    evaluator = SampleEvaluator(splits, "test", ["fid"], features, trained.device)
-    n = n or DEFAULT_N[features]
+    n = n or DEFAULT_N[FEATURES[report]]
     generator = generator_of(trained, None, None, None)
     compile_for_inference(trained.network, trained.device, trained.config.compile, n, batch_size, generator.calls)
     samples = GeneratedSamples(generator, n, SEED, batch_size)
+    evaluator = _evaluator(dataset, report, trained.device)
     return evaluator.compare(samples, SEED).metrics[report], n
+
+
+def _evaluator(dataset: Dataset, metric: str, device: torch.device) -> "SampleEvaluator":
+    """Return what computes `metric`, one of `FEATURES`, of samples with the test split as the reference."""
+    from ddpm_cli.evaluation.comparison import SampleEvaluator  # needs torch-fidelity, which is optional
+
+    splits = {name: load_examples(dataset, train=name == "train") for name in ("train", "test")}
+    return SampleEvaluator(splits, "test", ["fid"], FEATURES[metric], device)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A metric of the samples of a step, and half the width of its 95% interval."""
+
+    step: int
+    value: float
+    error: float
+
+
+class MilestoneEvaluator:
+    """Measures the samples of a run at its milestones, as evaluate.* says.
+
+    All ranks draw the samples with `generator`. Rank 0 compares them with the test split.
+    """
+
+    def __init__(self, config: TrainConfig, generator: SampleGenerator) -> None:
+        self.config, self.generator = config, generator
+        self._evaluator: SampleEvaluator | None = None
+
+    def is_due(self, step: int, examples: int) -> bool:
+        """Return whether the samples are measured at the milestone of a step."""
+        every, train = self.config.evaluate.every, self.config.train
+        number = math.floor(step / train.milestone_steps(examples))
+        return every is not None and (number % every == 0 or step == train.total_steps(examples))
+
+    def measure(self, step: int, folder: Path) -> Measurement | None:
+        """Measure the samples of this step, append the result to evaluations.jsonl and return it; None on ranks > 0."""
+        own, started = self.config.evaluate, time.perf_counter()
+        collectives.on_rank_zero(self._prepare)
+        samples = GeneratedSamples(self.generator, own.n, SEED, self.config.train.batch_size)
+        if self._evaluator is None:
+            deque(samples, maxlen=0)
+            return None
+        found = self._evaluator.compare(samples, SEED)
+        record = {
+            **_subject(self.config, folder, step),
+            "command": f"ddpm-train evaluate.every={own.every}",
+            "n": own.n,
+            "metrics": {own.metric: found.metrics[own.metric]},
+            "intervals": found.intervals,
+            "seconds": time.perf_counter() - started,
+        }
+        append(record, folder)
+        low, high = found.intervals[own.metric]
+        return Measurement(step, found.metrics[own.metric], (high - low) / 2)
+
+    def _prepare(self) -> None:
+        if self._evaluator is None:
+            with status("reading the data to compare with"):
+                self._evaluator = _evaluator(self.config.dataset, self.config.evaluate.metric, self.generator.device)
+
+
+def without_improvement(measured: Sequence[Measurement]) -> int:
+    """Return the number of last measurements that have not improved.
+
+    A measurement improves if it is lower than the last one that did by more than the error of that one.
+    """
+    best, count = Measurement(0, math.inf, 0.0), 0
+    for one in measured:
+        improved = one.value < best.value - best.error
+        best, count = (one, 0) if improved else (best, count + 1)
+    return count
+
+
+def _subject(config: TrainConfig, folder: Path, step: int) -> dict[str, Any]:
+    """Return the keys of a record that say what was measured."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "ckpt": str(RunFolder(folder).checkpoint(step).absolute()),
+        "step": step,
+        "weights": "ema",
+        "dataset": config.dataset.name,
+        "split": "test",
+        "seed": SEED,
+    }
 
 
 @torch.no_grad()
