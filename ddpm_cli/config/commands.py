@@ -125,6 +125,7 @@ class EvaluateConfig(CheckpointConfig):
     dataset: Dataset | None  # that samples are compared with; a checkpoint has its own
     metrics: list[str]
     features: str  # auto: inception for colour images, classifier for gray ones
+    reference: str | None  # an npz file with the statistics of reference images for fid
     n: int | None  # None: 64 for nll; 2000 samples for the classifier, 10000 for Inception
     split: str
 
@@ -134,6 +135,8 @@ class EvaluateConfig(CheckpointConfig):
         ok = len(self.metrics) > 0 and all(metric in known for metric in self.metrics)
         check(ok, "metrics", self.metrics, f"a list of {one_of(known)}, as in [fid,kid]")
         check(self.features in FEATURES, "features", self.features, one_of(FEATURES))
+        if self.reference is not None and ("fid" not in self.metrics or self.features == "classifier"):
+            raise UserError(f"reference={self.reference}: only with metrics=[fid] and features=inception")
         least = MIN_SAMPLES if self.distances else 1
         check(self.n is None or self.n >= least, "n", self.n, f"at least {least} for these metrics, or null")
         check(self.split in ("test", "train"), "split", self.split, "test or train")

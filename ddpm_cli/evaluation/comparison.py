@@ -17,11 +17,14 @@ from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.classifier import TrainedClassifier, load_or_train_classifier
 from ddpm_cli.evaluation.fidelity import (
     Extractor,
+    Statistics,
     bootstrap_interval,
     compute_metric,
     extractors,
+    frechet_distance,
     min_samples,
     rename_metrics,
+    statistics_of,
 )
 from ddpm_cli.files import atomic, cache_folder
 
@@ -60,13 +63,19 @@ class SampleEvaluator:
 
     splits: the splits train and test by name. split: the name of the reference. metrics: any of fid, kid, is, prc and
     those of plugins. features: inception or classifier. The classifier requires labels and is trained here unless it is
-    cached.
+    cached. statistics: of other images, which fid compares with instead of the reference.
 
     Raises `UserError` if labels are missing, or if the weights of inception are missing and cannot be downloaded.
     """
 
     def __init__(
-        self, splits: Mapping[str, Examples], split: str, metrics: list[str], features: str, device: torch.device
+        self,
+        splits: Mapping[str, Examples],
+        split: str,
+        metrics: list[str],
+        features: str,
+        device: torch.device,
+        statistics: Statistics | None = None,
     ) -> None:
         fingerprints = {name: fingerprint(examples) for name, examples in splits.items()}
         built_in = [metric for metric in metrics if metric in METRICS]
@@ -80,6 +89,7 @@ class SampleEvaluator:
         self.reference, self.real = splits[split], splits[OTHER[split]]
         self.fingerprints = fingerprints[split], fingerprints[OTHER[split]]  # of the reference and the other split
         self.features = features
+        self.statistics = statistics
         self.device = device
 
     def compare(self, batches: Iterable[Tensor], seed: int) -> Comparison:
@@ -99,9 +109,14 @@ class SampleEvaluator:
         intervals = {}
         if "fid" in self.by_metric:
             (key,) = rename_metrics({"fid": 0.0}, self.features)
-            intervals[key] = bootstrap_interval(
-                self._features_for("fid", samples), self._features_for("fid", reference), seed
-            )
+            statistics = self.statistics or statistics_of(self._features_for("fid", reference))
+            own = self._features_for("fid", samples)
+            if own.shape[1] != len(statistics.mu):
+                raise UserError(
+                    f"reference: has {len(statistics.mu)} features, and {self.features} has {own.shape[1]}; name "
+                    "another file"
+                )
+            intervals[key] = bootstrap_interval(own, statistics, seed)
         classes = None if self.classifier is None else _count_classes(self.classifier, samples)
         metrics, floor = self._metrics(samples, reference, seed), self._metrics(real, reference, seed)
         if self.of_images:
@@ -113,9 +128,11 @@ class SampleEvaluator:
         """Return all metrics of a set of images, by their names for users."""
         found: dict[str, float] = {}
         for metric in self.by_metric:
-            found |= compute_metric(
-                metric, self._features_for(metric, features), self._features_for(metric, reference), seed
-            )
+            own = self._features_for(metric, features)
+            if metric == "fid" and self.statistics is not None:
+                found["fid"] = frechet_distance(own, self.statistics)
+            else:
+                found |= compute_metric(metric, own, self._features_for(metric, reference), seed)
         return rename_metrics(found, self.features)
 
     def _metrics_of_images(self, images: Tensor, seed: int) -> dict[str, float]:

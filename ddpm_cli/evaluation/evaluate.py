@@ -149,17 +149,21 @@ def _generated(config: EvaluateConfig, trained: Trained, n: int) -> GeneratedSam
 
 def _evaluator(config: EvaluateConfig, trained: Trained | None, dataset: Dataset) -> "SampleEvaluator":
     from ddpm_cli.evaluation.comparison import SampleEvaluator
+    from ddpm_cli.evaluation.fidelity import read_statistics
 
     with status("reading the dataset"):
         splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
     device = trained.device if trained else resolve_device(config.device)
-    return SampleEvaluator(splits, config.split, config.distances, _features(config, dataset), device)
+    statistics = read_statistics(config.reference) if config.reference else None
+    return SampleEvaluator(splits, config.split, config.distances, _features(config, dataset), device, statistics)
 
 
 def _features(config: EvaluateConfig, dataset: Dataset) -> str:
     """Return the network whose features are compared. Inception was trained on photographs, not on gray images."""
     if config.features != "auto":
         return config.features
+    if config.reference is not None:
+        return "inception"
     return "classifier" if dataset.shape[0] == 1 else "inception"
 
 
@@ -178,6 +182,7 @@ def _compared(
         "n": comparison.n,
         "features": evaluator.features,
         "data": evaluator.fingerprints[0],
+        **({} if config.reference is None else {"reference": str(Path(config.reference).expanduser().absolute())}),
         **(_sampling(config, batches) if isinstance(batches, GeneratedSamples) else {}),
         "intervals": comparison.intervals,
         "floor": comparison.floor,

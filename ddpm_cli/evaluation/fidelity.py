@@ -6,10 +6,13 @@ FID: Heusel et al. 2017 (arXiv:1706.08500), eq. 6. KID: Binkowski et al. 2018 (a
 Salimans et al. 2016 (arXiv:1606.03498). Precision and recall: Kynkaanniemi et al. 2019 (arXiv:1904.06991).
 """
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
@@ -56,6 +59,13 @@ n=100, 0.2 for n=480, 0.05 for n=2000 and 0.014 for n=10,000.
 RESAMPLES = 50
 """Number of resamples of the bootstrap."""
 CONFIDENCE = 0.95
+
+
+class Statistics(NamedTuple):
+    """The mean mu (D,) and covariance sigma (D, D) of features, both float64."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
 
 
 class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity is untyped
@@ -140,6 +150,31 @@ def extractors(metrics: list[str], classifier: TrainedClassifier | None, device:
     return found
 
 
+def read_statistics(reference: str) -> Statistics:
+    """Return the mean and covariance in an npz file. Raise `UserError` if it has none.
+
+    EDM writes such files as reference statistics, and guided-diffusion beside the images of its reference batches.
+    """
+    try:
+        with np.load(Path(reference).expanduser()) as arrays:  # pickles are not loaded by default
+            mean, covariance = arrays["mu"], arrays["sigma"]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"reference={reference}: must be an npz file with the arrays mu and sigma") from error
+    numbers = mean.dtype.kind == covariance.dtype.kind == "f" and np.isfinite(mean).all()
+    if not (numbers and mean.ndim == 1 and covariance.shape == 2 * mean.shape and np.isfinite(covariance).all()):
+        raise UserError(
+            f"reference={reference}: mu must be (D,) and sigma (D, D) finite floats, and they are {mean.dtype} "
+            f"{mean.shape} and {covariance.dtype} {covariance.shape}"
+        )
+    return Statistics(mean.astype(np.float64), covariance.astype(np.float64))
+
+
+def statistics_of(features: Tensor) -> Statistics:
+    """Return the mean and covariance of features (n, D), computed by torch-fidelity."""
+    found = fid_features_to_statistics(features)
+    return Statistics(found["mu"].astype(np.float64), found["sigma"])
+
+
 def compute_metric(metric: str, samples: Tensor, reference: Tensor, seed: int) -> dict[str, float]:
     """Compute `metric` from the features of samples (n, D) and of the reference (m, D).
 
@@ -149,7 +184,7 @@ def compute_metric(metric: str, samples: Tensor, reference: Tensor, seed: int) -
     """
     match metric:
         case "fid":
-            return {"fid": _fid(samples, reference)}
+            return {"fid": frechet_distance(samples, statistics_of(reference))}
         case "kid":
             size = min(KID_SUBSET, len(samples), len(reference))
             found = kid_features_to_metric(
@@ -174,14 +209,13 @@ def rename_metrics(values: Mapping[str, float], features: str) -> dict[str, floa
     return {CLASSIFIER_NAMES.get(name, f"{name}_classifier"): value for name, value in values.items()}
 
 
-def bootstrap_interval(samples: Tensor, reference: Tensor, seed: int) -> tuple[float, float]:
-    """Return a 95% bootstrap interval (low, high) of the Fréchet distance of samples (n, D) to the reference (m, D).
+def bootstrap_interval(samples: Tensor, reference: Statistics, seed: int) -> tuple[float, float]:
+    """Return a 95% bootstrap interval (low, high) of the Fréchet distance of samples (n, D) to the reference.
 
     The distance is biased for any n, and resampling with replacement adds about the same bias again. This addition is
     subtracted, so the interval describes the variation for this n, but not the bias.
     """
-    root = _matrix_sqrt(_covariance(reference))
-    mean = reference.double().mean(0)
+    root, mean = _matrix_sqrt(torch.from_numpy(reference.sigma)), torch.from_numpy(reference.mu)
     generator = rng.generator(seed, "resample")
     resampled = []
     for _ in range(RESAMPLES):
@@ -189,7 +223,7 @@ def bootstrap_interval(samples: Tensor, reference: Tensor, seed: int) -> tuple[f
         resampled.append(_frechet(some.double().mean(0), _covariance(some), mean, root))
     distances = torch.tensor(resampled, dtype=torch.float64)
     tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-    low, high = (distances.quantile(tails) - distances.mean() + _fid(samples, reference)).tolist()
+    low, high = (distances.quantile(tails) - distances.mean() + frechet_distance(samples, reference)).tolist()
     return low, high
 
 
@@ -198,9 +232,9 @@ def min_samples(metric: str, features: str) -> int:
     return MIN_SAMPLES[features] if metric == "fid" else {"is": 500 * IS_SPLITS, "prc": 1000}.get(metric, 0)
 
 
-def _fid(samples: Tensor, reference: Tensor) -> float:
-    """Return the Fréchet distance of two sets of features, computed by torch-fidelity."""
-    statistics = [fid_features_to_statistics(features) for features in (samples, reference)]
+def frechet_distance(samples: Tensor, reference: Statistics) -> float:
+    """Return the Fréchet distance of features (n, D) to the reference, computed by torch-fidelity."""
+    statistics = [one._asdict() for one in (statistics_of(samples), reference)]
     return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
 
 

@@ -236,6 +236,7 @@ def _step(evaluation: dict[str, Any]) -> int | None:
 
 
 def _score_settings(evaluation: dict[str, Any]) -> dict[str, str]:
-    settings = {key: evaluation.get(key) for key in ("split", "n", "weights", "features", "nfe", "guidance_scale")}
+    keys = ("split", "n", "weights", "features", "reference", "nfe", "guidance_scale")
+    settings = {key: evaluation.get(key) for key in keys}
     settings["sampler"] = _dict_at(evaluation, "sampler").get("name")
     return {key: str(value) for key, value in settings.items() if isinstance(value, str | int | float)}

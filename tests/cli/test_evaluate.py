@@ -141,6 +141,15 @@ def test_network_receives_the_class(evaluate: Evaluate, trained: Path, monkeypat
     assert evaluate("relabelled", trained, "n=4")["nll"] != own["nll"]
 
 
+@pytest.mark.parametrize("more", [["metrics=[nll]"], ["metrics=[fid]", "features=classifier"]])
+def test_imported_statistics_are_for_fid_of_inception(more: list[str], run: Run, trained: Path) -> None:
+    result = run("evaluate", f"ckpt={trained}", "reference=stats.npz", *more, "out=new")
+    assert (result.code, result.err) == (
+        2,
+        "ddpm-evaluate: reference=stats.npz: only with metrics=[fid] and features=inception\n",
+    )
+
+
 def test_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("precious")

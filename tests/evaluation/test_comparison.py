@@ -8,6 +8,7 @@ from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation import classifier, comparison
 from ddpm_cli.evaluation.comparison import SampleEvaluator
+from ddpm_cli.evaluation.fidelity import statistics_of
 from tests.conftest import composed
 
 CPU = torch.device("cpu")
@@ -46,6 +47,21 @@ def test_noise_is_farther_than_real_images(evaluator: SampleEvaluator, splits: d
     assert of_real.metrics["fd_classifier"] < 3 * of_real.floor["fd_classifier"]
     low, high = of_noise.intervals["fd_classifier"]
     assert low < of_noise.metrics["fd_classifier"] < high
+
+
+def test_statistics_replace_the_reference_of_fid(
+    evaluator: SampleEvaluator, splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples' own statistics are at distance 0 of them, whatever the split contains."""
+    samples = splits["train"].values[:200]
+    features = evaluator.by_metric["fid"](samples)["features"]
+    monkeypatch.setattr(evaluator, "statistics", statistics_of(features))
+    found = evaluator.compare([samples], 0)
+    assert found.metrics["fd_classifier"] == pytest.approx(0, abs=1e-3)
+    assert found.floor["fd_classifier"] > 0.01
+    monkeypatch.setattr(evaluator, "statistics", statistics_of(features[:, :5]))
+    with pytest.raises(UserError, match="reference: has 5 features, and classifier has"):
+        evaluator.compare([samples], 0)
 
 
 def test_floor_uses_as_many_images_of_the_other_split(splits: dict[str, Examples], evaluator: SampleEvaluator) -> None:

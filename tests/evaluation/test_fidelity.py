@@ -1,7 +1,9 @@
 import math
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,8 +20,11 @@ from ddpm_cli.evaluation.fidelity import (
     bootstrap_interval,
     compute_metric,
     extractors,
+    frechet_distance,
     min_samples,
+    read_statistics,
     rename_metrics,
+    statistics_of,
 )
 
 CPU = torch.device("cpu")
@@ -40,6 +45,38 @@ def test_distance_of_gaussians_matches_the_closed_form() -> None:
     """For means 0 and 2 and standard deviations 1 and 3 in D dimensions, it is D (2^2 + (3 - 1)^2)."""
     found = compute_metric("fid", normal(200_000), normal(200_000, 2.0, 3.0, seed=1), 0)["fid"]
     assert found == pytest.approx(3 * (4 + 4), rel=0.01)
+
+
+def test_distance_to_imported_statistics(tmp_path: Path) -> None:
+    """EDM stores mu and sigma, guided-diffusion also images; the distance to them is the one to the features."""
+    samples, reference = normal(500), normal(600, 1.0, seed=1)
+    mu, sigma = statistics_of(reference)
+    np.savez(tmp_path / "edm.npz", mu=mu, sigma=sigma)
+    np.savez(
+        tmp_path / "guided.npz", arr_0=np.zeros((2, 4, 4, 3), np.uint8), mu=mu, sigma=sigma, mu_s=mu, sigma_s=sigma
+    )
+    expected = compute_metric("fid", samples, reference, 0)["fid"]
+    for name in ("edm.npz", "guided.npz"):
+        assert frechet_distance(samples, read_statistics(str(tmp_path / name))) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"mu": np.zeros(3)},
+        {"mu": np.zeros(3), "sigma": np.zeros((3, 4))},
+        {"mu": np.zeros(3, int), "sigma": np.eye(3)},
+        {"mu": np.full(3, np.nan), "sigma": np.eye(3)},
+        {"mu": np.array([{}] * 3), "sigma": np.eye(3)},
+    ],
+    ids=["no sigma", "shapes", "integers", "nan", "pickle"],
+)
+def test_other_statistics_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(
+        UserError, match=r"reference=.*x.npz: (must be an npz file with the arrays mu and sigma|mu must)"
+    ):
+        read_statistics(str(tmp_path / "x.npz"))
 
 
 def test_kernel_distance_of_equal_distributions_is_zero() -> None:
@@ -70,7 +107,7 @@ def test_interval_contains_the_distance_and_shrinks_with_n() -> None:
     widths = []
     for n in (50, 1000):
         samples = normal(n, 0.5)
-        low, high = bootstrap_interval(samples, reference, 0)
+        low, high = bootstrap_interval(samples, statistics_of(reference), 0)
         assert low < compute_metric("fid", samples, reference, 0)["fid"] < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
@@ -78,7 +115,7 @@ def test_interval_contains_the_distance_and_shrinks_with_n() -> None:
 
 def test_interval_has_the_width_of_the_sampling_distribution() -> None:
     reference = normal(5000, seed=99)
-    low, high = bootstrap_interval(normal(300, 0.5), reference, 0)
+    low, high = bootstrap_interval(normal(300, 0.5), statistics_of(reference), 0)
     others = [compute_metric("fid", normal(300, 0.5, seed=seed), reference, 0)["fid"] for seed in range(1, 41)]
     middle = torch.tensor(others).mean().item()
     spread = sorted(others)[37] - sorted(others)[2]

@@ -41,6 +41,7 @@ PATHS = {
     "a",
     "b",
     "samples",
+    "reference",
     "path",
     "sweep.resume",
 }
