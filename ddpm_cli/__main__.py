@@ -1,5 +1,6 @@
 """Entry points of the commands. They handle Ctrl-C before they import anything that takes time."""
 
+import errno
 import os
 import signal
 import sys
@@ -40,13 +41,24 @@ def run(name: str) -> NoReturn:
         import_module(f"ddpm_cli.cli.{name.replace('import', 'import_')}").main()
         sys.stdout.flush()
     except BrokenPipeError:  # for example, in ddpm-train --help | head -1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest at exit
+        _discard_output()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _discard_output()
+        print(f"ddpm-{name}: standard output cannot be written ({error.strerror})", file=sys.stderr)
+        sys.exit(1)
     finally:
         signal.signal(
             signal.SIGINT, signal.SIG_IGN
         )  # the command is over; Ctrl-C now would only change its exit status
     sys.exit()
+
+
+def _discard_output() -> None:
+    """Let Python flush the rest of standard output to nowhere at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _open_missing_streams() -> None:

@@ -238,9 +238,24 @@ def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
-def test_closed_stderr_is_no_error(tmp_path: Path) -> None:
-    ended = in_process(*SHORT, "steps=1", cwd=tmp_path, preexec_fn=lambda: os.close(2), stdout=subprocess.DEVNULL)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_full_disk_behind_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = in_process("--help", stdout=full, stderr=subprocess.PIPE)
+    assert ended.returncode == 1
+    assert ended.stderr == b"ddpm-train: standard output cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [[2], pytest.param([0], marks=pytest.mark.slow), pytest.param([1], marks=pytest.mark.slow), [0, 1, 2]],
+    ids=["stderr", "stdin", "stdout", "all"],
+)
+def test_closed_streams_are_no_error(streams: list[int], tmp_path: Path) -> None:
+    """As with `2>&-` in a shell, or in a service that closes its streams."""
+    ended = in_process(*SHORT, "steps=1", "out=run", cwd=tmp_path, preexec_fn=lambda: [*map(os.close, streams)])
     assert ended.returncode == 0
+    assert (tmp_path / "run/samples/step_00000001.png").is_file()
 
 
 def test_module_lists_the_commands() -> None:
