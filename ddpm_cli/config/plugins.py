@@ -39,6 +39,7 @@ class Plugin:
 
     name: str
     module: str
+    from_path: bool = False
 
     def defines(self, option: type[Option]) -> bool:
         """Return whether an option is defined in the package of the plugin."""
@@ -108,7 +109,7 @@ def _from_path(name: str) -> Plugin:
     found = find_spec(module) if module.isidentifier() else None
     if found is None or found.origin is None or not Path(found.origin).is_relative_to(path):
         raise UserError(f"{VARIABLE}={name}: {module} is not a new name of a Python module; rename the file")
-    return Plugin(path.name, module)
+    return Plugin(path.name, module, from_path=True)
 
 
 def _load(plugin: Plugin) -> None:
@@ -129,8 +130,9 @@ def _load(plugin: Plugin) -> None:
     if folder.is_dir():
         EXTRA_CONFIGS.append(folder)
     seconds = time.perf_counter() - started
-    if seconds > SLOW_SECONDS:
-        why = ", because it imports torch" if not with_torch and "torch" in sys.modules else ""
+    because_of_torch = not with_torch and "torch" in sys.modules
+    if seconds > SLOW_SECONDS and not (because_of_torch and plugin.from_path):
+        why = ", because it imports torch" if because_of_torch else ""
         log.warning(
             "plugin %s: takes %.1f s to load%s; import what is slow where it is used", plugin.name, seconds, why
         )

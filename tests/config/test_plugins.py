@@ -79,6 +79,15 @@ def test_typed_plugins_are_loaded(tmp_path: Path, plugin_state: None, run: Run) 
     assert "plain" in run("train", "plugins=[./typed.py]", "--help", "sampler").out
 
 
+@pytest.mark.parametrize("typed", ["plugins=", "plugins=[", "plugins=[]", "plugins=[1]", "plugins=[a.py,{}]"])
+def test_typed_plugins_are_a_list_of_files(typed: str, plugin_state: None, run: Run) -> None:
+    result = run("train", typed)
+    assert (result.code, result.err) == (
+        2,
+        f"ddpm-train: {typed}: must be a file or a list of files, as in plugins=[./mine.py]\n",
+    )
+
+
 def test_metric_is_computed_for_samples_and_real_images(plain: Path, run: Run, tmp_path: Path) -> None:
     assert run("train", *TINY, "train.steps=2", "out=run").code == 0
     result = run("evaluate", "ckpt=run", "metrics=[brightness]", "n=10", "out=new", "device=cpu")

@@ -59,6 +59,8 @@ FLAGS = WITH_A_VALUE | HELP | SHOWN_INSTEAD | MULTIRUN | {"-r", "--resolve"}
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 """Values that may follow --info."""
 NAME = re.compile(r"[A-Za-z0-9_\-]+(?![\w\-(])")
+MAX_DIGITS = 1000
+TOO_MANY_DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 FLOATS = re.compile(r"(\d+(\.\d*)?e\+?\d\d?)(,\d+(\.\d*)?e\+?\d\d?)*", re.IGNORECASE)
 
 
@@ -93,11 +95,21 @@ def without_plugins(arguments: Iterable[str]) -> list[str]:
     for word in arguments:
         key, equals, value = word.partition("=")
         if key == "plugins" and equals:
-            paths = yaml.safe_load(value) if value.startswith("[") else [value]
-            os.environ[VARIABLE] = os.pathsep.join(filter(None, [os.environ.get(VARIABLE), *map(str, paths)]))
+            paths = _plugin_paths(word, value)
+            os.environ[VARIABLE] = os.pathsep.join(filter(None, [os.environ.get(VARIABLE), *paths]))
         else:
             left.append(word)
     return left
+
+
+def _plugin_paths(word: str, value: str) -> list[str]:
+    try:
+        paths = yaml.safe_load(value) if value.startswith("[") else [value]
+    except yaml.YAMLError:
+        paths = None
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
+        raise UserError(f"{word}: must be a file or a list of files, as in plugins=[./mine.py]")
+    return paths
 
 
 def _split(command: str, arguments: Iterable[str]) -> Iterator[tuple[bool, str]]:
@@ -139,7 +151,9 @@ def _lone_word(command: str, word: str) -> str:
 
 
 def _expand(command: str, schema: type, word: str, several: bool) -> str:
-    """Return the full override that `word`, key=value, stands for."""
+    """Return the full override that `word`, key=value, stands for. Raise `UserError`."""
+    if TOO_MANY_DIGITS.search(word):  # Python does not convert them
+        raise UserError(f"{word.partition('=')[0]}: a number has at most {MAX_DIGITS} digits; give a shorter one")
     key, equals, value = word.partition("=")
     key = SHORT_KEYS.get(command, {}).get(key, key)
     if key == "dataset" and ("/" in value or value.startswith((".", "~"))):
