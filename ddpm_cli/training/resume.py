@@ -13,16 +13,17 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.format import check_matches, load_checkpoint, read_config
 from ddpm_cli.checkpoints.loading import check_classes, load_weights, weights_like
+from ddpm_cli.checkpoints.migrations import FORMAT
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_config, newest_valid_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
-from ddpm_cli.config import TrainConfig
+from ddpm_cli.config import Train, TrainConfig
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
 from ddpm_cli.shell import override
 from ddpm_cli.training.loss_monitor import LossMonitor
-from ddpm_cli.training.optimizer import moments_like
+from ddpm_cli.training.optimizer import learning_rate, moments_like
 from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -185,8 +186,8 @@ def config_with_init(typed: TrainConfig, overrides: Sequence[str]) -> TrainConfi
     return train_config(merged)
 
 
-def weights_to_start_from(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
-    """Return those tensors of `config.init` that fit the network, and log which of its tensors start anew.
+def weights_to_start_from(config: TrainConfig, classes: list[str]) -> tuple[dict[str, Tensor], str]:
+    """Return those tensors of `config.init` that fit the network, and which of its tensors start anew, in words.
 
     Raise `UserError` if none fits.
     """
@@ -196,14 +197,37 @@ def weights_to_start_from(config: TrainConfig, classes: list[str]) -> dict[str, 
     if not fitting:
         raise UserError(f"init={config.init}: no tensor fits model={config.model.name}; use the model of that run")
     anew = [name for name in wanted if name not in fitting]
-    start = f"The {given.kind} weights of step {given.step} of {config.init}"
+    said = f"{given.kind} of step {given.step} of {config.init}: {len(fitting)} of {len(wanted)} tensors"
     if anew:
-        names = ", ".join(anew[:NAMED]) + (", …" if len(anew) > NAMED else "")
-        log.info("%s: %d of %d tensors are used. These start anew: %s", start, len(fitting), len(wanted), names)
-    else:
-        log.info("%s: all %d tensors are used.", start, len(wanted))
-    return fitting
+        said += f"\nnew: {', '.join(anew[:NAMED])}{', …' if len(anew) > NAMED else ''}"
+    return fitting, said
 
 
 def _initial_weights(config: TrainConfig) -> Weights:
     return load_weights("init", find_checkpoint("init", str(config.init)), config.init_weights)
+
+
+def log_format(written: int) -> None:
+    """Log that the next checkpoint of a resumed run has a newer format than the last one."""
+    if written < FORMAT:
+        log.info(
+            "This checkpoint has format %d. The next ones have format %d, which an older ddpm-cli cannot read.",
+            written,
+            FORMAT,
+        )
+
+
+def log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
+    """Log that a resumed run has no steps left, or that its learning rate jumps up."""
+    now, examples = trainer.config.train, len(trainer.table)
+    if trainer.step >= trainer.steps:
+        length = f"train.steps={2 * trainer.step}" if now.epochs is None else f"train.epochs={2 * now.epochs:g}"
+        log.info("Finished already. To train longer:")
+        log.info("  ddpm-train %s %s", override("resume", folder), length)
+        return
+    old = learning_rate(trainer.step, before, before.total_steps(examples))
+    new = learning_rate(trainer.step, now, trainer.steps)
+    if new > 1.01 * old:
+        log.info(
+            "The learning rate goes up from %.3g to %.3g: its schedule now ends at step %d.", old, new, trainer.steps
+        )

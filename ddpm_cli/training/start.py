@@ -15,11 +15,10 @@ import yaml
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ddpm_cli.checkpoints.migrations import FORMAT
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.stored_config import PATHS
-from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, ImageFolder, Train, TrainConfig
+from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, ImageFolder, TrainConfig
 from ddpm_cli.data.sources import check_labels, load_examples
 from ddpm_cli.data.table import Table, fingerprint
 from ddpm_cli.diffusion.schedules import betas_of
@@ -35,7 +34,6 @@ from ddpm_cli.shell import override
 from ddpm_cli.tracking.loggers import check_loggers
 from ddpm_cli.tracking.terminal import status
 from ddpm_cli.training.loop import Loop
-from ddpm_cli.training.optimizer import learning_rate
 from ddpm_cli.training.resume import (
     check_same_data,
     checkpoint_to_resume,
@@ -43,6 +41,8 @@ from ddpm_cli.training.resume import (
     config_with_init,
     folder_to_resume,
     load_for_resume,
+    log_format,
+    log_resume,
     resume_hint,
     weights_to_start_from,
 )
@@ -122,9 +122,8 @@ def train(job: TrainingJob) -> float | None:
         with status("building the network"):
             trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
-            if config.init is not None:
-                _start_from_weights(trainer)
-            lines = _start_lines(trainer, folder)
+            weights = "" if config.init is None else _start_from_weights(trainer)
+            lines = _start_lines(trainer, folder, weights)
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
             collectives.on_rank_zero(lambda: _write_config(job))
         else:
@@ -137,16 +136,23 @@ def train(job: TrainingJob) -> float | None:
             stack.enter_context(log_into(RunFolder(folder).log))
             _log_start(trainer, lines)
             if state is not None:
-                _log_format(state["written_format"])
-                _log_resume(trainer, state["train_before"], folder)
+                log_format(state["written_format"])
+                log_resume(trainer, state["train_before"], folder)
         return _run_loop(job, trainer, folder, data, state)
 
 
-def _start_from_weights(trainer: Trainer) -> None:
-    """Copy the weights that the config names to the network. Rank 0 reads them."""
+def _start_from_weights(trainer: Trainer) -> str:
+    """Copy the weights that the config names to the network, and return which in words. Rank 0 reads them."""
     found: list[dict[str, Tensor]] = []
-    collectives.on_rank_zero(lambda: found.append(weights_to_start_from(trainer.config, trainer.classes)))
+
+    def read() -> str:
+        weights, said = weights_to_start_from(trainer.config, trainer.classes)
+        found.append(weights)
+        return said
+
+    said = collectives.on_rank_zero(read)
     trainer.start_from(found[0] if found else None)
+    return said
 
 
 def _state_of_rank_zero(job: TrainingJob) -> dict[str, Any]:
@@ -229,38 +235,12 @@ def _write_config(job: TrainingJob) -> None:
         write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
-def _log_format(written: int) -> None:
-    """Log that the next checkpoint of a resumed run has a newer format than the last one."""
-    if written < FORMAT:
-        log.info(
-            "This checkpoint has format %d. The next ones have format %d, which an older ddpm-cli cannot read.",
-            written,
-            FORMAT,
-        )
-
-
-def _log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
-    """Log that a resumed run has no steps left, or that its learning rate jumps up."""
-    now, examples = trainer.config.train, len(trainer.table)
-    if trainer.step >= trainer.steps:
-        length = f"train.steps={2 * trainer.step}" if now.epochs is None else f"train.epochs={2 * now.epochs:g}"
-        log.info("Finished already. To train longer:")
-        log.info("  ddpm-train %s %s", override("resume", folder), length)
-        return
-    old = learning_rate(trainer.step, before, before.total_steps(examples))
-    new = learning_rate(trainer.step, now, trainer.steps)
-    if new > 1.01 * old:
-        log.info(
-            "The learning rate goes up from %.3g to %.3g: its schedule now ends at step %d.", old, new, trainer.steps
-        )
-
-
-def _start_lines(trainer: Trainer, folder: Path) -> dict[str, str]:
+def _start_lines(trainer: Trainer, folder: Path, weights: str = "") -> dict[str, str]:
     """Return the table at the start of a run, which takes seconds to compute; an empty one on ranks other than 0."""
     if not collectives.is_rank_zero():
         return {}
     with status("counting the operations of the network"):
-        return {**start_table(trainer), "folder": str(folder)}
+        return {**start_table(trainer), **({"weights": weights} if weights else {}), "folder": str(folder)}
 
 
 def _log_start(trainer: Trainer, lines: Mapping[str, str]) -> None:

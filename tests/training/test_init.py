@@ -39,7 +39,10 @@ def test_weights_and_process_are_those_of_the_other_run(kind: str, base: Path, r
     for key in ("model", "schedule", "prediction", "conditioning"):
         assert new["config"][key] == old["config"][key]
     assert (new["step"], new["optimizer"]) == (0, {})
-    assert f"The {kind} weights of step 4 of {base}: all {len(old[kind])} tensors are used." in result.err
+    count = len(old[kind])
+    line = f"weights    {kind} of step 4 of {base}: {count} of {count} tensors\n"
+    assert line in result.err
+    assert line in Path("run/train.log").read_text()
     assert new["config"]["init"] is None  # checkpoints contain no paths
     assert yaml.safe_load(Path("run/.hydra/config.yaml").read_text())["init"] == str(base)
     assert run("train", "resume=run", "train.steps=2").code == 0
@@ -54,8 +57,7 @@ def test_tensors_of_other_shapes_start_anew(base: Path, run: Run) -> None:
     anew = [name for name, x in new.items() if name not in old or not torch.equal(x, old[name])]
     assert 0 < len(anew) < 5
     assert all(new[name].shape != old[name].shape for name in anew)
-    said = f"{len(new) - len(anew)} of {len(new)} tensors are used. These start anew: {', '.join(anew)}"
-    assert said in result.err
+    assert f"{len(new) - len(anew)} of {len(new)} tensors\n           new: {', '.join(anew)}\n" in result.err
 
 
 def test_typed_network_is_kept(base: Path, run: Run) -> None:
