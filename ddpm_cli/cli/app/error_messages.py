@@ -25,7 +25,8 @@ def message_of(error: Exception, schema: type) -> str:
         case MissingMandatoryValue():
             message = f"{error.full_key}=: missing; give it a value"
         case OverrideParseException():
-            message = f"{error.override}: not readable; write key=value, and quote it for the shell"
+            typed = re.sub(r"^(\+?)sampler_changes\.", "sampler.", re.sub(r"^classes=", "class=", str(error.override)))
+            message = f"{typed}: not readable; write key=value, and quote it for the shell"
         case OmegaConfBaseException() if error.full_key:
             message = f"{error.full_key}: {str(error.msg).splitlines()[0]}"
         case _:
