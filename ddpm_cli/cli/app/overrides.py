@@ -65,6 +65,8 @@ def check_overrides(command: str, schema: type, overrides: list[str]) -> None:
             raise UserError(f"{override.input_line}: has no key; write key=value")
         if override.key_or_group.startswith("hydra"):
             continue
+        if override.is_delete() and not isinstance(override.value(), str | NoneType):
+            raise UserError(f"{override.input_line}: a name is removed without a value; write it up to the =")
         if override.package is not None:  # for example, schedule@schedules.cosine=linear
             if options_of(override.key_or_group) and not override.is_delete():
                 _check_group(override, nullable=False)
