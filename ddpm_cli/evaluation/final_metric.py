@@ -15,7 +15,7 @@ from ddpm_cli.config import Train
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.distributed import collectives
-from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
+from ddpm_cli.evaluation.nll import NLL_N, bound
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
 from ddpm_cli.sampling.build import compile_for_inference
@@ -58,20 +58,20 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
 def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> tuple[float, int]:
     """Return the value of the metric and the number of examples or samples that it is computed from."""
     dataset = trained.config.dataset
-    test = load_examples(dataset, train=False)
     match report:
         case "val_loss":
+            test = load_examples(dataset, train=False)
             n = min(n or VAL_N, len(test))
             return val_loss(trained, test, n, batch_size), n
         case "nll":
-            examples = first_examples(test, n or NLL_N)
+            examples = load_examples(dataset, train=False, first=n or NLL_N)
             found = bound(trained, examples, batch_size, SEED, trained.config.compile)
             assert found is not None  # this process is alone
             return found.total, len(examples)
     from ddpm_cli.evaluation.comparison import SampleEvaluator  # needs torch-fidelity, which is optional
 
     features = {"fd_classifier": "classifier", "fid": "inception"}[report]
-    splits = {"train": load_examples(dataset, train=True), "test": test}
+    splits = {name: load_examples(dataset, name == "train") for name in ("train", "test")}
     evaluator = SampleEvaluator(splits, "test", ["fid"], features, trained.device)
     n = n or DEFAULT_N[features]
     generator = generator_of(trained, None, None, None)

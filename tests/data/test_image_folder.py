@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_cli.data.image_folder import decode_image
+from ddpm_cli.data.decoding import decode_image
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
