@@ -25,7 +25,9 @@ from ddpm_cli.config.dataset import (
     ImageDataset,
     ImageFolder,
     Mnist,
+    Shards,
     SwissRoll,
+    UserImages,
 )
 from ddpm_cli.config.model import ConvUNetOptions, DdpmUNetOptions, MlpOptions, Model, UNetOptions
 from ddpm_cli.config.objective import (
@@ -101,6 +103,7 @@ __all__ = [
     "SampleConfig",
     "Sampler",
     "Schedule",
+    "Shards",
     "Sigmoid",
     "SwissRoll",
     "TimestepSampler",
@@ -110,6 +113,7 @@ __all__ = [
     "Unconditional",
     "UniformTimesteps",
     "Unweighted",
+    "UserImages",
     "Vlb",
     "Weighting",
     "check_guidance",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ddpm_cli.config.dataset import Dataset, ImageDataset
+from ddpm_cli.config.dataset import Dataset, ImageDataset, ImageFolder
 from ddpm_cli.config.processes import check_devices, check_threads
 from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, option_name
 from ddpm_cli.config.sampler import Sampler
@@ -15,7 +15,7 @@ TASKS = ("generate", "interpolate", "inpaint")
 METRICS = ("fid", "kid", "is", "prc", "nll")
 FEATURES = ("auto", "inception", "classifier")
 EXPORTS = ("safetensors", "diffusers", "onnx")
-IMPORTS = ("diffusers",)
+IMPORTS = ("diffusers", "shards")
 
 
 @dataclass(kw_only=True)
@@ -192,10 +192,34 @@ class ImportConfig:
     path: str
     format: str
     dataset: Dataset  # that the network was trained on
+    test_fraction: float | None  # of format=shards, like the next two; None: 0.1
+    skip_broken: bool
+    follow_links: bool
     out: str
 
     def __post_init__(self) -> None:
         check(self.format in IMPORTS, "format", self.format, one_of(IMPORTS))
+        ok = self.test_fraction is None or 0 <= self.test_fraction < 1
+        check(ok, "test_fraction", self.test_fraction, "in [0, 1), or null for 0.1")
+        if self.format == "shards":
+            if self.dataset.name != "cifar10":  # the default, which has no effect
+                raise UserError(f"dataset={self.dataset.name}: has no effect with format=shards; leave it out")
+            return
+        for key in ("test_fraction", "skip_broken", "follow_links"):
+            if getattr(self, key) not in (None, False):
+                raise UserError(f"{key}={getattr(self, key)}: only with format=shards; leave it out")
+
+    def image_folder(self) -> ImageFolder:
+        """Return `path` as a folder of images, whose files are copied, so that its image size has no effect."""
+        return ImageFolder(
+            root=self.path,
+            image_size=1,
+            channels=3,
+            flip=False,
+            test_fraction=0.1 if self.test_fraction is None else self.test_fraction,
+            skip_broken=self.skip_broken,
+            follow_links=self.follow_links,
+        )
 
 
 @dataclass(kw_only=True)
@@ -219,6 +243,8 @@ class ForwardConfig:
         check(one, "image", self.image, "a file, or null if dataset=… is given: give one of the two")
         check(self.index >= 0, "index", self.index, "0 or more")
         check(1 <= self.image_size <= MAX_SIZE, "image_size", self.image_size, f"in 1..{MAX_SIZE}")
+        for name, schedule in self.schedules.items():
+            check(isinstance(schedule, Schedule), f"schedules.{name}", schedule, "left out; set the keys below it")
         ok = len(self.show) > 0 and all(name in self.schedules for name in self.show)
         check(ok, "show", self.show, f"some of {one_of(self.schedules)}")
         last, shortest = min((schedule.timesteps - 1, name) for name, schedule in self.schedules.items())

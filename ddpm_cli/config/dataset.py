@@ -76,7 +76,19 @@ class Emoji(ImageDataset):
 
 
 @dataclass(kw_only=True)
-class ImageFolder(ImageDataset):
+class UserImages(ImageDataset):
+    """Images of the user, which are read from `root` only. `no_labels` says where their labels would come from."""
+
+    kind: ClassVar[str] = "a folder of images: dataset.root=/pictures"
+    no_labels: ClassVar[str] = "the sub-folders directly below dataset.root are the classes"
+
+    def check_root(self) -> None:
+        """Raise `UserError` if root is null. (The configs in checkpoints have no root.)"""
+        check(self.root is not None, "dataset.root", None, self.kind)
+
+
+@dataclass(kw_only=True)
+class ImageFolder(UserImages):
     name: str = "image_folder"
     test_fraction: float  # share of the files held out if the folder has no train/ and test/
     skip_broken: bool  # skip files that cannot be decoded
@@ -86,9 +98,14 @@ class ImageFolder(ImageDataset):
         super().__post_init__()
         check(0 <= self.test_fraction < 1, "dataset.test_fraction", self.test_fraction, "in [0, 1)")
 
-    def check_root(self) -> None:
-        """Raise `UserError` if root is null. (The configs in checkpoints have no root.)"""
-        check(self.root is not None, "dataset.root", None, "a folder of images: dataset.root=/pictures")
+
+@dataclass(kw_only=True)
+class Shards(UserImages):
+    """Images in tar files with an index, which are decoded while training."""
+
+    kind: ClassVar[str] = "a folder that ddpm-import format=shards has written: dataset.root=/shards"
+    no_labels: ClassVar[str] = "ddpm-import takes them from the sub-folders directly below path=…"
+    name: str = "shards"
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """Load a dataset as `Examples` with the size and the channels of its config."""
 
+import hashlib
 import math
-import os
 import tempfile
 import zlib
 from dataclasses import replace
@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_cli import rng
@@ -23,13 +22,17 @@ from ddpm_cli.config import (
     ImageDataset,
     ImageFolder,
     Mnist,
+    Shards,
     SwissRoll,
+    UserImages,
     implementation_of,
     implements,
 )
+from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table, convert_channels, resize_and_crop
 from ddpm_cli.data.emoji import read_emoji
 from ddpm_cli.data.image_folder import read_image_folder
-from ddpm_cli.data.table import Examples, to_tensor
+from ddpm_cli.data.shards import read_shards
+from ddpm_cli.data.table import Examples, StreamedExamples, to_tensor
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import cache_folder
 
@@ -39,21 +42,55 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Folder of the Debian package dataset-fashion-mnist."""
 DIGITS_IN_TRAIN = 1500
 """Number of digits in the train split."""
+FEW = 2048
+"""Number of streamed images that are decoded in memory, without a table of all."""
 READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, AssertionError, IndexError, KeyError, TypeError, zlib.error)
 """Exceptions that torchvision raises for missing or damaged files and failed downloads."""
 
 
-def load_examples(dataset: Dataset, train: bool) -> Examples:
-    """Return the train split or the test split.
+def open_examples(dataset: Dataset, train: bool) -> Examples | StreamedExamples:
+    """Return the train split or the test split for training, which streams images that may not fit in memory.
 
     Images are converted to `dataset.channels` and resized to `dataset.image_size`. Raises `UserError` if the data are
     missing or damaged and cannot be downloaded.
     """
-    examples: Examples = implementation_of(dataset)(dataset, train)
-    if not isinstance(dataset, ImageDataset) or examples.values.shape[1:] == dataset.shape:
+    examples: Examples | StreamedExamples = implementation_of(dataset)(dataset, train)
+    if isinstance(examples, StreamedExamples) or not isinstance(dataset, ImageDataset):
         return examples
-    values = _resize_and_crop(_convert_channels(examples.values, dataset.channels), dataset)
+    if examples.values.shape[1:] == dataset.shape:
+        return examples
+    values = resize_and_crop(convert_channels(examples.values, dataset.channels), dataset)
     return replace(examples, values=values, fingerprint="")
+
+
+def load_examples(dataset: Dataset, train: bool, first: int | None = None) -> Examples:
+    """Return the train split or the test split as one table, or only its `first` examples.
+
+    Images that are streamed in training are decoded once into a memory-mapped table in the cache. For a few `first`
+    ones, only these are decoded, in memory. Raises `UserError` as `open_examples` does, or if the disk has no room for
+    the table.
+    """
+    examples = open_examples(dataset, train)
+    if isinstance(examples, StreamedExamples):
+        assert isinstance(dataset, ImageDataset)
+        return _decoded(examples, dataset, first)
+    if first is None:
+        return examples
+    labels = None if examples.labels is None else examples.labels[:first]
+    return replace(examples, values=examples.values[:first], labels=labels, fingerprint="")
+
+
+def _decoded(examples: StreamedExamples, dataset: ImageDataset, first: int | None) -> Examples:
+    """Return all or the `first` of the streamed `examples` as a table."""
+    if first is not None and first <= FEW:
+        pixels = np.stack([examples.read(i) for i in range(min(first, len(examples)))])
+    else:
+        key = hashlib.sha256(repr((DECODER, examples.fingerprint, dataset.shape)).encode()).hexdigest()[:32]
+        numbers = range(len(examples))
+        images = Undecoded(key, len(numbers), lambda: numbers, examples.read, str, skip_broken=False)
+        pixels = cached_table(dataset.root, images, dataset.shape, cache_folder() / dataset.name)[0][:first]
+    labels = None if examples.labels is None else examples.labels[:first]
+    return Examples(torch.from_numpy(pixels), labels, examples.classes, examples.source, examples.counts)
 
 
 def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
@@ -68,12 +105,10 @@ def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
     return replace(dataset, root=root)
 
 
-def check_labels(dataset: Dataset, examples: Examples) -> None:
+def check_labels(dataset: Dataset, examples: Examples | StreamedExamples) -> None:
     """Raise `UserError` if the examples of `dataset` have no labels."""
     if examples.labels is None:
-        hint = (
-            " (the sub-folders directly below dataset.root are the classes)" if isinstance(dataset, ImageFolder) else ""
-        )
+        hint = f" ({dataset.no_labels})" if isinstance(dataset, UserImages) else ""
         raise UserError(f"conditioning=class: dataset={dataset.name} has no labels{hint}; use conditioning=none")
 
 
@@ -112,6 +147,11 @@ def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
 @implements(ImageFolder)
 def _image_folder(dataset: ImageFolder, train: bool) -> Examples:
     return read_image_folder(dataset, train, cache_folder() / "image_folder")
+
+
+@implements(Shards)
+def _shards(dataset: Shards, train: bool) -> StreamedExamples:
+    return read_shards(dataset, train)
 
 
 @implements(Emoji)
@@ -225,36 +265,3 @@ def _digits(dataset: Digits, train: bool) -> Examples:
     chosen = order[:DIGITS_IN_TRAIN] if train else order[DIGITS_IN_TRAIN:]
     pixels = (data.images * (255 / 16)).round().astype("uint8")
     return Examples(to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)])
-
-
-def _convert_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Convert images (N, C, H, W) uint8 from gray to RGB or from RGB to gray."""
-    if pixels.shape[1] == channels:
-        return pixels
-    if channels == 3:
-        return pixels.expand(-1, 3, -1, -1).contiguous()
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601, as for mode L of Pillow
-    return torch.cat([(part * luma).sum(1, keepdim=True).round().byte() for part in pixels.split(4096)])
-
-
-def _resize_and_crop(pixels: Tensor, dataset: ImageDataset) -> Tensor:
-    """Resize images (N, C, H, W) uint8 to the size of the config. Crop the centre if the aspect ratio differs."""
-    height, width = dataset.shape[1:]
-    if tuple(pixels.shape[2:]) == (height, width):
-        return pixels
-    need = 2 * len(pixels) * dataset.channels * height * width  # the list of parts and their concatenation
-    if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise UserError(
-            f"dataset.image_size={dataset.image_size}: {len(pixels)} images of that size need "
-            f"{need / 2**30:.0f} GiB of memory, more than this machine has; use a smaller size"
-        )
-    scale = max(height / pixels.shape[2], width / pixels.shape[3])
-    size = [max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale))]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    window = (..., slice(top, top + height), slice(left, left + width))
-
-    def resize(part: Tensor) -> Tensor:  # part by part, because floats need four times the memory
-        large = F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)
-        return large[window].round().clamp(0, 255).byte()
-
-    return torch.cat([resize(part) for part in pixels.split(4096)])

@@ -1,7 +1,9 @@
-"""A dataset in memory: its examples, their fingerprint, and batches that are a pure function of the step."""
+"""A dataset: its examples, their fingerprint, and batches that are a pure function of the step."""
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,14 +41,41 @@ class Examples:
         return len(self.values)
 
 
+@dataclass(frozen=True)
+class StreamedExamples:
+    """The images of a split that does not fit in memory; each is read and decoded when it is needed.
+
+    Attributes:
+        count: number of images.
+        read: returns the image at an index as (C, H, W) uint8. Several threads may call it. Raises `Failure` if the
+            image is damaged.
+        fingerprint: a hash of the index, see `fingerprint`.
+        labels, classes, source, counts: see `Examples`.
+    """
+
+    count: int
+    read: Callable[[int], np.ndarray]
+    fingerprint: str
+    labels: Tensor | None = None
+    classes: list[str] = field(default_factory=list)
+    source: str = ""
+    counts: str = ""
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def to_float(values: Tensor) -> Tensor:
     """Scale uint8 images of any shape to [-1, 1] as float32. Return points unchanged."""
     return values.float().div_(127.5).sub_(1) if values.dtype == torch.uint8 else values
 
 
-def fingerprint(examples: Examples) -> str:
-    """Return the SHA-256 of all values, labels and class names, in hexadecimal. Detects changed data on resume."""
-    if examples.fingerprint:
+def fingerprint(examples: Examples | StreamedExamples) -> str:
+    """Return a SHA-256 in hexadecimal that detects changed data on resume.
+
+    It is that of all values, labels and class names, or of the index of images that are streamed.
+    """
+    if isinstance(examples, StreamedExamples) or examples.fingerprint:
         return examples.fingerprint
     digest = hashlib.sha256(repr((tuple(examples.values.shape), examples.values.dtype, examples.classes)).encode())
     size = math.prod(examples.values.shape[1:]) * examples.values.element_size()
@@ -64,41 +93,54 @@ class ExampleBatch(NamedTuple):
     y: Tensor | None
 
 
-class Table:
+class Batches(ABC):
     """Training batches of `examples`, without worker processes.
 
     The epochs form an endless sequence of examples, each shuffled in a different order. Step s uses the examples
     s * batch_size to (s + 1) * batch_size - 1 of this sequence. Therefore each example is used once per epoch, even if
     the batch size does not divide the number of examples, and a batch depends only on (seed, step). With several
     processes, each receives a part of the batch. With `flip`, images are mirrored with probability 1/2.
+
+    Args:
+        device: the training device.
+        home: the device of the examples and their labels.
     """
 
-    def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device) -> None:
-        values = examples.values
-        home = device if values.numel() * values.element_size() <= room_on(device) else values.device
+    def __init__(
+        self,
+        examples: Examples | StreamedExamples,
+        flip: bool,
+        seed: int,
+        device: torch.device,
+        home: torch.device,
+    ) -> None:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" and home != device else None
-        self.values = values.to(home)
         self.labels = None if examples.labels is None else examples.labels.to(home)
         self.classes = examples.classes
         self.source, self.counts = examples.source, examples.counts
         self.flip = flip
         self.seed = seed
         self.device = device
+        self._home = home
+        self._count = len(examples)
         self._orders: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self._count
+
+    @abstractmethod
+    def _part(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return the values of this rank's part of the batch of `step`, as they are stored, and their indices."""
 
     def batch(self, step: int, batch_size: int) -> ExampleBatch:
         """Return the part of this rank in the batch of `step`, which counts from 0, on the training device.
 
         batch_size: the number of examples over all ranks.
         """
-        part = collectives.shard_slice(batch_size)
-        indices = self.indices(step * batch_size + part.start, part.stop - part.start)
-        # On a CPU, index_select is 15 times faster than values[indices], because it copies whole images.
-        x0 = to_float(self._on_device(self.values.index_select(0, indices)))
+        values, indices = self._part(step, batch_size)
+        x0 = to_float(self._on_device(values))
         if self.flip:
+            part = collectives.shard_slice(batch_size)
             generator = rng.generator(self.seed, "flip", step, device=self.device)
             coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[part]
             x0.lerp_(x0.flip(-1), (coins < 0.5).float())  # exact for weights 0 and 1, and faster than torch.where
@@ -118,8 +160,13 @@ class Table:
         copy.record_stream(current)
         return copy
 
+    def _indices_of(self, step: int, batch_size: int) -> Tensor:
+        """Return the indices of the examples in this rank's part of the batch of `step`."""
+        part = collectives.shard_slice(batch_size)
+        return self.indices(step * batch_size + part.start, part.stop - part.start)
+
     def indices(self, start: int, count: int) -> Tensor:
-        """Return the table indices (count,) of the examples `start` to `start + count - 1` of the sequence."""
+        """Return the indices (count,) of the examples `start` to `start + count - 1` of the sequence."""
         parts: list[Tensor] = []
         while count > 0:
             epoch, first = divmod(start, len(self))
@@ -132,8 +179,23 @@ class Table:
         """Return the random order (N,) of the examples in `epoch`. Only that of the last epoch is cached."""
         if epoch not in self._orders:
             order = torch.randperm(len(self), generator=rng.generator(self.seed, "order", epoch))
-            self._orders = {epoch: order.to(self.values.device)}  # copied once per epoch, not at each step
+            self._orders = {epoch: order.to(self._home)}  # copied once per epoch, not at each step
         return self._orders[epoch]
+
+
+class Table(Batches):
+    """Batches of examples that are in memory: on the training device if there is room, or else on the CPU."""
+
+    def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device) -> None:
+        values = examples.values
+        home = device if values.numel() * values.element_size() <= room_on(device) else values.device
+        super().__init__(examples, flip, seed, device, home)
+        self.values = values.to(home)
+
+    def _part(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        indices = self._indices_of(step, batch_size)
+        # On a CPU, index_select is 15 times faster than values[indices], because it copies whole images.
+        return self.values.index_select(0, indices), indices
 
 
 def room_on(device: torch.device) -> float:

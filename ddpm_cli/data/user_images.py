@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ddpm_cli.config import ImageDataset
-from ddpm_cli.data.image_folder import decode_image
+from ddpm_cli.data.decoding import decode_image
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.errors import UserError, check
 

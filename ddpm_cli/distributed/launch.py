@@ -38,6 +38,8 @@ FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 LOGS = "hydra/job_logging/ddpm.yaml"
 GRACE = 60
 """Seconds that a worker has to save after its launcher has died."""
+PATIENCE = 20
+"""Seconds that a failed worker waits for the others, which usually fail with the same error."""
 PORTS = range(20_000, 60_000)
 """Ports for the rendezvous of a SLURM step, chosen by the job id."""
 ONE_MACHINE = Distributed(strategy="ddp", nnodes=1, rdzv_endpoint=None, max_restarts=0)
@@ -139,7 +141,9 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], group: Worker
                 values: dict[int, T] = thread.submit(launch, work, args, group, name, threads).result()
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            lost = f"process {rank} was lost: {failure.message.strip().splitlines()[-1]}"
+            message: Any = failure.message  # a dict for an exception
+            text = message["message"] if isinstance(message, dict) else message
+            lost = f"process {rank} was lost: {text.strip().splitlines()[-1]}"
             values = {}
         except RendezvousError as error:
             raise Failure(
@@ -196,11 +200,22 @@ def _worker_main(
             value = work(*args)
     except (UserError, Failure, Stopped) as error:
         _write_error(error, ended)
+        if not isinstance(error, Stopped) and not _all_fail(Path(name), group.count):
+            os._exit(1)  # so that torch ends the workers, which wait for this one
     except KeyboardInterrupt:
         _write_error(Stopped(signal.SIGINT, "interrupted"), ended)
     if os.getppid() != launcher:  # the launcher has died; torch would wait for it
         os._exit(1)
     return value
+
+
+def _all_fail(folder: Path, count: int) -> bool:
+    """Return whether all workers of this machine fail within `PATIENCE` seconds; one of them has failed just now."""
+    (folder / f"failed.{os.environ['LOCAL_RANK']}").touch()
+    until = time.monotonic() + PATIENCE
+    while not (all_fail := len([*folder.glob("failed.*")]) >= count) and time.monotonic() < until:
+        time.sleep(0.05)
+    return all_fail
 
 
 def _exit_with_launcher(launcher: int) -> None:

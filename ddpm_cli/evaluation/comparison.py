@@ -198,9 +198,8 @@ def _cached_features(
         cached = torch.load(file, weights_only=True) if file.is_file() else {}
         if not layers <= cached.keys():
             log.info("computing the features of %d real images; they will be saved to %s", count, file)
-            batches = tqdm(
-                examples.values[chosen].split(BATCH_SIZE), "real images", unit="batch", leave=False, disable=None
-            )
+            numbers = tqdm(chosen.split(BATCH_SIZE), "real images", unit="batch", leave=False, disable=None)
+            batches = (examples.values[part] for part in numbers)  # the table may be larger than the memory
             cached |= _extract_features(batches, [extractor], device)[0][extractor.name]
             _save_features(cached, file)
         found[extractor.name] = cached

@@ -23,7 +23,7 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import precision_name, resolve_device, resolve_precision
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.evaluation.neighbours import nearest, neighbours_picture
-from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
+from ddpm_cli.evaluation.nll import NLL_N, bound
 from ddpm_cli.evaluation.record import append, to_json
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples, read_sample_images
 from ddpm_cli.files import cache_folder, write
@@ -231,7 +231,7 @@ def _log_comparison(comparison: "Comparison", distances: Mapping[str, float]) ->
 def _examples(config: EvaluateConfig, trained: Trained, dataset: Dataset) -> Examples:
     """Return the images for nll. Raise `UserError` if the network was trained on other classes."""
 
-    examples = first_examples(load_examples(dataset, config.split == "train"), config.n or NLL_N)
+    examples = load_examples(dataset, config.split == "train", first=config.n or NLL_N)
     if trained.classes and examples.classes != trained.classes:
         raise UserError(
             f"split={config.split}: has the classes {one_of(examples.classes or ['unknown'])}, and the network was "

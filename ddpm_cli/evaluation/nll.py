@@ -32,12 +32,6 @@ class Bound:
     prior: float
 
 
-def first_examples(examples: Examples, n: int | None) -> Examples:
-    """Return the first n examples, or all if n is None."""
-    labels = None if examples.labels is None else examples.labels[:n]
-    return Examples(examples.values[:n], labels, examples.classes)
-
-
 @torch.no_grad()
 def bound(
     trained: Trained, examples: Examples, batch_size: int, seed: int, compiled: bool | None = None

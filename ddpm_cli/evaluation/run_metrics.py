@@ -21,7 +21,7 @@ from ddpm_cli.config import Dataset, Train, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.distributed import collectives
-from ddpm_cli.evaluation.nll import NLL_N, bound, first_examples
+from ddpm_cli.evaluation.nll import NLL_N, bound
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
 from ddpm_cli.sampling.build import compile_for_inference
@@ -64,13 +64,13 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
 def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> tuple[float, int]:
     """Return the value of the metric and the number of examples or samples that it is computed from."""
     dataset = trained.config.dataset
-    test = load_examples(dataset, train=False)
     match report:
         case "val_loss":
+            test = load_examples(dataset, train=False)
             n = min(n or VAL_N, len(test))
             return val_loss(trained, test, n, batch_size), n
         case "nll":
-            examples = first_examples(test, n or NLL_N)
+            examples = load_examples(dataset, train=False, first=n or NLL_N)
             found = bound(trained, examples, batch_size, SEED, trained.config.compile)
             assert found is not None  # this process is alone
             return found.total, len(examples)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm_cli import rng
 from ddpm_cli.checkpoints.run_folder import new_folder
-from ddpm_cli.config import ForwardConfig
+from ddpm_cli.config import ForwardConfig, ImageDataset
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import to_float
 from ddpm_cli.data.user_images import read_file
@@ -65,9 +65,10 @@ def _example(config: ForwardConfig) -> Tensor:
     """Return what to noise: an image (C, H, W) in [-1, 1], or the first points (N, 2) of a dataset."""
     if config.dataset is None:
         return to_float(read_file("image", str(config.image), config.image_size, config.image_size, 3))
-    values = load_examples(config.dataset, train=True).values
+    first = config.index + 1 if isinstance(config.dataset, ImageDataset) else MAX_POINTS
+    values = load_examples(config.dataset, train=True, first=first).values
     if values.ndim == 2:
-        return values[:MAX_POINTS]
+        return values
     if config.index >= len(values):
         raise UserError(f"index={config.index}: must be in 0..{len(values) - 1}, the images of the dataset")
     return to_float(values[config.index])

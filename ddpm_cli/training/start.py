@@ -18,9 +18,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.stored_config import PATHS
-from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, ImageFolder, TrainConfig
-from ddpm_cli.data.sources import check_labels, load_examples
-from ddpm_cli.data.table import Table, fingerprint
+from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, TrainConfig, UserImages
+from ddpm_cli.data.sources import check_labels, open_examples
+from ddpm_cli.data.stream import batches_of
+from ddpm_cli.data.table import Batches, fingerprint
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import processes_of, resolve_device
@@ -86,7 +87,7 @@ def check_config(config: TrainConfig) -> None:
     if config.init is not None:
         find_checkpoint("init", config.init)
     _check_batch_size(config, count * config.distributed.nnodes)
-    if isinstance(config.dataset, ImageFolder):
+    if isinstance(config.dataset, UserImages):
         config.dataset.check_root()
 
 
@@ -118,7 +119,7 @@ def train(job: TrainingJob) -> float | None:
             state = _state_of_rank_zero(job)
             config = state["config"]
         device = resolve_device(config.device)
-        table, data = _load_table(config, device)
+        table, data = _load_data(config, device)
         with status("building the network"):
             trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
@@ -181,18 +182,18 @@ def _job_after_restart(job: TrainingJob) -> TrainingJob:
     return replace(job, resume=str(job.folder), changes=()) if started else job
 
 
-def _load_table(config: TrainConfig, device: torch.device) -> tuple[Table, str]:
-    """Return the training data on `device` and their fingerprint. Raise `UserError` if the config does not fit them."""
+def _load_data(config: TrainConfig, device: torch.device) -> tuple[Batches, str]:
+    """Return the training data and their fingerprint. Raise `UserError` if the config does not fit them."""
     check_loggers(config)
     _check_batch_size(config, collectives.world_size())
     with status("reading the dataset"):
-        examples = collectives.local_rank_zero_first(lambda: load_examples(config.dataset, train=True))
+        examples = collectives.local_rank_zero_first(lambda: open_examples(config.dataset, train=True))
     if isinstance(config.conditioning, ClassLabels):
         check_labels(config.dataset, examples)
     if examples.labels is None:
         _check_no_classifier(config)
     flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
-    return Table(examples, flip, config.train.seed, device), fingerprint(examples)
+    return batches_of(examples, flip, config.train.seed, device), fingerprint(examples)
 
 
 def _check_no_classifier(config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddpm_cli import rng
 from ddpm_cli.checkpoints.stored_config import plugins_of, to_stored
 from ddpm_cli.config import ClassLabels, TrainConfig
-from ddpm_cli.data.table import Table
+from ddpm_cli.data.table import Batches
 from ddpm_cli.diffusion.sampling import hide_labels
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
 class Trainer:
     """The network, its average and the optimizer of a run. Each of several processes trains on its part of a batch."""
 
-    def __init__(self, config: TrainConfig, table: Table, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, table: Batches, device: torch.device) -> None:
         self.config = config
         self.table = table
         self.classes = table.classes if isinstance(config.conditioning, ClassLabels) else []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_cli.data.image_folder import _to_8_bit_opaque, decode_image
+from ddpm_cli.data.decoding import _to_8_bit_opaque, decode_image
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples
 from ddpm_cli.errors import UserError
@@ -220,7 +220,7 @@ def test_images_are_decoded_once_until_a_file_changes(tmp_path: Path, monkeypatc
     save_image(root / "1.png", (10, 0, 0))
     load(root)
     with monkeypatch.context() as patched:
-        patched.setattr("ddpm_cli.data.image_folder.decode_image", None)  # would fail if called
+        patched.setattr("ddpm_cli.data.image_folder.decode_image", lambda *_, **__: pytest.fail("decoded again"))
         assert load(root).values[0, 0, 0, 0] == 10
     save_image(root / "1.png", (20, 200, 0))
     assert load(root).values[0, 0, 0, 0] == 20

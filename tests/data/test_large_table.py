@@ -1,6 +1,7 @@
 """A table of 20 GB, in a sparse file: a second start neither copies nor hashes it."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_cli.data import image_folder
+from ddpm_cli.data import decoding, image_folder
 from ddpm_cli.data.table import Table, fingerprint
 from tests.conftest import composed
 
@@ -36,7 +37,8 @@ def test_second_start_with_a_table_of_20_gb(tmp_path: Path, monkeypatch: pytest.
             stream.truncate(BYTES)
         return list(range(COUNT))
 
-    monkeypatch.setattr(image_folder, "_decode_files", sparse)
+    monkeypatch.setattr(decoding, "_decode_into", sparse)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 0, 2**40))
     monkeypatch.setattr(image_folder, "fingerprint", lambda examples: "the first start has computed it")
     image_folder.read_image_folder(dataset, True, tmp_path / "cache")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm_cli.distributed import collectives, launch
 from ddpm_cli.distributed.launch import (
     ONE_MACHINE,
     WorkerFailed,
@@ -19,6 +20,7 @@ from ddpm_cli.distributed.launch import (
     is_one_of_several,
     run_distributed,
 )
+from ddpm_cli.errors import Failure
 from ddpm_cli.training.start import TrainingJob, _job_after_restart
 from tests.conftest import TINY, Result, composed, train_into
 
@@ -64,6 +66,26 @@ def test_error_in_two_processes_is_one_line(trained: Path, run: Run) -> None:
 def _kill_rank_one() -> None:
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fail_on_rank_one() -> None:
+    if collectives.rank() == 1:
+        raise Failure("a damaged image")
+    collectives.all_reduce_max(1)  # which rank 1 never calls
+
+
+@pytest.mark.slow
+def test_error_of_one_worker_ends_the_others() -> None:
+    with pytest.raises(Failure, match="a damaged image"):
+        run_distributed(_fail_on_rank_one, (), WorkerGroup(2, "cpu", "auto", ONE_MACHINE))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_that_fail_alike_do_not_wait(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "PATIENCE", 0)
+    for rank in range(count):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert launch._all_fail(tmp_path, count) == (rank == count - 1)
 
 
 def test_lost_worker_is_a_failure_that_names_it() -> None:
