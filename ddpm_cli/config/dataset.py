@@ -100,6 +100,24 @@ class ImageFolder(UserImages):
 
 
 @dataclass(kw_only=True)
+class Parquet(UserImages):
+    """Images and labels in Parquet files, as Hugging Face stores data sets."""
+
+    kind: ClassVar[str] = "a Parquet file or a folder of some: dataset.root=/data/train.parquet"
+    no_labels: ClassVar[str] = "name their column by dataset.label_column"
+    name: str = "parquet"
+    image_column: str
+    label_column: str | None  # None: no labels
+    test_fraction: float  # share of the rows held out if no files are for testing
+    skip_broken: bool  # skip images that cannot be decoded
+    follow_links: bool  # also follow links that lead out of the root
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.test_fraction < 1, "dataset.test_fraction", self.test_fraction, "in [0, 1)")
+
+
+@dataclass(kw_only=True)
 class Shards(UserImages):
     """Images in tar files with an index, which are decoded while training."""
 

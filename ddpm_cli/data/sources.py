@@ -22,6 +22,7 @@ from ddpm_cli.config import (
     ImageDataset,
     ImageFolder,
     Mnist,
+    Parquet,
     Shards,
     SwissRoll,
     UserImages,
@@ -31,6 +32,7 @@ from ddpm_cli.config import (
 from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table, convert_channels, resize_and_crop
 from ddpm_cli.data.emoji import read_emoji
 from ddpm_cli.data.image_folder import read_image_folder
+from ddpm_cli.data.parquet import read_parquet
 from ddpm_cli.data.shards import read_shards
 from ddpm_cli.data.table import Examples, StreamedExamples, to_tensor
 from ddpm_cli.errors import UserError
@@ -147,6 +149,11 @@ def _fashion_mnist(dataset: ImageDataset, train: bool) -> Examples:
 @implements(ImageFolder)
 def _image_folder(dataset: ImageFolder, train: bool) -> Examples:
     return read_image_folder(dataset, train, cache_folder() / "image_folder")
+
+
+@implements(Parquet)
+def _parquet(dataset: Parquet, train: bool) -> Examples:
+    return read_parquet(dataset, train, cache_folder() / "parquet")
 
 
 @implements(Shards)

@@ -21,7 +21,7 @@ TRAIN = {
     "+train.xyzzy=1": "train.xyzzy: no such key",
     "loss.delta=2": "loss.delta: only loss=huber has this key",
     "sampler=ddim sampler.eat=1": "sampler.eat: no such key; did you mean sampler.eta?",
-    "dataset=imagenet": "dataset=imagenet: must be cifar10, digits, emoji, fashion_mnist, image_folder, mnist, shards",
+    "dataset=imagenet": "dataset=imagenet: must be cifar10, digits, emoji, fashion_mnist, image_folder, mnist,",
     "schedule=exponential": "schedule=exponential: must be constant, cosine, linear, quadratic or sigmoid",
     "train.steps=many": "train.steps=many: must be a whole number",
     "train.steps=1.5": "train.steps=1.5: must be a whole number",

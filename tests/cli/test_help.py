@@ -24,7 +24,7 @@ def test_help_shows_usage_groups_and_values(run: Run, command: str) -> None:
 def test_help_lists_every_option(run: Run) -> None:
     out = run("train", "--help").out
     for line in [
-        "dataset          cifar10 digits emoji fashion_mnist image_folder mnist shards swiss_roll",
+        "dataset          cifar10 digits emoji fashion_mnist image_folder mnist parquet shards swiss_roll",
         "schedule         constant cosine linear quadratic sigmoid",
         "loss             huber hybrid l1 l2 vlb",
         "model            base conv ddpm_cifar10 improved_cifar10 large mlp small tiny",

@@ -23,6 +23,7 @@ OPTIONS = [
 
 REQUIRED_BY_OPTION = {
     "dataset=image_folder": ["dataset.root=/pictures"],
+    "dataset=parquet": ["dataset.root=/data"],
     "dataset=shards": ["dataset.root=/shards"],
     "dataset=swiss_roll": ["model=mlp"],
     "model=mlp": ["dataset=swiss_roll"],

@@ -27,6 +27,7 @@ LIMIT = 1.0
 REQUIRED_BY_OVERRIDE = {
     "dataset=swiss_roll": ["model=mlp", "sampler.thresholding=none"],
     "dataset=image_folder": ["dataset.root=pictures"],
+    "dataset=parquet": ["dataset.root=data"],
     "dataset=shards": ["dataset.root=shards"],
     "model=mlp": ["dataset=swiss_roll", "sampler.thresholding=none"],
     "model=ddpm_cifar10": ["dataset=cifar10"],
