@@ -9,9 +9,10 @@ from hydra.types import RunMode
 
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.cli.app import Command, run_command
-from ddpm_cli.cli.app.sweep import SweepJob, jobs_of, typed_overrides
+from ddpm_cli.cli.app.sweep import typed_overrides
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
+from ddpm_cli.sweeps.jobs_csv import SweepJob, jobs_of
 
 log = logging.getLogger(__name__)
 

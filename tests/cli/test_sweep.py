@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from ddpm_cli.cli.app import sweep
-from ddpm_cli.cli.app.sweep import SweepJob, append_job, at_once, jobs_of, take_share
+from ddpm_cli.cli.app.sweep import at_once, take_share
 from ddpm_cli.errors import Stopped
+from ddpm_cli.sweeps.jobs_csv import jobs_of
 from ddpm_cli.training import start as in_process
 from tests.conftest import TINY, Result
 
@@ -266,14 +267,6 @@ def test_jobs_divide_the_cores_and_cycle_through_the_devices(
 def test_single_job_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("the cores were divided"))
     take_share(3, 1)
-
-
-def test_last_complete_row_of_a_job_counts(tmp_path: Path) -> None:
-    for status, value in (("failed", None), ("done", 0.25)):
-        append_job(tmp_path, SweepJob(4, status, value, 1.0, "a=1 'b=[1,2]'", "" if value else "why,\nindeed"))
-    with (tmp_path / "jobs.csv").open("a") as stream:
-        stream.write("5,do")
-    assert jobs_of(tmp_path) == {4: SweepJob(4, "done", 0.25, 1.0, "a=1 'b=[1,2]'", "")}
 
 
 @pytest.mark.slow

@@ -1,14 +1,12 @@
-"""Sweeps: their folder, jobs.csv, and how jobs that run at the same time share cores and devices."""
+"""Sweeps: their plan, how a job is run, and how jobs that run at the same time share cores and devices."""
 
-import csv
-import io
 import logging
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +22,11 @@ from omegaconf import DictConfig
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
 from ddpm_cli.errors import Failure, Stopped, UserError
-from ddpm_cli.files import write
+from ddpm_cli.sweeps.jobs_csv import FILE, SweepJob, append_job, create_jobs, jobs_of
 
 log = logging.getLogger(__name__)
 
-FILE = "jobs.csv"
 RESUME = "sweep.resume="
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """A row of jobs.csv.
-
-    Attributes:
-        job: number of the job.
-        status: done or failed.
-        value: what the job returned.
-        error: why it failed, in one line.
-    """
-
-    job: int
-    status: str
-    value: float | None
-    seconds: float
-    overrides: str
-    error: str
-
-
-COLUMNS = [field.name for field in fields(SweepJob)]
 
 
 @dataclass(frozen=True)
@@ -114,32 +89,7 @@ def _folder_to_resume(overrides: Iterable[str]) -> Path | None:
 def create_sweep(plan: SweepPlan) -> None:
     """Create the folder of a sweep, and its jobs.csv unless the sweep is resumed."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    if not (plan.folder / FILE).exists():
-        write(plan.folder / FILE, f"{','.join(COLUMNS)}\n".encode())
-
-
-def append_job(folder: Path, job: SweepJob) -> None:
-    """Append a row to the sweep's jobs.csv in a single write, because other jobs may append at the same time."""
-    row = io.StringIO(newline="")
-    csv.writer(row).writerow(["" if value is None else value for value in asdict(job).values()])
-    with (folder / FILE).open("ab", buffering=0) as stream:
-        stream.write(row.getvalue().encode())
-
-
-def jobs_of(folder: Path) -> dict[int, SweepJob]:
-    """Return the last row of each job by its number; incomplete rows are left out."""
-    if not (folder / FILE).is_file():
-        return {}
-    with (folder / FILE).open(newline="") as stream:
-        found = {job.job: job for job in map(_parse_row, csv.reader(stream)) if job is not None}
-    return dict(sorted(found.items()))
-
-
-def _parse_row(row: list[str]) -> SweepJob | None:
-    if len(row) != len(COLUMNS) or not row[0].isdecimal():
-        return None
-    number, status, value, seconds, overrides, error = row
-    return SweepJob(int(number), status, float(value) if value else None, float(seconds), overrides, error)
+    create_jobs(plan.folder)
 
 
 def run_sweep_job(work: Callable[[], float | None], schema: type, plan: SweepPlan) -> float | None:
