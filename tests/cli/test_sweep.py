@@ -165,35 +165,6 @@ def test_jobs_of_other_launchers(launcher: str, tmp_path: Path) -> None:
     assert record["metrics"]["val_loss"] == jobs[0].value
 
 
-def test_optuna_minimises_the_validation_loss(run: Run) -> None:
-    """Check that the trials use different learning rates, and that the best one has the smallest value."""
-    result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
-    assert result.code == 0, result.err
-    best = yaml.safe_load(Path("sw/optimization_results.yaml").read_text())
-    values = [job.value for job in jobs_of(Path("sw")).values()]
-    assert len(values) == 3
-    assert best["best_value"] == min(value for value in values if value is not None)
-    rates = [yaml.safe_load(Path(f"sw/{job}/.hydra/config.yaml").read_text())["train"]["lr"] for job in range(3)]
-    assert len(set(rates)) == 3
-    assert all(1e-5 <= rate <= 1e-2 for rate in rates)
-    assert best["best_params"]["train.lr"] == rates[values.index(best["best_value"])]
-
-
-def test_optuna_continues_after_a_failed_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = in_process._run_loop, []
-
-    def faulty(trainer: Any, *rest: Any) -> float:
-        calls.append(1)
-        if len(calls) == 1:
-            raise RuntimeError("a fault")
-        return real(trainer, *rest)
-
-    monkeypatch.setattr(in_process, "_run_loop", faulty)
-    result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
-    assert result.code == 1
-    assert [row["status"] for row in rows()] == ["failed", "done", "done"]
-
-
 def test_error_for_an_unknown_launcher_names_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("train", "-m", *SHORT, "hydra/launcher=nowhere", "train.seed=0,1")
     assert result.code == 2

@@ -21,7 +21,9 @@ from omegaconf import DictConfig
 
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
+from ddpm_cli.cli.app.study import Study, store_study, study_of
 from ddpm_cli.errors import Failure, Stopped, UserError
+from ddpm_cli.shell import quoted
 from ddpm_cli.sweeps.jobs_csv import FILE, SweepJob, append_job, create_jobs, jobs_of
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,17 @@ RESUME = "sweep.resume="
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The folder of a sweep and the number of its jobs; None if a search chooses them one after another."""
+    """What a sweep does.
+
+    Attributes:
+        folder: of the sweep.
+        jobs: their number; None if a search chooses them one after another.
+        study: of a search with Optuna, to be stored in the folder.
+    """
 
     folder: Path
     jobs: int | None
+    study: Study | None = None
 
 
 def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable[[Any], None]) -> SweepPlan:
@@ -51,11 +60,13 @@ def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable
                 )
         fixed = [override.input_line or "" for override in typed if not override.is_sweep_override()]
         cfg = _compose(command, schema, fixed, with_hydra=True)
-        folder = _folder_to_resume(overrides) or Path(cfg.hydra.sweep.dir)
+        resumed = _folder_to_resume(overrides)
+        folder = resumed or Path(cfg.hydra.sweep.dir)
         swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         every = [*parser.parse_overrides(swept), *typed]
+        study = study_of(cfg.hydra, resumed is not None)
         if "n_trials" in cfg.hydra.sweeper or any(map(_is_search, every)):
-            return SweepPlan(folder, None)
+            return SweepPlan(folder, None, study)
         (jobs,) = BasicSweeper.split_arguments(every, None)
         for job in jobs:
             check_overrides(command, schema, job)
@@ -86,10 +97,12 @@ def _folder_to_resume(overrides: Iterable[str]) -> Path | None:
     return None
 
 
-def create_sweep(plan: SweepPlan) -> None:
-    """Create the folder of a sweep, and its jobs.csv unless the sweep is resumed."""
+def create_sweep(plan: SweepPlan) -> list[str]:
+    """Create the folder of a sweep, and its jobs.csv unless the sweep is resumed; return the overrides for Hydra."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     create_jobs(plan.folder)
+    folder = f"hydra.sweep.dir={quoted(str(plan.folder))}"
+    return [folder] if plan.study is None else [folder, *store_study(plan.study, plan.folder)]
 
 
 def run_sweep_job(work: Callable[[], float | None], schema: type, plan: SweepPlan) -> float | None:
