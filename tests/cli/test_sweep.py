@@ -181,7 +181,7 @@ def test_error_for_an_unknown_launcher_names_the_plugins(run: Run, monkeypatch: 
         ),
         (["sweep.resume=nowhere", "-m"], "sweep.resume=nowhere: no such folder; name the folder of a sweep"),
         (["sweep.resume=."], "sweep.resume=.: resumes a sweep; add -m and the overrides of the sweep"),
-        (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr or schedules_losses"),
+        (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr, schedules_losses or slurm"),
         (
             ["train.report=loss"],
             "train.report=loss: must be val_loss, nll, fd_classifier or fid, or null for the last loss",

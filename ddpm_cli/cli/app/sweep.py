@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -64,6 +65,7 @@ def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable
         folder = resumed or Path(cfg.hydra.sweep.dir)
         swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         every = [*parser.parse_overrides(swept), *typed]
+        _check_launcher(cfg.hydra.launcher)
         study = study_of(cfg.hydra, resumed is not None)
         if "n_trials" in cfg.hydra.sweeper or any(map(_is_search, every)):
             return SweepPlan(folder, None, study)
@@ -80,6 +82,11 @@ def _compose(command: str, schema: type, overrides: list[str], with_hydra: bool 
     except ConfigCompositionException as error:
         GlobalHydra.instance().clear()  # as the explanation composes in a context of its own
         raise explain_composition_error(command, schema, overrides, error) from error
+
+
+def _check_launcher(launcher: Mapping[str, Any]) -> None:
+    if "partition" in launcher and shutil.which("srun") is None:
+        raise UserError("hydra/launcher=submitit_slurm: there is no srun on this machine; use one of a SLURM cluster")
 
 
 def _is_search(override: Override) -> bool:
