@@ -14,7 +14,7 @@ LAYERS = [
     {"config", "distributed"},
     {"diffusion", "models", "data", "images"},
     {"sampling", "checkpoints", "tracking"},
-    {"training", "evaluation", "report", "export"},
+    {"training", "evaluation", "report", "export", "sweeps"},
     {"notebook", "cli", "api", "commands"},
 ]
 """A package may import its own layer and those above it in this list."""

@@ -9,9 +9,11 @@ from hydra.types import RunMode
 
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.cli.app import Command, run_command
-from ddpm_cli.cli.app.sweep import SweepJob, jobs_of, typed_overrides
+from ddpm_cli.cli.app.sweep import typed_overrides
 from ddpm_cli.config import TrainConfig
+from ddpm_cli.distributed.requeue import is_restarted
 from ddpm_cli.errors import UserError
+from ddpm_cli.sweeps.jobs_csv import jobs_of
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +43,19 @@ def check(config: TrainConfig) -> None:
 
 
 def run(config: TrainConfig, folder: Path) -> float | None:
-    """Train in `folder`, or resume a run in its own folder; return what train.report asks for."""
+    """Train in `folder`, or resume a run in its own folder; return what train.report asks for.
+
+    A job of a sweep to resume, or of SLURM that was put back into the queue, continues what `folder` contains.
+    """
     from ddpm_cli.training.start import TrainingJob, launch_training
 
     overrides = typed_overrides()
-    if config.sweep.resume is None:
+    if config.sweep.resume is not None:
+        _check_job(config, folder, overrides)
+    elif not _is_requeued(config, folder, overrides):
         changes = tuple(HydraConfig.get().overrides.task)
         return launch_training(TrainingJob(config, folder, overrides, config.resume, changes))
-    job = _row_of_job(config, folder)
+    job = jobs_of(folder.parent).get(HydraConfig.get().job.num) if _is_in_sweep() else None
     if job is not None and job.status == "done":
         log.info("job %d is finished", job.job)
         return job.value
@@ -56,22 +63,27 @@ def run(config: TrainConfig, folder: Path) -> float | None:
     return launch_training(TrainingJob(config, folder, overrides, str(folder) if started else None))
 
 
-def _row_of_job(config: TrainConfig, folder: Path) -> SweepJob | None:
-    """Return the row in jobs.csv of a job of the sweep to resume, None if it has none.
-
-    Raise `UserError` if this is no sweep, or if the overrides of the job have changed.
-    """
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
+def _check_job(config: TrainConfig, folder: Path, now: list[str]) -> None:
+    """Raise `UserError` if this is no job of a sweep to resume, or if its overrides have changed."""
+    if not _is_in_sweep():
         raise UserError(f"sweep.resume={config.sweep.resume}: resumes a sweep; add -m and the overrides of the sweep")
     number, run = HydraConfig.get().job.num, RunFolder(folder)
-    now = typed_overrides()
     before = run.read_overrides() if run.overrides.is_file() else now
     if before != now:
         raise UserError(
             f"sweep.resume={config.sweep.resume}: job {number} of the sweep was {shlex.join(before)}, and is now "
             f"{shlex.join(now)}; type the command of the sweep"
         )
-    return jobs_of(folder.parent).get(number)
+
+
+def _is_requeued(config: TrainConfig, folder: Path, overrides: list[str]) -> bool:
+    """Return whether this job of SLURM is started again and `folder` has its run."""
+    run = RunFolder(folder)
+    return is_restarted() and config.resume is None and run.overrides.is_file() and run.read_overrides() == overrides
+
+
+def _is_in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 COMMAND = Command("train", USAGE, TrainConfig, check, run)

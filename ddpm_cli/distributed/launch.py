@@ -27,14 +27,15 @@ import yaml
 
 from ddpm_cli.config import Distributed
 from ddpm_cli.config.plugins import load_plugins
+from ddpm_cli.distributed.requeue import SAVES, STOPS, Meaning
 from ddpm_cli.errors import Failure, Stopped, UserError, check
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 T = TypeVar("T")
-FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-"""Signals that the launching process forwards to its workers."""
+BLOCKED = STOPS | SAVES | {signal.SIGUSR2}
+"""Signals that workers receive when they are ready."""
 LOGS = "hydra/job_logging/ddpm.yaml"
 GRACE = 60
 """Seconds that a worker has to save after its launcher has died."""
@@ -195,7 +196,8 @@ def _worker_main(
     launcher, value = os.getppid(), None
     threading.Thread(target=_exit_with_launcher, args=(launcher,), daemon=True).start()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which SLURM sends to all processes of a job, for the launcher
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
         with _process_group(group.device):
             value = work(*args)
     except (UserError, Failure, Stopped) as error:
@@ -253,18 +255,25 @@ def _process_group(device: str) -> Iterator[None]:
 
 @contextmanager
 def _forward_signals(asked: Path) -> Iterator[None]:
-    """Forward signals to the workers. Record a signal that asks to stop in the file `asked`."""
+    """Forward signals to the workers. Record a signal that asks to stop in the file `asked`.
+
+    A signal by which a job of SLURM is put back into the queue stops the workers by SIGTERM; the handler that does so
+    is called when they have ended.
+    """
+    meaning = Meaning()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGUSR1:
+        stops = number in meaning.stops
+        if stops:
             asked.write_text(str(number))
             if sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
+        forwarded = number if number in STOPS and stops else signal.SIGTERM if stops else signal.SIGUSR1
         for child in active_children():
             with suppress(ProcessLookupError):  # it has ended in the meantime
-                os.kill(child.pid, number)  # type: ignore[arg-type]  # the process has been started
+                os.kill(child.pid, forwarded)  # type: ignore[arg-type]  # the process has been started
 
-    before = {number: signal.getsignal(number) for number in FORWARDED}
+    before = {number: signal.getsignal(number) for number in meaning.stops | meaning.saves}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, pass_on)
@@ -273,11 +282,13 @@ def _forward_signals(asked: Path) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if sys.exc_info()[0] is not None and asked.exists() and int(asked.read_text()) in meaning.requeues:
+            signal.raise_signal(int(asked.read_text()))
 
 
 def _block_signals() -> None:
     """Block signals in the processes that this thread starts, until they are ready to handle them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
 
 
 def _first_host(nodes: str) -> str:

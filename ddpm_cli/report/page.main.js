@@ -1,5 +1,7 @@
 /* Filtering, page texts and event listeners. This file must be the last one, because it calls all others. */
 
+let waiting = null;
+
 function update() {
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   shown = runs.filter((run) => words.every((word) => run.searchText.includes(word)));
@@ -7,7 +9,14 @@ function update() {
     shown.sort((a, b) => compareValues(sorting.column.value(a), sorting.column.value(b), sorting.descending) || a.index - b.index);
   }
   byId("count").value = shown.length === runs.length ? `${runs.length} ${runs.length === 1 ? "run" : "runs"}` : `${shown.length} of ${runs.length} runs`;
-  for (const show of [showTable, showCurves, showHeat, showGrids, showFilms, showCommands]) show();
+  showTable();
+  clearTimeout(waiting);
+  if (runs.length > MOST_CURVES) waiting = setTimeout(showOthers); // so that the browser draws the table first
+  else showOthers();
+}
+
+function showOthers() {
+  for (const show of [showCurves, showHeat, showGrids, showFilms, showCommands]) show();
 }
 
 function hideEmptySections() {
@@ -28,6 +37,10 @@ function showTexts() {
   byId("incomparable").replaceChildren(...items);
   byId("incomparable").hidden = !items.length;
   if (coarse) byId("curves-keys").textContent = "Buttons: + and − zoom, the arrows enable panning, the house icon resets.";
+  for (const note of document.querySelectorAll(".pictured")) {
+    note.textContent = `Pictures ${data.pictured}.`;
+    note.hidden = !data.pictured;
+  }
   const better = (higher) => data.metrics.filter((metric) => metric.higher === higher).map((metric) => metric.name).join(", ");
   const legend = [better(false) && `lower is better: ${better(false)}`, better(true) && `higher is better: ${better(true)}`].filter(Boolean);
   byId("legend-metrics").textContent = legend.join("; ");

@@ -22,7 +22,7 @@ function showGrids() {
   const step = milestones[Number(slider.value)];
   slider.setAttribute("aria-valuetext", `step ${step}`);
   byId("milestone-step").value = `step ${step}`;
-  byId("grids").replaceChildren(...shown.map((run) => {
+  byId("grids").replaceChildren(...shown.filter((run) => run.pictured).map((run) => {
     const latest = gridAt(run, step);
     if (latest === null) return pictureCard(run, element("p", { class: "empty" }, Object.keys(run.grids).length ? "none yet" : "no samples"), null);
     const picture = element("img", { src: run.grids[latest], alt: `samples of run ${run.name} at step ${latest}`, "data-step": latest });

@@ -7,6 +7,8 @@ const PLOT_CONFIG = {
   modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]], // without the button that uploads the data
 };
 
+const MOST_CURVES = 100;
+
 function plotTheme() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(`--${name}`).trim();
@@ -40,7 +42,8 @@ function showCurves() {
   const { colour, axis, layout } = plotTheme();
   const weight = Number(byId("smooth").value);
   const logarithmic = byId("log").checked;
-  const traces = shown.map((run) => ({
+  const drawn = shown.slice(0, MOST_CURVES);
+  const traces = drawn.map((run) => ({
     type: "scatter",
     mode: run.curve.steps.length === 1 ? "markers" : "lines",
     name: escapeHtml([run.name, settingsText(run)].filter(Boolean).join(": ")),
@@ -55,7 +58,9 @@ function showCurves() {
     xaxis: { ...axis, title: { text: "step", standoff: 8 } },
     yaxis: { ...axis, title: { text: "loss", standoff: 8 }, type: logarithmic ? "log" : "linear", nticks: 7 },
   }, PLOT_CONFIG);
-  byId("legend").replaceChildren(...shown.map((run) => element("li", {}, swatch(run), [run.name, settingsText(run)].filter(Boolean).join(": "))));
+  byId("curves-count").textContent = `The first ${drawn.length} of ${shown.length} runs in the order of the table. Sort or filter it to see others.`;
+  byId("curves-count").hidden = drawn.length === shown.length;
+  byId("legend").replaceChildren(...drawn.map((run) => element("li", {}, swatch(run), [run.name, settingsText(run)].filter(Boolean).join(": "))));
 }
 
 function zoomWithKeys(event) {

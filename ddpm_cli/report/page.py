@@ -12,6 +12,7 @@ from typing import Any
 from ddpm_cli.report.pictures import FILM_SHARE, small_film, small_grids
 from ddpm_cli.report.runs import Row, Run
 from ddpm_cli.report.table import (
+    best_runs,
     command_of,
     differing,
     finite_number,
@@ -33,12 +34,15 @@ SCRIPTS = (
 )
 """Files of the script in the order in which they are joined."""
 PAGE_BYTES = 9_400_000
-"""Maximum size of a page with up to `PAGE_RUNS` runs. Each additional run may add 1/PAGE_RUNS of the picture bytes."""
-PAGE_RUNS = 12
+"""Maximum size of a page with up to `PICTURED_RUNS` runs. With more runs, their text is added."""
+PICTURED_RUNS = 12
+"""Number of runs with pictures; with more runs, those of the best ones are shown."""
 TEXT_BYTES = 400_000
 """Part of `PAGE_BYTES` that is reserved for everything except the pictures and the library."""
 CURVE_POINTS = 500
 """Maximum number of points per loss curve."""
+PAGE_POINTS = 60_000
+"""Maximum number of points of all loss curves together, if there are fewer than 2,000 runs."""
 
 
 def page_of(runs: Sequence[Run], title: str, plotly: str) -> str:
@@ -51,7 +55,7 @@ def page_of(runs: Sequence[Run], title: str, plotly: str) -> str:
         "style": (resources / "page.css").read_text(encoding="utf-8"),
         "script": "\n".join((resources / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "plotly": plotly.replace("</script", "<\\/script"),
-        "data": _script_json(_page_data(runs, title, picture_bytes // min(PAGE_RUNS, len(runs)))),
+        "data": _script_json(_page_data(runs, title, picture_bytes // min(PICTURED_RUNS, len(runs)))),
     }
     template = (resources / "page.html").read_text(encoding="utf-8")
     # A single pass, so that placeholders in the inserted text are not replaced.
@@ -69,8 +73,9 @@ def _script_json(data: Any) -> str:
 
 
 def _page_data(runs: Sequence[Run], title: str, picture_bytes: int) -> dict[str, Any]:
-    """Return the data for the script. `picture_bytes` is the maximum size of the pictures of each run."""
+    """Return the data for the script. `picture_bytes` is the maximum size of the pictures of each run that has some."""
     settings, overrides = differing(runs), swept(runs)
+    pictured, compared_by = best_runs(runs, PICTURED_RUNS)
     return {
         "title": title,
         "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -80,8 +85,10 @@ def _page_data(runs: Sequence[Run], title: str, picture_bytes: int) -> dict[str,
         "heat": [{"key": key, "values": _sorted_values(texts)} for key, texts in overrides.items()]
         if len(overrides) == 2
         else None,
+        "pictured": f"of the {len(pictured)} runs with the best {compared_by}" if len(pictured) < len(runs) else None,
         "runs": [
-            _run_data(run, picture_bytes)
+            _run_data(run, CURVE_POINTS if len(runs) <= PAGE_POINTS // CURVE_POINTS else PAGE_POINTS // len(runs))
+            | (_picture_data(run, picture_bytes) if i in pictured else {"pictured": False, "grids": {}, "film": None})
             | {"settings": {key: texts[i] for key, texts in settings.items()}}
             | {"swept": {key: texts[i] for key, texts in overrides.items()}}
             for i, run in enumerate(runs)
@@ -89,10 +96,18 @@ def _page_data(runs: Sequence[Run], title: str, picture_bytes: int) -> dict[str,
     }
 
 
-def _run_data(run: Run, picture_bytes: int) -> dict[str, Any]:
+def _picture_data(run: Run, picture_bytes: int) -> dict[str, Any]:
     film = small_film(run.film, picture_bytes // FILM_SHARE) if run.film else None
     grid_bytes = picture_bytes - picture_bytes // FILM_SHARE if film else picture_bytes
-    steps, losses = _loss_curve(run.rows)
+    return {
+        "pictured": True,
+        "grids": small_grids(run.grids, grid_bytes),
+        "film": {"moving": film[0], "still": film[1]} if film else None,
+    }
+
+
+def _run_data(run: Run, curve_points: int) -> dict[str, Any]:
+    steps, losses = _loss_curve(run.rows, curve_points)
     return {
         "name": run.name,
         "path": str(run.folder),
@@ -113,18 +128,16 @@ def _run_data(run: Run, picture_bytes: int) -> dict[str, Any]:
             for name, score in run.scores.items()
         },
         "curve": {"steps": steps, "losses": losses},
-        "grids": small_grids(run.grids, grid_bytes),
-        "film": {"moving": film[0], "still": film[1]} if film else None,
     }
 
 
-def _loss_curve(rows: Sequence[Row]) -> tuple[list[int], list[float | None]]:
+def _loss_curve(rows: Sequence[Row], points: int) -> tuple[list[int], list[float | None]]:
     """Return the steps and losses to plot.
 
-    More than `CURVE_POINTS` rows are divided into groups of equal size, and each group is replaced by the mean of its
-    finite losses. The loss is None if a group has no finite loss.
+    More rows than `points` are divided into groups of equal size, and each group is replaced by the mean of its finite
+    losses. The loss is None if a group has no finite loss.
     """
-    size = math.ceil(len(rows) / CURVE_POINTS) or 1
+    size = math.ceil(len(rows) / points) or 1
     groups = [rows[i : i + size] for i in range(0, len(rows), size)]
     return [group[-1].step for group in groups], [_mean_of_finite([row.loss for row in group]) for group in groups]
 

@@ -55,16 +55,19 @@ function rowOf(run) {
   const head = element("th", { scope: "row", title: run.path }, swatch(run), run.name, badge);
   const row = element("tr", {}, head, ...columns.slice(1).map((column) => cellOf(column, run)));
   columns.forEach((column, i) => {
-    if (column.better && column.value(run) !== null && column.value(run) === bestValue(column)) row.children[i].classList.add("best");
+    if (column.better && column.value(run) !== null && column.value(run) === best.get(column)) row.children[i].classList.add("best");
   });
   return row;
 }
 
+/* Return the best value of a column, or null if fewer than two runs have one. */
 function bestValue(column) {
   const values = runs.map(column.value).filter((value) => value !== null);
   if (values.length < 2) return null;
   return column.better === "higher" ? Math.max(...values) : Math.min(...values);
 }
+
+const best = new Map(columns.map((column) => [column, column.better ? bestValue(column) : null]));
 
 function compareValues(a, b, descending) {
   if (a === null || b === null) return (a === null) - (b === null); // missing values are last in both directions

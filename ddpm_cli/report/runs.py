@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 MAX_CONFIG_DEPTH = 8
 MAX_CONFIG_ITEMS = 1000
-MAX_RUNS = 500
+MAX_RUNS = 2000
 MAX_METRIC_NAME = 40  # characters
 FINAL_LOSS_SHARE = 10
 """The final loss is the mean of the last 1/FINAL_LOSS_SHARE of the rows."""

@@ -68,6 +68,22 @@ def higher_is_better(metric: str) -> bool:
     return of_plugins[metric].higher_is_better if metric in of_plugins else metric.split("_")[0] in HIGHER_IS_BETTER
 
 
+def best_runs(runs: Sequence[Run], count: int) -> tuple[list[int], str]:
+    """Return the indices of the best runs, at most `count` and in their order, and what they are compared by.
+
+    That is the first metric, or the final loss if there are no metrics.
+    """
+    name = next(iter(metrics_of(runs)), None)
+    sign = -1 if name is not None and higher_is_better(name) else 1
+
+    def place(i: int) -> float:
+        score = runs[i].scores.get(name) if name is not None else None
+        value = runs[i].loss if name is None else score.value if score is not None else None
+        return math.inf if value is None or math.isnan(value) else sign * value
+
+    return sorted(sorted(range(len(runs)), key=place)[:count]), name or "final loss"
+
+
 def measured_differently(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Return the metrics that were measured with different settings, as a map from their names to the settings."""
     found: dict[tuple[str, ...], list[str]] = {}

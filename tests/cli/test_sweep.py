@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from ddpm_cli.cli.app import sweep
-from ddpm_cli.cli.app.sweep import SweepJob, _free_number, append_job, at_once, devices_of, jobs_of, share_of_machine
+from ddpm_cli.cli.app.sweep import _free_number, at_once, devices_of, share_of_machine
 from ddpm_cli.errors import Stopped
+from ddpm_cli.sweeps.jobs_csv import jobs_of
 from ddpm_cli.training import start as in_process
 from tests.conftest import TINY, Result
 
@@ -165,35 +166,6 @@ def test_jobs_of_other_launchers(launcher: str, tmp_path: Path) -> None:
     assert record["metrics"]["val_loss"] == jobs[0].value
 
 
-def test_optuna_minimises_the_validation_loss(run: Run) -> None:
-    """Check that the trials use different learning rates, and that the best one has the smallest value."""
-    result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
-    assert result.code == 0, result.err
-    best = yaml.safe_load(Path("sw/optimization_results.yaml").read_text())
-    values = [job.value for job in jobs_of(Path("sw")).values()]
-    assert len(values) == 3
-    assert best["best_value"] == min(value for value in values if value is not None)
-    rates = [yaml.safe_load(Path(f"sw/{job}/.hydra/config.yaml").read_text())["train"]["lr"] for job in range(3)]
-    assert len(set(rates)) == 3
-    assert all(1e-5 <= rate <= 1e-2 for rate in rates)
-    assert best["best_params"]["train.lr"] == rates[values.index(best["best_value"])]
-
-
-def test_optuna_continues_after_a_failed_trial(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = in_process._run_loop, []
-
-    def faulty(trainer: Any, *rest: Any) -> float:
-        calls.append(1)
-        if len(calls) == 1:
-            raise RuntimeError("a fault")
-        return real(trainer, *rest)
-
-    monkeypatch.setattr(in_process, "_run_loop", faulty)
-    result = run("train", "-m", "sweep=optuna_lr", *SHORT, "hydra.sweeper.n_trials=3")
-    assert result.code == 1
-    assert [row["status"] for row in rows()] == ["failed", "done", "done"]
-
-
 def test_error_for_an_unknown_launcher_names_the_plugins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("train", "-m", *SHORT, "hydra/launcher=nowhere", "train.seed=0,1")
     assert result.code == 2
@@ -210,7 +182,7 @@ def test_error_for_an_unknown_launcher_names_the_plugins(run: Run, monkeypatch: 
         ),
         (["sweep.resume=nowhere", "-m"], "sweep.resume=nowhere: no such folder; name the folder of a sweep"),
         (["sweep.resume=."], "sweep.resume=.: resumes a sweep; add -m and the overrides of the sweep"),
-        (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr or schedules_losses"),
+        (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr, schedules_losses or slurm"),
         (
             ["train.report=loss"],
             "train.report=loss: must be val_loss, nll, fd_classifier or fid, or null for the last loss",
@@ -305,14 +277,6 @@ def test_devices_of(number: int, side_by_side: int, count: int, devices: int | s
 def test_single_job_uses_all_cores(machine: dict[str, list[int]], tmp_path: Path) -> None:
     with share_of_machine(tmp_path, 1, 1):
         assert machine == {"device": [], "threads": []}
-
-
-def test_last_complete_row_of_a_job_counts(tmp_path: Path) -> None:
-    for status, value in (("failed", None), ("done", 0.25)):
-        append_job(tmp_path, SweepJob(4, status, value, 1.0, "a=1 'b=[1,2]'", "" if value else "why,\nindeed"))
-    with (tmp_path / "jobs.csv").open("a") as stream:
-        stream.write("5,do")
-    assert jobs_of(tmp_path) == {4: SweepJob(4, "done", 0.25, 1.0, "a=1 'b=[1,2]'", "")}
 
 
 @pytest.mark.slow

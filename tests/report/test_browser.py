@@ -352,6 +352,24 @@ def test_metrics_measured_with_different_settings_are_listed(browser: Page, tmp_
     assert browser.texts("td small") == ["2.000 to 5.000"] * 2
 
 
+def test_many_runs(browser: Page, tmp_path: Path) -> None:
+    """The table has all runs, the plot the first hundred of the table, and the samples those of the best twelve."""
+    for i in range(120):
+        a_run(tmp_path / str(i), f"train.seed={i}", scores={"fid": i}, milestones=[10])
+    browser.open(report(tmp_path, tmp_path / "report.html"))
+    assert len(browser.names()) == 120
+    WebDriverWait(browser.driver, TIMEOUT).until(lambda _: len(browser.texts("#legend li")) == 100)
+    assert browser.texts("#curves-count") == [
+        "The first 100 of 120 runs in the order of the table. Sort or filter it to see others."
+    ]
+    assert browser.texts("#samples .pictured") == ["Pictures of the 12 runs with the best fid."]
+    assert browser.shown_steps() == ["10"] * 12
+    browser.filter("seed=119")
+    WebDriverWait(browser.driver, TIMEOUT).until(lambda _: browser.texts("#legend li") == ["119: train.seed=119"])
+    assert not browser.find("#curves-count").is_displayed()
+    assert browser.shown_steps() == []
+
+
 def test_html_in_names_is_inert(browser: Page, tmp_path: Path) -> None:
     evil = "<img src=x onerror=pwned=1></script><script>pwned=1</script><a href='https://example.org'>x</a>"
     for i in range(2):

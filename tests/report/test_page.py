@@ -4,6 +4,8 @@ import json
 import math
 import os
 import re
+import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from plotly.offline import get_plotlyjs
 
 from ddpm_cli.report.page import is_page, page_of
 from ddpm_cli.report.runs import find_runs
-from tests.report.folders import a_run, paint, paint_film
+from ddpm_cli.report.table import best_runs
+from ddpm_cli.report.write import write_report
+from tests.report.folders import a_run, evaluate, paint, paint_film
 
 
 class PageParser(HTMLParser):
@@ -133,3 +137,42 @@ def test_page_of_twelve_runs_is_smaller_than_ten_megabytes(tmp_path: Path) -> No
     for run in PageParser(page).data["runs"]:
         assert len(run["grids"]) == 8
         assert run["film"]
+
+
+def test_pictures_of_the_best_runs_only(tmp_path: Path) -> None:
+    values = [(7 * i) % 20 for i in range(20)]  # all different
+    for i, value in enumerate(values):
+        a_run(tmp_path / str(i), f"train.seed={i}", scores={"val_loss": value}, milestones=[10], film=True)
+    a_run(tmp_path / "20", "train.seed=20", milestones=[10])
+    data = PageParser(page_in(tmp_path)).data
+    assert data["pictured"] == "of the 12 runs with the best val_loss"
+    best = {str(i) for i, value in enumerate(values) if value < 12}
+    assert {run["name"] for run in data["runs"] if run["pictured"]} == best
+    assert {run["name"] for run in data["runs"] if run["grids"] and run["film"]} == best
+
+
+@pytest.mark.parametrize(("scores", "compared"), [({"is": 1.0}, "is"), ({}, "final loss")])
+def test_best_runs(tmp_path: Path, scores: dict[str, float], compared: str) -> None:
+    for i in range(4):
+        loss = math.nan if i == 3 else 3.0 - i
+        a_run(tmp_path / str(i), losses=[loss], scores={name: value * i for name, value in scores.items() if i < 3})
+    assert best_runs(find_runs([str(tmp_path)]), 2) == ([1, 2], compared)
+
+
+@pytest.mark.slow
+def test_report_of_a_thousand_runs(tmp_path: Path) -> None:
+    """It takes less than 30 s and 20 MB, with a hundred rows of metrics.csv and ten grids in each run."""
+    rng = np.random.default_rng(0)
+    one = a_run(tmp_path / "one", losses=rng.random(100).tolist(), milestones=range(10, 101, 10), film=True)
+    for i in range(1000):
+        folder = tmp_path / "runs" / str(i)
+        shutil.copytree(one, folder)
+        (folder / ".hydra/overrides.yaml").write_text(json.dumps([f"train.lr={rng.random()}", f"train.seed={i}"]))
+        evaluate(folder, val_loss=rng.random())
+    started = time.perf_counter()
+    write_report([str(tmp_path / "runs")], tmp_path / "report.html")
+    assert time.perf_counter() - started < 30
+    assert (tmp_path / "report.html").stat().st_size < 20_000_000
+    data = PageParser((tmp_path / "report.html").read_text()).data
+    assert len(data["runs"]) == 1000
+    assert all(40 < len(run["curve"]["steps"]) <= 60 for run in data["runs"])

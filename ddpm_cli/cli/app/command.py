@@ -31,7 +31,6 @@ from ddpm_cli.config.plugins import WITHOUT_YAML, default_config, load_plugins
 from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
 from ddpm_cli.distributed.waiting import OtherPrograms, limit_busy_waiting
 from ddpm_cli.errors import Failure, Stopped, UserError
-from ddpm_cli.shell import quoted
 from ddpm_cli.tracking.terminal import status
 
 CONFIGS = "pkg://ddpm_cli.configs"
@@ -140,8 +139,7 @@ def _run_sweep(command: Command, overrides: list[str], traceback: bool) -> None:
     if is_one_of_several():
         raise UserError("-m: not under torchrun or srun, whose processes share one job; type devices=… instead")
     plan = plan_sweep(command.name, command.schema, overrides, command.check)
-    create_sweep(plan)
-    sys.argv.append(f"hydra.sweep.dir={quoted(str(plan.folder))}")
+    sys.argv += create_sweep(plan)
     _compose_and_run(command, overrides, plan, traceback)
     finish_sweep(plan, command.after_sweep)
 

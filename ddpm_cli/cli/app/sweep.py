@@ -1,16 +1,15 @@
-"""Sweeps: their folder, jobs.csv, and how jobs that run at the same time share cores and devices."""
+"""Sweeps: their plan, how a job is run, and how jobs that run at the same time share cores and devices."""
 
-import csv
 import fcntl
-import io
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +24,30 @@ from omegaconf import DictConfig
 
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
+from ddpm_cli.cli.app.study import Study, store_study, study_of
 from ddpm_cli.errors import Failure, Stopped, UserError
-from ddpm_cli.files import write
+from ddpm_cli.shell import quoted
+from ddpm_cli.sweeps.jobs_csv import FILE, SweepJob, append_job, create_jobs, jobs_of
 
 log = logging.getLogger(__name__)
 
-FILE = "jobs.csv"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 RESUME = "sweep.resume="
 
 
 @dataclass(frozen=True)
-class SweepJob:
-    """A row of jobs.csv.
+class SweepPlan:
+    """What a sweep does.
 
     Attributes:
-        job: number of the job.
-        status: done or failed.
-        value: what the job returned.
-        error: why it failed, in one line.
+        folder: of the sweep.
+        jobs: their number; None if a search chooses them one after another.
+        study: of a search with Optuna, to be stored in the folder.
     """
-
-    job: int
-    status: str
-    value: float | None
-    seconds: float
-    overrides: str
-    error: str
-
-
-COLUMNS = [field.name for field in fields(SweepJob)]
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """The folder of a sweep and the number of its jobs; None if a search chooses them one after another."""
 
     folder: Path
     jobs: int | None
+    study: Study | None = None
 
 
 def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable[[Any], None]) -> SweepPlan:
@@ -79,11 +64,14 @@ def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable
                 )
         fixed = [override.input_line or "" for override in typed if not override.is_sweep_override()]
         cfg = _compose(command, schema, fixed, with_hydra=True)
-        folder = _folder_to_resume(overrides) or Path(cfg.hydra.sweep.dir)
+        resumed = _folder_to_resume(overrides)
+        folder = resumed or Path(cfg.hydra.sweep.dir)
         swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         every = [*parser.parse_overrides(swept), *typed]
+        _check_launcher(cfg.hydra.launcher)
+        study = study_of(cfg.hydra, resumed is not None)
         if "n_trials" in cfg.hydra.sweeper or any(map(_is_search, every)):
-            return SweepPlan(folder, None)
+            return SweepPlan(folder, None, study)
         (jobs,) = BasicSweeper.split_arguments(every, None)
         for job in jobs:
             check_overrides(command, schema, job)
@@ -97,6 +85,11 @@ def _compose(command: str, schema: type, overrides: list[str], with_hydra: bool 
     except ConfigCompositionException as error:
         GlobalHydra.instance().clear()  # as the explanation composes in a context of its own
         raise explain_composition_error(command, schema, overrides, error) from error
+
+
+def _check_launcher(launcher: Mapping[str, Any]) -> None:
+    if "partition" in launcher and shutil.which("srun") is None:
+        raise UserError("hydra/launcher=submitit_slurm: there is no srun on this machine; use one of a SLURM cluster")
 
 
 def _is_search(override: Override) -> bool:
@@ -114,35 +107,12 @@ def _folder_to_resume(overrides: Iterable[str]) -> Path | None:
     return None
 
 
-def create_sweep(plan: SweepPlan) -> None:
-    """Create the folder of a sweep, and its jobs.csv unless the sweep is resumed."""
+def create_sweep(plan: SweepPlan) -> list[str]:
+    """Create the folder of a sweep, and its jobs.csv unless the sweep is resumed; return the overrides for Hydra."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    if not (plan.folder / FILE).exists():
-        write(plan.folder / FILE, f"{','.join(COLUMNS)}\n".encode())
-
-
-def append_job(folder: Path, job: SweepJob) -> None:
-    """Append a row to the sweep's jobs.csv in a single write, because other jobs may append at the same time."""
-    row = io.StringIO(newline="")
-    csv.writer(row).writerow(["" if value is None else value for value in asdict(job).values()])
-    with (folder / FILE).open("ab", buffering=0) as stream:
-        stream.write(row.getvalue().encode())
-
-
-def jobs_of(folder: Path) -> dict[int, SweepJob]:
-    """Return the last row of each job by its number; incomplete rows are left out."""
-    if not (folder / FILE).is_file():
-        return {}
-    with (folder / FILE).open(newline="") as stream:
-        found = {job.job: job for job in map(_parse_row, csv.reader(stream)) if job is not None}
-    return dict(sorted(found.items()))
-
-
-def _parse_row(row: list[str]) -> SweepJob | None:
-    if len(row) != len(COLUMNS) or not row[0].isdecimal():
-        return None
-    number, status, value, seconds, overrides, error = row
-    return SweepJob(int(number), status, float(value) if value else None, float(seconds), overrides, error)
+    create_jobs(plan.folder)
+    folder = f"hydra.sweep.dir={quoted(str(plan.folder))}"
+    return [folder] if plan.study is None else [folder, *store_study(plan.study, plan.folder)]
 
 
 def run_sweep_job(
