@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from ddpm_cli.errors import check, one_of
+from ddpm_cli.errors import UserError, check, one_of
 
 STRATEGIES = ("ddp", "fsdp")
 
@@ -22,8 +22,13 @@ class Distributed:
         check(1 <= self.nnodes <= 10_000, "distributed.nnodes", self.nnodes, "in 1..10000, the number of machines")
         check(0 <= self.max_restarts <= 10_000, "distributed.max_restarts", self.max_restarts, "in 0..10000")
         point = self.rdzv_endpoint
-        if point is not None or self.nnodes > 1:
-            ok = re.fullmatch(r"[^:\s]+:\d{1,5}", point or "") is not None
+        if point is None and self.nnodes > 1:
+            raise UserError(
+                f"distributed.nnodes={self.nnodes}: needs distributed.rdzv_endpoint, host:port of one of the machines, "
+                "the same on each"
+            )
+        if point is not None:
+            ok = re.fullmatch(r"[^:\s]+:\d{1,5}", point) is not None
             check(ok, "distributed.rdzv_endpoint", point, "host:port of one of the machines, the same on each")
 
 

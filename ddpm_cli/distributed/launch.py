@@ -142,8 +142,8 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], group: Worker
                 values: dict[int, T] = thread.submit(launch, work, args, group, name, threads).result()
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            message: Any = failure.message  # a dict for an exception
-            text = message["message"] if isinstance(message, dict) else message
+            told: Any = failure.message  # a dict for an exception
+            text = told["message"] if isinstance(told, dict) else told
             lost = f"process {rank} was lost: {text.strip().splitlines()[-1]}"
             values = {}
         except RendezvousError as error:
@@ -187,8 +187,7 @@ def _worker_main(
 
     os.setpgid(0, 0)  # so that Ctrl-C reaches the launcher alone, which forwards it
     ended = Path(name, "ended")
-    restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
-    if restarted and (ended.exists() or Path(name, "asked").exists()):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0" and (ended.exists() or Path(name, "asked").exists()):
         return None
     load_plugins()
     logging.config.dictConfig(yaml.safe_load((files("ddpm_cli.configs") / LOGS).read_text()))

@@ -25,12 +25,14 @@ def message_of(error: Exception, schema: type) -> str:
         case MissingMandatoryValue():
             message = f"{error.full_key}=: missing; give it a value"
         case OverrideParseException():
-            typed = re.sub(r"^(\+?)sampler_changes\.", "sampler.", re.sub(r"^classes=", "class=", str(error.override)))
+            typed = re.sub(r"^\+?sampler_changes\.", "sampler.", str(error.override))
             message = f"{typed}: not readable; write key=value, and quote it for the shell"
         case OmegaConfBaseException() if error.full_key:
             message = f"{error.full_key}: {str(error.msg).splitlines()[0]}"
         case _:
             message = str(error)
+    if "classes" in schema.__annotations__:  # which is typed class=
+        message = re.sub(r"\bclasses(?=[=:])", "class", message)
     return on_one_line(message)
 
 
