@@ -4,7 +4,6 @@ The processes are started here by torch's elastic launcher, and then Hydra runs 
 have been started by torchrun or srun, each with its own Hydra.
 """
 
-import json
 import logging.config
 import os
 import re
@@ -28,6 +27,7 @@ import yaml
 from ddpm_cli.config import Distributed
 from ddpm_cli.config.plugins import load_plugins
 from ddpm_cli.distributed.requeue import SAVES, STOPS, Meaning
+from ddpm_cli.distributed.worker_errors import read_error, write_error
 from ddpm_cli.errors import Failure, Stopped, UserError, check
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _launch_workers(work: Callable[..., T], args: tuple[Any, ...], group: Worker
                 "not meet there; start the same command on each, and check that this port can be reached"
             ) from error
         if ended.exists():
-            raise _read_error(ended)
+            raise read_error(ended)
         if not values and asked.exists():
             number = int(asked.read_text())
             raise Stopped(number, f"{signal.Signals(number).name}: stopped")
@@ -200,11 +200,11 @@ def _worker_main(
         with _process_group(group.device):
             value = work(*args)
     except (UserError, Failure, Stopped) as error:
-        _write_error(error, ended)
+        write_error(error, ended)
         if not isinstance(error, Stopped) and not _all_fail(Path(name), group.count):
             os._exit(1)  # so that torch ends the workers, which wait for this one
     except KeyboardInterrupt:
-        _write_error(Stopped(signal.SIGINT, "interrupted"), ended)
+        write_error(Stopped(signal.SIGINT, "interrupted"), ended)
     if os.getppid() != launcher:  # the launcher has died; torch would wait for it
         os._exit(1)
     return value
@@ -294,18 +294,3 @@ def _first_host(nodes: str) -> str:
     """Return the first host of a SLURM node list: node03 of `node[03-07,9],other`."""
     found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
     return f"{found[1]}{found[2] or ''}" if found else nodes
-
-
-def _write_error(error: UserError | Failure | Stopped, path: Path) -> None:
-    status = error.status if isinstance(error, Stopped) else None
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    kind = "UserError" if isinstance(error, UserError) else "Failure"
-    partial.write_text(json.dumps({"kind": kind, "message": str(error), "status": status}))
-    partial.replace(path)
-
-
-def _read_error(path: Path) -> UserError | Failure | Stopped:
-    error = json.loads(path.read_text())
-    if error["status"] is not None:
-        return Stopped(error["status"] - 128, error["message"])
-    return UserError(error["message"]) if error["kind"] == "UserError" else Failure(error["message"])
