@@ -257,7 +257,7 @@ def _check_batch_size(config: TrainConfig, processes: int) -> None:
     """Raise `UserError` unless the batch can be divided equally among the processes and accumulation parts."""
     train, parts = config.train, processes * config.train.accumulate
     ok = train.batch_size % parts == 0
-    check(ok, "train.batch_size", train.batch_size, f"divisible by {parts}, the processes times train.accumulate")
+    check(ok, "train.batch_size", train.batch_size, f"divisible by {parts}, which is devices times train.accumulate")
 
 
 def _check_metrics(config: TrainConfig) -> None:
