@@ -49,7 +49,7 @@ from ddpm_cli.config.objective import (
 from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
 from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.config.schedule import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
-from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, Distributed, Train, TrainConfig, check_guidance
+from ddpm_cli.config.train import MIN_SAMPLES, PRECISIONS, Distributed, Sweep, Train, TrainConfig, check_guidance
 
 __all__ = [
     "EXTRA_CONFIGS",
@@ -100,6 +100,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Sigmoid",
+    "Sweep",
     "SwissRoll",
     "TimestepSampler",
     "Train",

@@ -38,13 +38,17 @@ class Milestone:
     """A milestone of a run, after its checkpoint and its samples were written.
 
     Attributes:
+        number: of the milestone, from 1 up.
         step: number of training steps done.
+        steps: length of the run.
         loss: mean loss since the last row of metrics.csv.
         folder: the run folder.
         checkpoint, samples: the files of this step.
     """
 
+    number: int
     step: int
+    steps: int
     loss: float
     folder: Path
     checkpoint: Path
@@ -152,11 +156,12 @@ class Loop:
 
     def _ends_early(self, loss: float) -> bool:
         """Call `on_milestone` on rank 0; return on all ranks whether it ends training."""
-        on_milestone, step, run = self.on_milestone, self.trainer.step, RunFolder(self.folder)
+        on_milestone, trainer, step, run = self.on_milestone, self.trainer, self.trainer.step, RunFolder(self.folder)
         if on_milestone is None:
             return False
         self._wait_for_checkpoint()
-        milestone = Milestone(step, loss, self.folder, run.checkpoint(step), run.grid(step))
+        number = max(1, math.floor(step / trainer.config.train.milestone_steps(len(trainer.table))))
+        milestone = Milestone(number, step, trainer.steps, loss, self.folder, run.checkpoint(step), run.grid(step))
         return collectives.on_rank_zero(lambda: on_milestone(milestone) is True)
 
     def _draw_missing_grid(self) -> None:
