@@ -18,6 +18,8 @@ def train(*overrides: str, on_milestone: Callable[[Milestone], bool | None] | No
     config, full = compose(train_command.COMMAND, overrides)
     if config.sweep.resume is not None:
         raise UserError(f"sweep.resume={config.sweep.resume}: resumes a sweep; use ddpm-train -m")
+    if config.sweep.prune is not None:
+        raise UserError(f"sweep.prune={config.sweep.prune}: compares the runs of a sweep; use ddpm-train -m")
     return launch_training(TrainingJob(config, Path(config.out), full, config.resume, tuple(full), on_milestone))
 
 

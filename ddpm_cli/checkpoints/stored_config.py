@@ -15,6 +15,7 @@ from ddpm_cli.errors import UserError, check, one_of
 
 PATHS = ("root", "font", "list")
 """Keys of datasets whose values are paths."""
+NO_SWEEP = {"resume": None, "prune": None, "reduction_factor": 3, "first_rung": 1}
 
 PLUGIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LONGEST_NAME = 64
@@ -28,7 +29,7 @@ def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
     dataset = data.get("dataset")
     if isinstance(dataset, dict):
         dataset = {key: None if key in PATHS else value for key, value in dataset.items()}
-    left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": {"resume": None}, "threads": "auto"}
+    left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": NO_SWEEP, "threads": "auto"}
     return {**data, "dataset": dataset, **left, "init": None, "init_weights": "ema"}
 
 

@@ -14,6 +14,7 @@ from ddpm_cli.config import TrainConfig
 from ddpm_cli.distributed.requeue import is_restarted
 from ddpm_cli.errors import UserError
 from ddpm_cli.sweeps.jobs_csv import jobs_of
+from ddpm_cli.sweeps.pruning import Pruner
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +50,27 @@ def run(config: TrainConfig, folder: Path) -> float | None:
     """
     from ddpm_cli.training.start import TrainingJob, launch_training
 
-    overrides = typed_overrides()
+    overrides, pruner = typed_overrides(), _pruner(config, folder)
     if config.sweep.resume is not None:
         _check_job(config, folder, overrides)
     elif not _is_requeued(config, folder, overrides):
         changes = tuple(HydraConfig.get().overrides.task)
-        return launch_training(TrainingJob(config, folder, overrides, config.resume, changes))
+        return launch_training(TrainingJob(config, folder, overrides, config.resume, changes, pruner))
     job = jobs_of(folder.parent).get(HydraConfig.get().job.num) if _is_in_sweep() else None
-    if job is not None and job.status == "done":
-        log.info("job %d is finished", job.job)
+    if job is not None and job.status in ("done", "pruned"):
+        log.info("job %d is %s", job.job, "finished" if job.status == "done" else job.status)
         return job.value
     started = RunFolder(folder).last_checkpoint.is_file()
-    return launch_training(TrainingJob(config, folder, overrides, str(folder) if started else None))
+    return launch_training(TrainingJob(config, folder, overrides, str(folder) if started else None, (), pruner))
+
+
+def _pruner(config: TrainConfig, folder: Path) -> Pruner | None:
+    """Return what ends this job of a sweep early, if anything does. Raise `UserError` if this is no such job."""
+    if config.sweep.prune is None:
+        return None
+    if not _is_in_sweep():
+        raise UserError(f"sweep.prune={config.sweep.prune}: compares the runs of a sweep; add -m, or leave it out")
+    return Pruner(folder.parent, HydraConfig.get().job.num, config.sweep, config.train, config.device)
 
 
 def _check_job(config: TrainConfig, folder: Path, now: list[str]) -> None:

@@ -177,6 +177,15 @@ class Sweep:
     """Options of a sweep."""
 
     resume: str | None  # the folder of a stopped sweep, whose missing and unfinished jobs are run
+    prune: str | None  # how bad runs are ended early
+    reduction_factor: int
+    first_rung: int  # in milestones
+
+    def __post_init__(self) -> None:
+        check(self.prune in (None, "asha"), "sweep.prune", self.prune, "asha, or null for no pruning")
+        ok = 2 <= self.reduction_factor <= 100
+        check(ok, "sweep.reduction_factor", self.reduction_factor, "in 2..100")
+        check(1 <= self.first_rung <= 10**9, "sweep.first_rung", self.first_rung, "in 1..1000000000")
 
 
 @dataclass(kw_only=True)

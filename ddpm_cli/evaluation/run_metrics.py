@@ -21,6 +21,7 @@ from ddpm_cli.config import Dataset, Train, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.distributed import collectives
+from ddpm_cli.distributed.devices import configure_arithmetic
 from ddpm_cli.evaluation.nll import NLL_N, bound
 from ddpm_cli.evaluation.record import append
 from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
@@ -46,8 +47,7 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
     The result is also appended to evaluations.jsonl in `folder`.
     """
     started = time.perf_counter()
-    precision = "fp32_strict" if train.precision == "fp32_strict" else "fp32"
-    trained = load_trained(str(folder), "ema", device, precision)
+    trained = load_trained(str(folder), "ema", device, _precision(train))
     value, n = _compute(str(train.report), trained, train.report_n, train.batch_size)
     record = {
         **_subject(trained.config, folder, trained.step),
@@ -59,6 +59,23 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
     append(record, folder)
     log.info("%s %.6g", train.report, value)
     return value
+
+
+def val_loss_of_checkpoint(train: Train, checkpoint: Path, device: str) -> float:
+    """Return `val_loss` of a checkpoint of a run that is being trained in this process."""
+    with collectives.alone():
+        value, _ = _compute(
+            "val_loss",
+            load_trained(str(checkpoint), "ema", device, _precision(train)),
+            train.report_n,
+            train.batch_size,
+        )
+    configure_arithmetic(train.precision, train.deterministic, same_shapes=True)  # as the trainer needs it
+    return value
+
+
+def _precision(train: Train) -> str:
+    return "fp32_strict" if train.precision == "fp32_strict" else "fp32"
 
 
 def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> tuple[float, int]:

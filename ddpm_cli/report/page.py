@@ -117,6 +117,7 @@ def _run_data(run: Run, curve_points: int) -> dict[str, Any]:
         "seconds": _finite_or_none(run.seconds),
         "speed": run.images_per_second,
         "loss": _finite_or_none(run.loss),
+        "pruned": run.pruned,
         "diverged": run.loss is not None and not math.isfinite(run.loss),
         "scores": {
             name: {

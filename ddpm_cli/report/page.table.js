@@ -50,7 +50,7 @@ function cellOf(column, run) {
 }
 
 function rowOf(run) {
-  const state = run.diverged ? "diverged" : unfinished(run) ? "unfinished" : null;
+  const state = run.diverged ? "diverged" : run.pruned ? "pruned" : unfinished(run) ? "unfinished" : null;
   const badge = state && element("span", { class: `state ${state}` }, state);
   const head = element("th", { scope: "row", title: run.path }, swatch(run), run.name, badge);
   const row = element("tr", {}, head, ...columns.slice(1).map((column) => cellOf(column, run)));

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -13,6 +13,7 @@ from typing import Any
 
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.errors import UserError
+from ddpm_cli.sweeps.jobs_csv import jobs_of
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Run:
     scores: dict[str, Score]
     grids: dict[int, Path]  # sample grids by step, in ascending order
     film: Path | None
+    pruned: bool = False  # ended early, as a bad run of a sweep
 
     @property
     def steps(self) -> int:
@@ -123,10 +125,14 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
             raise UserError(
                 f"{name}: contains no run; a run folder of ddpm-train has .hydra/config.yaml and metrics.csv"
             )
-    if len(found) == 1:
-        return [read_run(folder, resolved.name) for resolved, folder in found.items()]
-    common = os.path.commonpath(list(found))
-    return [read_run(folder, str(resolved.relative_to(common))) for resolved, folder in found.items()]
+    common = os.path.commonpath(list(found)) if len(found) > 1 else next(iter(found)).parent
+    pruned = _pruned_jobs({resolved.parent for resolved in found})
+    return [read_run(folder, str(path.relative_to(common)), path in pruned) for path, folder in found.items()]
+
+
+def _pruned_jobs(sweeps: Iterable[Path]) -> set[Path]:
+    """Return the run folders of the jobs of sweeps that were ended early."""
+    return {sweep / str(job.job) for sweep in sweeps for job in jobs_of(sweep).values() if job.status == "pruned"}
 
 
 def run_folders(top: Path) -> Iterator[Path]:
@@ -144,7 +150,7 @@ def _by_job_number(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdecimal() and len(name) < 10 else (1, 0, name)
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str, pruned: bool = False) -> Run:
     """Return the run in `folder`."""
     run = RunFolder(folder)
     settings = _flatten(run.read_config())
@@ -159,6 +165,7 @@ def read_run(folder: Path, name: str) -> Run:
         _scores(run),
         run.grids_by_step(),
         run.film if run.film.is_file() else None,
+        pruned,
     )
 
 

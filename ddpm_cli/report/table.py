@@ -12,7 +12,7 @@ from typing import Any
 from ddpm_cli.config import plugin_metrics
 from ddpm_cli.report.runs import Run
 
-IGNORED = ("out", "resume", "resume_data_changed", "dataset.root")
+IGNORED = ("out", "resume", "resume_data_changed", "dataset.root", "sweep.resume")
 """Settings that contain paths or are specific to a resumed run, and are not compared."""
 METRIC_ORDER = [
     *("fid", "kid", "fd_classifier", "kd_classifier", "is", "is_classifier"),
@@ -109,6 +109,7 @@ def csv_of(runs: Sequence[Run]) -> str:
         "final_loss": lambda run: run.loss,
         "steps": lambda run: run.steps,
         "steps_planned": lambda run: run.planned,
+        "pruned": lambda run: "yes" if run.pruned else "",
         "seconds": lambda run: run.seconds,
         "images_per_second": lambda run: run.images_per_second,
         "path": lambda run: run.folder,

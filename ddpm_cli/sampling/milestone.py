@@ -20,13 +20,17 @@ class Milestone:
     """A milestone of a run, after its checkpoint and its samples were written.
 
     Attributes:
+        number: of the milestone, from 1 up.
         step: number of training steps done.
+        steps: length of the run.
         loss: mean loss since the last row of metrics.csv.
         folder: the run folder.
         checkpoint, samples: the files of this step.
     """
 
+    number: int
     step: int
+    steps: int
     loss: float
     folder: Path
     checkpoint: Path

@@ -23,7 +23,7 @@ class SweepJob:
 
     Attributes:
         job: number of the job.
-        status: done or failed.
+        status: done, pruned or failed.
         value: what the job returned.
         error: why it failed, in one line.
     """

@@ -165,11 +165,12 @@ class Loop:
         """Return whether training ends at this milestone, by train.stop_when or by `on_milestone`."""
         if self._no_longer_improves():
             return True
-        on_milestone, step, run = self.on_milestone, self.trainer.step, RunFolder(self.folder)
+        on_milestone, trainer, step, run = self.on_milestone, self.trainer, self.trainer.step, RunFolder(self.folder)
         if on_milestone is None:
             return False
         self._wait_for_checkpoint()
-        milestone = Milestone(step, loss, self.folder, run.checkpoint(step), run.grid(step))
+        number = max(1, math.floor(step / trainer.config.train.milestone_steps(len(trainer.table))))
+        milestone = Milestone(number, step, trainer.steps, loss, self.folder, run.checkpoint(step), run.grid(step))
         return collectives.on_rank_zero(lambda: on_milestone(milestone) is True)
 
     def _draw_missing_grid(self) -> None:

@@ -75,7 +75,7 @@ def wait_for(ready: Callable[[], bool], sweep: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_jobs_of_slurm_resume_their_runs(slurm: Path, run: Run, devices: int) -> None:
     """Signal the first of two jobs as SLURM does before its time is over; it is put back, and its run is resumed."""
-    settings = ["train.steps=600", "train.log_every=10", "train.milestone_every=300", "threads=1", f"devices={devices}"]
+    settings = ["train.steps=120", "train.log_every=10", "train.milestone_every=60", "threads=1", f"devices={devices}"]
     overrides = ["-m", "sweep=slurm", "hydra.launcher.partition=gpu", *SHORT, *settings, "train.seed=0,1"]
     command = [sys.executable, "-c", "from ddpm_cli.cli.train import main; main()", *overrides]
     sweep = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -90,7 +90,7 @@ def test_jobs_of_slurm_resume_their_runs(slurm: Path, run: Run, devices: int) ->
     assert [job.status for job in jobs_of(Path("sw")).values()] == ["done", "done"]
     assert Path("sw/0/train.log").read_text().count("network  ") == 2  # it was started twice
     assert Path("sw/1/train.log").read_text().count("network  ") == 1
-    assert [int(line.split(",")[0]) for line in metrics.read_text().splitlines()[1:]] == [*range(10, 601, 10)]
+    assert [int(line.split(",")[0]) for line in metrics.read_text().splitlines()[1:]] == [*range(10, 121, 10)]
     if devices == 1:
         assert run("train", *TINY, *settings, "train.seed=0", "out=single").code == 0
         torch.testing.assert_close(weights("sw/0"), weights("single"), rtol=0, atol=0)

@@ -182,6 +182,9 @@ def test_error_for_an_unknown_launcher_names_the_plugins(run: Run, monkeypatch: 
         ),
         (["sweep.resume=nowhere", "-m"], "sweep.resume=nowhere: no such folder; name the folder of a sweep"),
         (["sweep.resume=."], "sweep.resume=.: resumes a sweep; add -m and the overrides of the sweep"),
+        (["sweep.prune=asha"], "sweep.prune=asha: compares the runs of a sweep; add -m, or leave it out"),
+        (["sweep.prune=hyperband", "-m"], "sweep.prune=hyperband: must be asha, or null for no pruning"),
+        (["sweep.reduction_factor=1"], "sweep.reduction_factor=1: must be in 2..100"),
         (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr, schedules_losses or slurm"),
         (
             ["train.report=loss"],

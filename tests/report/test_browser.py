@@ -17,6 +17,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from ddpm_cli.report.page import page_of
 from ddpm_cli.report.runs import find_runs
+from ddpm_cli.sweeps.jobs_csv import SweepJob, append_job
 from tests.report.folders import a_run
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -350,6 +351,14 @@ def test_metrics_measured_with_different_settings_are_listed(browser: Page, tmp_
     browser.open(report(tmp_path, tmp_path / "report.html"))
     assert browser.texts("#incomparable li") == ["fid: not measured with the same settings in all runs: n=100 or n=200"]
     assert browser.texts("td small") == ["2.000 to 5.000"] * 2
+
+
+def test_pruned_run_is_marked(browser: Page, tmp_path: Path) -> None:
+    for i in range(3):
+        a_run(tmp_path / str(i), f"train.seed={i}", losses=[1.0] if i else [1.0, 0.5, 0.25, 0.125])
+        append_job(tmp_path, SweepJob(i, "pruned" if i == 1 else "done", 1.0, 1.0, "", ""))
+    browser.open(report(tmp_path, tmp_path / "report.html"))
+    assert browser.texts("tbody .state") == ["pruned", "unfinished"]
 
 
 def test_many_runs(browser: Page, tmp_path: Path) -> None:

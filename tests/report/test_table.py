@@ -101,6 +101,7 @@ def test_report_csv(tmp_path: Path) -> None:
         "final_loss": "0.125",
         "steps": "40",
         "steps_planned": "40",
+        "pruned": "",
         "seconds": "10.0",
         "images_per_second": "102.5",
         "path": f"{tmp_path}/0",

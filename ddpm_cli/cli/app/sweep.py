@@ -28,6 +28,7 @@ from ddpm_cli.cli.app.study import Study, store_study, study_of
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.shell import quoted
 from ddpm_cli.sweeps.jobs_csv import FILE, SweepJob, append_job, create_jobs, jobs_of
+from ddpm_cli.sweeps.pruning import is_pruned
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,8 @@ def run_sweep_job(
     except Exception as error:
         status, line = "failed", on_one_line(f"{type(error).__name__}: {error}")
         log.exception("job %d failed unexpectedly", number)
+    if status == "done" and is_pruned(plan.folder, number):
+        status = "pruned"
     append_job(plan.folder, SweepJob(number, status, value, time.perf_counter() - started, overrides, line))
     return value
 
