@@ -52,6 +52,8 @@ TRAIN = {
     "distributed.nnodes=0": "distributed.nnodes=0: must be in 1..10000",
     "distributed.nnodes=2": "distributed.nnodes=2: needs distributed.rdzv_endpoint, host:port of one of the machines",
     f"train.steps={'9' * 5000}": "train.steps: a number has at most 1000 digits; give a shorter one",
+    "out=s3://bucket/run": "out=s3://bucket/run: is a URL; mount the bucket or the server, for example with rclone",
+    "dataset=image_folder dataset.root='gs://pictures'": "dataset.root='gs://pictures': is a URL; mount the bucket",
     "~train.lr=3": "~train.lr=3: a name is removed without a value; write it up to the =",
     "distributed.rdzv_endpoint=host": "distributed.rdzv_endpoint=host: must be host:port",
     "distributed.max_restarts=-1": "distributed.max_restarts=-1: must be in 0..10000",

@@ -45,6 +45,7 @@ PATHS = {
     "path",
     "sweep.resume",
 }
+HYDRA_PATHS = {"hydra.sweep.dir", "hydra.run.dir"}
 NEED_A_RUN = ("sample", "export")
 WITH_A_VALUE = {
     "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
@@ -58,6 +59,7 @@ MULTIRUN = {"-m", "--multirun"}
 FLAGS = WITH_A_VALUE | HELP | SHOWN_INSTEAD | MULTIRUN | {"-r", "--resolve"}
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 """Values that may follow --info."""
+URL = re.compile(r"[\"']?[a-zA-Z][a-zA-Z0-9+.-]*://")
 NAME = re.compile(r"[A-Za-z0-9_\-]+(?![\w\-(])")
 MAX_DIGITS = 1000
 TOO_MANY_DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
@@ -158,6 +160,10 @@ def _expand(command: str, schema: type, word: str, several: bool) -> str:
     key = SHORT_KEYS.get(command, {}).get(key, key)
     if key == "dataset" and ("/" in value or value.startswith((".", "~"))):
         raise UserError(f"{word}: must be a name; did you mean dataset=image_folder {override('dataset.root', value)}?")
+    if key in PATHS | HYDRA_PATHS and URL.match(value):
+        raise UserError(
+            f"{word}: is a URL; mount the bucket or the server, for example with rclone, and name its folder"
+        )
     if key in groups_of(command) or key == "device":
         value = NAME.sub(lambda found: option_meant(key, found[0]) or found[0], value)
     elif key in PATHS and not several:
