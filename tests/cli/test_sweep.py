@@ -90,13 +90,13 @@ def test_sweep_resume_runs_missing_and_unfinished_jobs(run: Run, monkeypatch: py
     def interrupt() -> None:
         raise RuntimeError("interrupted")
 
-    def stopped(trainer: Any, *rest: Any) -> float:
+    def stopped(job: Any, trainer: Any, *rest: Any) -> float:
         seed, step = trainer.config.train.seed, trainer.train_step
         if seed == 2:
             raise RuntimeError("not started")
         if seed == 1:
             trainer.train_step = lambda: step() if trainer.step == 0 else interrupt()
-        return real(trainer, *rest)
+        return real(job, trainer, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(in_process, "_run_loop", stopped)
@@ -107,7 +107,7 @@ def test_sweep_resume_runs_missing_and_unfinished_jobs(run: Run, monkeypatch: py
     first = Path("sw/0/checkpoints/last.pt").stat().st_mtime_ns
     result = run(*overrides, "sweep.resume=sw")
     assert result.code == 0, result.err
-    assert "job 0 is done" in result.err
+    assert "job 0 is finished" in result.err
     assert Path("sw/0/checkpoints/last.pt").stat().st_mtime_ns == first
     jobs = jobs_of(Path("sw"))
     assert [job.status for job in jobs.values()] == ["done"] * 3
@@ -118,7 +118,7 @@ def test_sweep_resume_runs_missing_and_unfinished_jobs(run: Run, monkeypatch: py
         assert saved == yaml.safe_load(Path(f"uninterrupted/{job}/.hydra/overrides.yaml").read_text())
     again = run(*overrides, "sweep.resume=sw")
     assert again.code == 0
-    assert again.err.count("is done") == 3
+    assert again.err.count("is finished") == 3
 
 
 def test_sweep_resume_with_other_overrides_is_refused(run: Run) -> None:
