@@ -45,7 +45,7 @@ def test_second_start_with_a_table_of_20_gb(tmp_path: Path, monkeypatch: pytest.
     before, started = anonymous_memory(), time.monotonic()
     examples = image_folder.read_image_folder(dataset, True, tmp_path / "cache")
     batch = Table(examples, False, 0, torch.device("cpu")).batch(1, 2)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 10  # half a second on an idle core
     assert fingerprint(examples) == "the first start has computed it"
     assert batch.x0.shape == (2, 3, SIDE, SIDE)
     assert anonymous_memory() - before < 2**29
