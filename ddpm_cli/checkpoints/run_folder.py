@@ -43,7 +43,7 @@ OURS = (
 FOLDERS = (NOTES, "checkpoints", "samples", "tensorboard", "wandb")
 """Those that are folders."""
 BEFORE_A_CHECKPOINT = {NOTES, LOCK, "train.log", "checkpoints"}
-FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader of libyaml, 16 times faster than that in Python; PyYAML may have been built without it."""
 MAX_CONFIG_BYTES = 2**16
 """Largest config file that is read, many times its usual size."""
@@ -162,7 +162,7 @@ def _read_yaml(path: Path) -> Any:
     text = text_of(path, MAX_CONFIG_BYTES)
     try:
         try:
-            return yaml.load(text, FAST_LOADER)
+            return yaml.load(text, SAFE_LOADER)
         except yaml.YAMLError:
             return yaml.safe_load(text)  # which also accepts names of files that are not valid Unicode
     except (ValueError, TypeError, RecursionError, yaml.YAMLError):

@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import ddpm_cli
+from ddpm_cli.checkpoints import run_folder
 from ddpm_cli.checkpoints.checksum import MAX_PICKLE, append_checksum
 from ddpm_cli.checkpoints.loading import weights_like
 from ddpm_cli.checkpoints.run_folder import FOLDERS, OURS
@@ -449,7 +451,7 @@ def test_invalid_config_files_of_a_run_are_ignored(kind: str, runs: dict[str, Pa
     assert time.monotonic() - start < SECONDS
 
 
-FORBIDDEN_CALLS = {"os.system", "os.popen", "eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load"}
+FORBIDDEN_CALLS = {"os.system", "os.popen", "eval", "exec", "compile", "__import__", "yaml.unsafe_load"}
 FORBIDDEN_IMPORTS = {"pickle", "subprocess", "marshal", "shelve", "dill", "code", "pty"}
 PACKAGE_FILES = sorted(Path(ddpm_cli.__file__).parent.rglob("*.py"))
 
@@ -466,8 +468,15 @@ def test_package_executes_no_data(file: Path) -> None:
             assert called not in FORBIDDEN_CALLS
             assert not called.startswith(("os.exec", "os.spawn", "subprocess."))
             assert keywords.get("shell") is None
+            assert called != "yaml.load" or ast.unparse(node.args[1]) == "SAFE_LOADER"
             assert called != "torch.load" or keywords["weights_only"] == "True"
             assert called not in ("np.load", "numpy.load") or "allow_pickle" not in keywords
+
+
+def test_the_yaml_loader_makes_no_objects() -> None:
+    assert run_folder.SAFE_LOADER in (yaml.SafeLoader, getattr(yaml, "CSafeLoader", None))
+    with pytest.raises(yaml.constructor.ConstructorError):
+        yaml.load("!!python/object/apply:os.getcwd []", run_folder.SAFE_LOADER)
 
 
 def test_torch_writes_zip64_records(runs: dict[str, Path]) -> None:
