@@ -88,10 +88,11 @@ class UserImages(ImageDataset):
 
 
 @dataclass(kw_only=True)
-class ImageFolder(UserImages):
-    name: str = "image_folder"
-    test_fraction: float  # share of the files held out if the folder has no train/ and test/
-    skip_broken: bool  # skip files that cannot be decoded
+class DecodedImages(UserImages):
+    """Images of the user that are decoded once into a table."""
+
+    test_fraction: float  # share of the images held out if the root has no splits
+    skip_broken: bool  # skip images that cannot be decoded
     follow_links: bool  # also follow links that lead out of the root
 
     def __post_init__(self) -> None:
@@ -100,7 +101,12 @@ class ImageFolder(UserImages):
 
 
 @dataclass(kw_only=True)
-class Parquet(UserImages):
+class ImageFolder(DecodedImages):
+    name: str = "image_folder"
+
+
+@dataclass(kw_only=True)
+class Parquet(DecodedImages):
     """Images and labels in Parquet files, as Hugging Face stores data sets."""
 
     kind: ClassVar[str] = "a Parquet file or a folder of some: dataset.root=/data/train.parquet"
@@ -108,13 +114,6 @@ class Parquet(UserImages):
     name: str = "parquet"
     image_column: str
     label_column: str | None  # None: no labels
-    test_fraction: float  # share of the rows held out if no files are for testing
-    skip_broken: bool  # skip images that cannot be decoded
-    follow_links: bool  # also follow links that lead out of the root
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 <= self.test_fraction < 1, "dataset.test_fraction", self.test_fraction, "in [0, 1)")
 
 
 @dataclass(kw_only=True)

@@ -189,13 +189,18 @@ def _decode_into(table: Path, images: Undecoded[Source], root: str | None) -> li
             elif isinstance(result, Failure):
                 raise result
             elif not images.skip_broken:
-                raise UserError(
-                    f"dataset.root={root}: {images.name(i)} cannot be decoded ({one_line(result)}); "
-                    "remove it, or skip broken images with dataset.skip_broken=true"
-                ) from result
+                raise undecodable(root, images.name(i), result) from result
     if not valid:
         raise UserError(f"dataset.root={root}: none of the {images.count} images can be decoded; name another folder")
     return valid
+
+
+def undecodable(root: str | None, name: str, error: Exception) -> UserError:
+    """Return the error for an image of `dataset.root` that cannot be decoded because of `error`."""
+    return UserError(
+        f"dataset.root={root}: {name} cannot be decoded ({one_line(error)}); "
+        "remove it, or skip broken images with dataset.skip_broken=true"
+    )
 
 
 def one_line(error: Exception) -> str:

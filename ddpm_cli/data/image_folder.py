@@ -4,7 +4,6 @@ import hashlib
 import os
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import torch
 
 from ddpm_cli.config import ImageFolder
 from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table, decode_image
-from ddpm_cli.data.table import Examples, fingerprint
+from ddpm_cli.data.table import Examples, with_fingerprint
 from ddpm_cli.errors import UserError
-from ddpm_cli.files import write
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of the names of image files, in any letter case."""
@@ -47,21 +45,11 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Example
     counts = f"{len(valid) if train else len(kept)} to train, {len(held_out)} held out{_skipped(root, files, valid)}"
     found = [file for folder, some in splits.values() if folder == root for file in some]
     if any(file.parent == root for file in found):  # some images have no class
-        return _with_fingerprint(Examples(torch.from_numpy(pixels), source=str(root), counts=counts), stem)
+        return with_fingerprint(Examples(torch.from_numpy(pixels), source=str(root), counts=counts), stem)
     classes = sorted({file.relative_to(root).parts[0] for file in found})
-    labels = [classes.index(files[i].relative_to(root).parts[0]) for i in valid]
-    return _with_fingerprint(Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root), counts), stem)
-
-
-def _with_fingerprint(examples: Examples, stem: Path) -> Examples:
-    """Return the examples with their fingerprint, which is computed once and kept beside the decoded images."""
-    about = hashlib.sha256(repr(examples.classes).encode())
-    if examples.labels is not None:
-        about.update(examples.labels.numpy().data)
-    kept = stem.with_suffix(f".{about.hexdigest()[:16]}.sha256")
-    if not kept.is_file():
-        write(kept, fingerprint(examples).encode())
-    return replace(examples, fingerprint=kept.read_text())
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [number[files[i].relative_to(root).parts[0]] for i in valid]
+    return with_fingerprint(Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root), counts), stem)
 
 
 def list_splits(dataset: ImageFolder) -> dict[bool, tuple[Path, list[Path]]]:
@@ -131,7 +119,7 @@ def _load_or_decode(
     They are read from the cache unless a file has changed. Raises `UserError` if they cannot be written to the cache.
     """
     channels, height, width = dataset.shape
-    key = key_of_files((DECODER, str(root.resolve()), dataset.shape, dataset.skip_broken), root, files)
+    key = key_of_files((str(root.resolve()), dataset.shape, dataset.skip_broken), root, files)
     images = Undecoded(
         key=key,
         count=len(files),
@@ -144,11 +132,11 @@ def _load_or_decode(
 
 
 def key_of_files(facts: object, root: Path, files: Iterable[Path]) -> str:
-    """Return a name for what is computed from `files`, which are below `root`, and `facts`.
+    """Return a name for the images that are decoded from `files`, which are below `root`, and `facts`.
 
-    It changes if the name, the size or a time of a file does.
+    It changes if the name, the size or a time of a file does, or `DECODER`.
     """
-    key = hashlib.sha256(repr(facts).encode())
+    key = hashlib.sha256(repr((DECODER, facts)).encode())
     for file in files:
         stat = file.stat() if file.is_file() else file.lstat()  # a broken link counts as a broken image
         key.update(os.fsencode(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"))

@@ -15,7 +15,7 @@ import torch
 from ddpm_cli.config import Parquet
 from ddpm_cli.data.decoding import MAX_BYTES, Undecoded, cached_table, decode_image, one_line
 from ddpm_cli.data.image_folder import find_files, key_of_files
-from ddpm_cli.data.table import Examples
+from ddpm_cli.data.table import Examples, with_fingerprint
 from ddpm_cli.errors import UserError, check, one_of
 
 if TYPE_CHECKING:
@@ -66,14 +66,16 @@ def read_parquet(dataset: Parquet, train: bool, cache: Path) -> Examples:
             f"dataset.root={dataset.root}: no rows for {split} with dataset.test_fraction={dataset.test_fraction}"
         )
     parts = splits[train]
-    images = _undecoded(dataset, parts, key_of_files((_facts(dataset, root), train), root, files))
+    key = key_of_files((_facts(dataset, root), train), root, files)
+    images = _undecoded(dataset, parts, key)
     pixels, valid = cached_table(dataset.root, images, dataset.shape, cache)
     skipped = f", {images.count - len(valid)} skipped" if len(valid) < images.count else ""
     counted = f"{len(valid) if train else sizes[True]} to train, {sizes[False]} held out{skipped}"
     if labels is None:
-        return Examples(torch.from_numpy(pixels), source=str(root), counts=counted)
+        return with_fingerprint(Examples(torch.from_numpy(pixels), source=str(root), counts=counted), cache / key)
     chosen = np.concatenate([labels.by_file[part.file][part.numbers] for part in parts])[valid]
-    return Examples(torch.from_numpy(pixels), torch.from_numpy(chosen), labels.classes, str(root), counted)
+    examples = Examples(torch.from_numpy(pixels), torch.from_numpy(chosen), labels.classes, str(root), counted)
+    return with_fingerprint(examples, cache / key)
 
 
 def _facts(dataset: Parquet, root: Path) -> tuple[object, ...]:

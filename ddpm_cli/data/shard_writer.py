@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ddpm_cli.config import ImageFolder
-from ddpm_cli.data.decoding import MAX_BYTES, decode_image, in_threads, one_line
+from ddpm_cli.data.decoding import MAX_BYTES, decode_image, in_threads, undecodable
 from ddpm_cli.data.image_folder import list_splits
 from ddpm_cli.data.shards import MANIFEST, SPLITS, Shard, index_text, manifest_text
 from ddpm_cli.errors import UserError
@@ -92,10 +92,7 @@ def _encoded(
             label = labels[file.relative_to(root).parts[0]] if classes else -1
             yield Encoded(content, file.suffix.lower(), label)
         elif not images.skip_broken:
-            raise UserError(
-                f"dataset.root={images.root}: {file} cannot be decoded ({one_line(content)}); "
-                "remove it, or skip broken images with dataset.skip_broken=true"
-            ) from content
+            raise undecodable(images.root, str(file), content) from content
 
 
 def _checked_content(file: Path) -> bytes:

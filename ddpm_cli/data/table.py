@@ -4,7 +4,8 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ddpm_cli import rng
 from ddpm_cli.distributed import collectives
+from ddpm_cli.files import write
 
 SHARE_OF_MEMORY = 0.25
 """Share of the free memory of the training device that a table may take there."""
@@ -84,6 +86,20 @@ def fingerprint(examples: Examples | StreamedExamples) -> str:
     if examples.labels is not None:
         digest.update(examples.labels.numpy().tobytes())
     return digest.hexdigest()
+
+
+def with_fingerprint(examples: Examples, stem: Path) -> Examples:
+    """Return the examples with their fingerprint, which is computed once and kept beside their decoded images.
+
+    stem: the path of the decoded images without its ending.
+    """
+    about = hashlib.sha256(repr(examples.classes).encode())
+    if examples.labels is not None:
+        about.update(examples.labels.numpy().data)
+    kept = stem.with_suffix(f".{about.hexdigest()[:16]}.sha256")
+    if not kept.is_file():
+        write(kept, fingerprint(examples).encode())
+    return replace(examples, fingerprint=kept.read_text())
 
 
 class ExampleBatch(NamedTuple):
