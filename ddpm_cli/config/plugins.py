@@ -76,13 +76,21 @@ def _schema(option: type[Option]) -> str:
     return f"/schema/{option.group}/{option_name(option)}@"
 
 
+def yaml_files(group: str) -> dict[str, str]:
+    """Return the YAML files of a config group by their names without .yaml, and what stands for missing ones."""
+    folders = [root / group for root in (files("ddpm_cli.configs"), *EXTRA_CONFIGS)]
+    paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    texts = {path.name.removesuffix(".yaml"): path.read_text() for path in paths if path.name.endswith(".yaml")}
+    for option in WITHOUT_YAML:
+        if option.group == group:
+            values = default_config(option)
+            texts[option_name(option)] = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=1000)
+    return texts
+
+
 def default_values(option: type[Option]) -> dict[str, Any]:
-    """Return the default values of an option: those of its YAML file, or of its fields."""
-    values = default_config(option)
-    if option not in WITHOUT_YAML:
-        folders = [root / option.group for root in (files("ddpm_cli.configs"), *EXTRA_CONFIGS)]
-        texts = [path.read_text() for folder in folders if folder.is_dir() for path in folder.iterdir()]
-        values = yaml.safe_load(next(text for text in texts if _schema(option) in text))
+    """Return the values of the YAML file of an option."""
+    values = yaml.safe_load(next(text for text in yaml_files(option.group).values() if _schema(option) in text))
     return {key: value for key, value in values.items() if key != "defaults"}
 
 

@@ -7,11 +7,9 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-
 from ddpm_cli.cli.app.ranges import with_ranges
-from ddpm_cli.config import EXTRA_CONFIGS, option_name
-from ddpm_cli.config.plugins import WITHOUT_YAML, default_config
+from ddpm_cli.config import EXTRA_CONFIGS
+from ddpm_cli.config.plugins import yaml_files
 from ddpm_cli.errors import UserError, check, one_of
 
 ALIASES: Mapping[str, Mapping[str, str]] = {
@@ -123,13 +121,4 @@ def configs_of(group: str, name: str) -> list[str]:
 
 @cache
 def _texts_of(group: str) -> dict[str, str]:
-    """Return the YAML files of a config group by the name of the option, and what stands for missing ones."""
-    folders = [root / group for root in (files("ddpm_cli.configs"), *EXTRA_CONFIGS)]
-    paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
-    texts = {path.name.removesuffix(".yaml"): path.read_text() for path in paths if path.name.endswith(".yaml")}
-    for option in WITHOUT_YAML:
-        if option.group == group:
-            texts[option_name(option)] = yaml.safe_dump(
-                default_config(option), sort_keys=False, default_flow_style=None, width=1000
-            )
-    return texts
+    return yaml_files(group)
