@@ -111,8 +111,11 @@ class Train:
 
     def is_milestone(self, step: int, examples: int) -> bool:
         """Return whether a checkpoint and a grid are due after `step` steps (1 is the first)."""
-        every = self.milestone_steps(examples)
-        return math.floor(step / every) > math.floor((step - 1) / every)
+        return self.milestones_until(step, examples) > self.milestones_until(step - 1, examples)
+
+    def milestones_until(self, step: int, examples: int) -> int:
+        """Return the number of regular milestones in `step` steps. A run also has one at its end."""
+        return math.floor(step / self.milestone_steps(examples))
 
     def milestone_steps(self, examples: int) -> float:
         """Return the number of steps between milestones, which may be fractional if it is given in epochs."""

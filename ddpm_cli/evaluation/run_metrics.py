@@ -129,8 +129,8 @@ class MilestoneEvaluator:
     def is_due(self, step: int, examples: int) -> bool:
         """Return whether the samples are measured at the milestone of a step."""
         every, train = self.config.evaluate.every, self.config.train
-        number = math.floor(step / train.milestone_steps(examples))
-        return every is not None and (number % every == 0 or step == train.total_steps(examples))
+        at_end = step == train.total_steps(examples)
+        return every is not None and (train.milestones_until(step, examples) % every == 0 or at_end)
 
     def measure(self, step: int, folder: Path) -> Measurement | None:
         """Measure the samples of this step, append the result to evaluations.jsonl and return it; None on ranks > 0."""

@@ -169,7 +169,7 @@ class Loop:
         if on_milestone is None:
             return False
         self._wait_for_checkpoint()
-        number = max(1, math.floor(step / trainer.config.train.milestone_steps(len(trainer.table))))
+        number = max(1, trainer.config.train.milestones_until(step, len(trainer.table)))
         milestone = Milestone(number, step, trainer.steps, loss, self.folder, run.checkpoint(step), run.grid(step))
         return collectives.on_rank_zero(lambda: on_milestone(milestone) is True)
 

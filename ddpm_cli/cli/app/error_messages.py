@@ -43,6 +43,8 @@ def on_one_line(text: str) -> str:
 
 def _with_schedule_names(message: str) -> str:
     """Return a message about the group `schedule` for ddpm-forward, whose schedules have names."""
+    if ": no such key;" in message:  # which names the key as it was typed
+        return message
     message = message.replace("schedule.", "schedules.<name>.").replace("schedule=…", "schedules.<name>=…")
     message = re.sub("^schedule=", "schedules.", message)
     return re.sub("^schedules.<name>.timesteps", "timesteps, or schedules.<name>.timesteps", message)
