@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_cli.data import decoding, image_folder
+from ddpm_cli.data import decoding, image_folder, table
 from ddpm_cli.data.table import Table, fingerprint
 from tests.conftest import composed
 
@@ -39,7 +39,7 @@ def test_second_start_with_a_table_of_20_gb(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(decoding, "_decode_into", sparse)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 0, 2**40))
-    monkeypatch.setattr(image_folder, "fingerprint", lambda examples: "the first start has computed it")
+    monkeypatch.setattr(table, "fingerprint", lambda examples: "the first start has computed it")
     image_folder.read_image_folder(dataset, True, tmp_path / "cache")
 
     before, started = anonymous_memory(), time.monotonic()
