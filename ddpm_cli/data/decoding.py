@@ -3,9 +3,11 @@
 import math
 import os
 import shutil
+import signal
+import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,13 +16,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ddpm_cli.config import ImageDataset
+from ddpm_cli.distributed.waiting import cores
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.files import NoRoom, amount, atomic
 
@@ -38,6 +38,8 @@ MAX_BYTES = 2**28
 """Maximum size in bytes of an encoded image in a shard or a Parquet file."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats of images in shards and Parquet files. Others are not tried, because some of them start programs."""
+PROCESSES_FROM = 2000
+"""Number of images from which they are decoded in processes, which then take less time than they need to start."""
 WINDOW = 32
 """Number of images for each thread that are being decoded or wait to be used."""
 
@@ -53,6 +55,7 @@ class Undecoded(Generic[Source]):
         decode: returns an image of `sources` as (C, H, W) uint8, or raises any exception; a `Failure` is raised again.
         name: returns the name of image i for messages.
         skip_broken: whether images that cannot be decoded are left out.
+        processes: whether `decode` may be called in other processes. The `sources` are then a list in memory.
     """
 
     key: str
@@ -61,6 +64,7 @@ class Undecoded(Generic[Source]):
     decode: Callable[[Source], np.ndarray]
     name: Callable[[int], str]
     skip_broken: bool
+    processes: bool = False
 
 
 def decode_image(source: Path | bytes, height: int, width: int, channels: int) -> np.ndarray:
@@ -141,6 +145,53 @@ def in_threads(work: Callable[[Source], Result], sources: Iterable[Source]) -> I
         pool.shutdown(cancel_futures=True)
 
 
+class _Decoded(Dataset[np.ndarray | str]):
+    """Images that are decoded when they are asked for, or descriptions of why they cannot be decoded."""
+
+    def __init__(self, decode: Callable[[Source], np.ndarray], sources: Sequence[Source]) -> None:
+        self._decode, self._sources = decode, sources
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        try:
+            return self._decode(self._sources[index])
+        except Exception as error:  # a description, because not all exceptions can be pickled
+            return one_line(error)
+
+
+def in_processes(
+    decode: Callable[[Source], np.ndarray], sources: Sequence[Source], size: int
+) -> Iterator[np.ndarray | str]:
+    """Yield what `decode` returns for each of `sources`, or a description of what it raises, in order.
+
+    The processes are forked, so that nothing is pickled but the results. They end with this one,
+    which Ctrl-C reaches alone.
+
+    size: the number of bytes of a result, which decides how many are sent together.
+    """
+    loader = DataLoader(
+        _Decoded(decode, sources),
+        batch_size=min(64, max(1, 2**22 // size)),
+        num_workers=min(cores(), len(sources)),
+        collate_fn=list,
+        multiprocessing_context="fork",
+    )
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        batches = iter(loader)  # the processes start here and inherit the blocked signal
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        for batch in batches:
+            yield from batch
+    except RuntimeError as error:
+        raise Failure(
+            f"a process that decodes images was ended by the system ({one_line(error)}); start again"
+        ) from error
+
+
 def cached_table(
     root: str | None, images: Undecoded[Source], shape: tuple[int, int, int], cache: Path
 ) -> tuple[np.ndarray, list[int]]:
@@ -160,7 +211,7 @@ def cached_table(
             if shutil.disk_usage(cache).free < size:  # noticed now rather than after hours of decoding
                 raise NoRoom(table, size)
             with atomic(indices, 8 * images.count) as partial_indices, atomic(table, size) as partial_table:
-                valid = _decode_into(partial_table, images, root)
+                valid = _decode_into(partial_table, images, math.prod(shape), root)
                 with partial_indices.open("wb") as stream:
                     np.save(stream, np.array(valid, dtype=np.int64))
         except (OSError, NoRoom) as error:
@@ -174,31 +225,43 @@ def cached_table(
     return np.memmap(table, np.uint8, mode="c", shape=(len(valid), *shape)), valid
 
 
-def _decode_into(table: Path, images: Undecoded[Source], root: str | None) -> list[int]:
+def _decode_all(images: Undecoded[Source], size: int) -> Iterator[np.ndarray | Exception | str]:
+    """Yield the decoded `images` of `size` bytes, or why they cannot be decoded, in order."""
+    if images.processes and images.count >= PROCESSES_FROM and sys.platform == "linux":  # elsewhere forking is not safe
+        return in_processes(images.decode, list(images.sources()), size)
+    return in_threads(images.decode, images.sources())
+
+
+def _decode_into(table: Path, images: Undecoded[Source], size: int, root: str | None) -> list[int]:
     """Decode `images` in parallel and write them to `table`. Return the numbers of those that could be decoded.
+
+    size: the number of bytes of a decoded image.
+
 
     Raises `UserError` if an image cannot be decoded and is not to be skipped, or if none can be decoded.
     """
     valid: list[int] = []
     with table.open("wb") as stream:
-        results = in_threads(images.decode, images.sources())
-        for i, result in enumerate(tqdm(results, "decoding", images.count, unit="image", disable=None)):
+        for i, result in enumerate(
+            tqdm(_decode_all(images, size), "decoding", images.count, unit="image", disable=None)
+        ):
             if isinstance(result, np.ndarray):
                 stream.write(result.tobytes())
                 valid.append(i)
             elif isinstance(result, Failure):
                 raise result
             elif not images.skip_broken:
-                raise undecodable(root, images.name(i), result) from result
+                raise undecodable(root, images.name(i), result)
     if not valid:
         raise UserError(f"dataset.root={root}: none of the {images.count} images can be decoded; name another folder")
     return valid
 
 
-def undecodable(root: str | None, name: str, error: Exception) -> UserError:
-    """Return the error for an image of `dataset.root` that cannot be decoded because of `error`."""
+def undecodable(root: str | None, name: str, reason: Exception | str) -> UserError:
+    """Return the error for an image of `dataset.root` that cannot be decoded for `reason`."""
+    described = reason if isinstance(reason, str) else one_line(reason)
     return UserError(
-        f"dataset.root={root}: {name} cannot be decoded ({one_line(error)}); "
+        f"dataset.root={root}: {name} cannot be decoded ({described}); "
         "remove it, or skip broken images with dataset.skip_broken=true"
     )
 
@@ -206,36 +269,3 @@ def undecodable(root: str | None, name: str, error: Exception) -> UserError:
 def one_line(error: Exception) -> str:
     """Return the type and the message of `error` without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def convert_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Convert images (N, C, H, W) uint8 from gray to RGB or from RGB to gray."""
-    if pixels.shape[1] == channels:
-        return pixels
-    if channels == 3:
-        return pixels.expand(-1, 3, -1, -1).contiguous()
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601, as for mode L of Pillow
-    return torch.cat([(part * luma).sum(1, keepdim=True).round().byte() for part in pixels.split(4096)])
-
-
-def resize_and_crop(pixels: Tensor, dataset: ImageDataset) -> Tensor:
-    """Resize images (N, C, H, W) uint8 to the size of the config. Crop the centre if the aspect ratio differs."""
-    height, width = dataset.shape[1:]
-    if tuple(pixels.shape[2:]) == (height, width):
-        return pixels
-    need = 2 * len(pixels) * dataset.channels * height * width  # the list of parts and their concatenation
-    if need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise UserError(
-            f"dataset.image_size={dataset.image_size}: {len(pixels)} images of that size need "
-            f"{need / 2**30:.0f} GiB of memory, more than this machine has; use a smaller size"
-        )
-    scale = max(height / pixels.shape[2], width / pixels.shape[3])
-    size = [max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale))]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    window = (..., slice(top, top + height), slice(left, left + width))
-
-    def resize(part: Tensor) -> Tensor:  # part by part, because floats need four times the memory
-        large = F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)
-        return large[window].round().clamp(0, 255).byte()
-
-    return torch.cat([resize(part) for part in pixels.split(4096)])

@@ -127,6 +127,7 @@ def _load_or_decode(
         decode=partial(decode_image, height=height, width=width, channels=channels),
         name=lambda i: str(files[i]),
         skip_broken=dataset.skip_broken,
+        processes=True,
     )
     return *cached_table(dataset.root, images, dataset.shape, cache), cache / key
 

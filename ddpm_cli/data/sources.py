@@ -29,7 +29,7 @@ from ddpm_cli.config import (
     implementation_of,
     implements,
 )
-from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table, convert_channels, resize_and_crop
+from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table
 from ddpm_cli.data.emoji import read_emoji
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.parquet import read_parquet
@@ -37,6 +37,7 @@ from ddpm_cli.data.shards import read_shards
 from ddpm_cli.data.table import Examples, StreamedExamples, to_tensor
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import cache_folder
+from ddpm_cli.images.resizing import convert_channels, resize_and_crop
 
 AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 

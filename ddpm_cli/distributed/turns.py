@@ -17,6 +17,7 @@ from typing import IO, TypeVar
 import torch
 
 from ddpm_cli.distributed import collectives
+from ddpm_cli.distributed.waiting import cores
 
 T = TypeVar("T")
 POLL_SECONDS = 0.0005
@@ -32,14 +33,9 @@ def cpu_turn(device: torch.device) -> AbstractContextManager[None]:
     Only a single process on a CPU takes turns, and only if two like it have more threads than there are cores.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or collectives.world_size() > 1 or threads == 1 or 2 * threads <= _cores():
+    if device.type != "cpu" or collectives.world_size() > 1 or threads == 1 or 2 * threads <= cores():
         return nullcontext()
     return turns().turn()
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_turns(items: Iterator[T], device: torch.device) -> Iterator[T]:

@@ -30,6 +30,11 @@ class OtherPrograms:
         return (busy - self._busy - (time.process_time() - self._own)) / elapsed
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def busy_seconds() -> float | None:
     """Return the seconds that the cores of this process were busy since the system started; None if unknown."""
     try:

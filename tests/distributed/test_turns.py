@@ -55,7 +55,7 @@ def test_nobody_waits_if_the_file_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_only_programs_that_use_most_cores_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "turns", lambda: Turns(tmp_path / "x"))
-    monkeypatch.setattr(turns, "_cores", lambda: 8)
+    monkeypatch.setattr(turns, "cores", lambda: 8)
     taking = []
     for threads in (1, 4, 5, 8):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)

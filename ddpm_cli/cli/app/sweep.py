@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
 from ddpm_cli.cli.app.study import Study, store_study, study_of
+from ddpm_cli.distributed.waiting import cores
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.shell import quoted
 from ddpm_cli.sweeps.jobs_csv import FILE, SweepJob, append_job, create_jobs, jobs_of
@@ -190,11 +191,6 @@ def at_once(launcher: Mapping[str, Any], jobs: int | None) -> int:
     else:
         wanted = 1
     return max(1, wanted if jobs is None else min(wanted, jobs))
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
