@@ -48,6 +48,12 @@ def check_checksum(path: Path) -> None:
             raise Damaged("damaged: its checksum does not match")
 
 
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as stream:
+        return _sha256_of_bytes(stream, path.stat().st_size).decode()
+
+
 def check_mark(path: Path) -> None:
     """Raise `Damaged` unless the file ends with a checksum, which need not match."""
     _stored_checksum(path)

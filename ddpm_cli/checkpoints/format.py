@@ -1,4 +1,7 @@
-"""The checkpoint format: one file with all that resuming and sampling need. It contains data, never code."""
+"""The checkpoint format: a file with all that resuming and sampling need, of data and never of code.
+
+Its large tensors may be in shards, see `sharded`.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,6 +20,7 @@ from ddpm_cli.checkpoints.checksum import (
     check_pickle,
 )
 from ddpm_cli.checkpoints.migrations import FORMAT, OLDEST, migrate
+from ddpm_cli.checkpoints.sharded import read_shards, shards_of, valid_shards
 from ddpm_cli.checkpoints.stored_config import from_stored, missing_plugin
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
@@ -35,6 +39,7 @@ TYPES = {
     "scaler": dict,  # of the gradient scaler in fp16, else empty
     "timestep_sampler": dict,
     "losses": dict,  # see LossMonitor.state
+    "shards": dict,  # checksums of the files that have model, ema and optimizer, by name; empty if there are none
 }
 """The keys of a checkpoint besides `format`, and their types."""
 MAX_ITEMS = 1_000_000
@@ -59,25 +64,41 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint on the CPU, its `config` as a `TrainConfig`.
 
-    They are brought to the current format; `written_format` is that of the file.
+    They are brought to the current format; `written_format` is that of the file, and `stored_bytes` the size of all
+    files. Shards are put together.
 
     No code from the file is run, no path in it is opened, and memory use is little more than the size of the file.
     The tensors are views of the mapped file: copy those to keep. Raise `CorruptCheckpoint` for an incomplete or
     damaged file, and `UserError` for one that this version of ddpm-train did not write. `key` is named in errors.
     """
     _check(key, path, check_checksum)
-    return _contents(key, path)
+    state = _contents(key, path)
+    if not state["shards"]:
+        return {**state, "stored_bytes": path.stat().st_size}
+    folder = shards_of(path, state["step"])
+    try:
+        tensors = read_shards(folder, state["shards"])
+    except Damaged as error:
+        raise CorruptCheckpoint(f"{key}={path}: {error}; name another checkpoint") from error
+    except OSError as error:
+        raise UserError(f"{key}={path}: {folder} cannot be read ({error.strerror}); name another checkpoint") from error
+    return {**state, **tensors, "stored_bytes": sum(file.stat().st_size for file in folder.iterdir())}
 
 
 def read_config(key: str, path: Path) -> TrainConfig:
-    """Return the config of a checkpoint whose tensors are not read.
+    """Return the config of a checkpoint whose tensors are not read, as `read_head` does."""
+    config: TrainConfig = read_head(key, path)["config"]
+    return config
+
+
+def read_head(key: str, path: Path) -> dict[str, Any]:
+    """Return the contents of a checkpoint whose tensors are not read.
 
     The file is checked and refused as by `load_checkpoint`, except that damage to the tensors is not found. It tells
     how to start a process; `load_checkpoint` must still be called before anything of the file is used.
     """
     _check(key, path, check_mark)
-    config: TrainConfig = _contents(key, path)["config"]
-    return config
+    return _contents(key, path)
 
 
 def _check(key: str, path: Path, check: Callable[[Path], None]) -> None:
@@ -138,17 +159,19 @@ def _invalid_keys(state: Mapping[str, Any]) -> list[str]:
         "step": 0 <= state["step"] <= MAX_STEP,
         "seconds": 0 <= state["seconds"] < math.inf,
         "classes": all(isinstance(name, str) for name in state["classes"]),
+        "shards": valid_shards(state["shards"]),
     }
     return [name for name in ok if not ok[name]]
 
 
-def check_matches(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+def check_matches(key: str, path: Path, state: Mapping[str, Any], like: Mapping[str, Any], size: int) -> None:
     """Raise `UserError` unless the items of `state` have the structure, shapes and dtypes of those of `like`.
 
-    Tensors must also be finite and together no larger than the file. Those of `like` may be on the meta device.
+    Tensors must also be finite and together no larger than `size`, the number of bytes that was read. Those of `like`
+    may be on the meta device.
     """
     for name, wanted in like.items():
-        if _bytes_of(state[name]) > path.stat().st_size:  # before computing anything with its tensors
+        if _bytes_of(state[name]) > size:  # before computing anything with its tensors
             raise UserError(f"{key}={path}: larger inside than the file itself; name another checkpoint")
         if difference := _difference(state[name], wanted, name):
             raise UserError(

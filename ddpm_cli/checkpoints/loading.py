@@ -49,15 +49,16 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
     checkpoint is in one. Raise `UserError`.
     """
     if path.suffix == ".safetensors":
-        weights = read_weights(key, path)
+        weights, size = read_weights(key, path), path.stat().st_size
     else:
         state = load_checkpoint(key, path)
+        size = state["stored_bytes"]
         weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind])
     if weights.kind != kind:
         raise UserError(f"weights={kind}: {path} contains only the {weights.kind} weights; use weights={weights.kind}")
     config = with_noted_paths(weights.config, path)
     check_classes(key, path, config, weights.classes)
-    check_matches(key, path, {kind: weights.tensors}, {kind: weights_like(config, weights.classes)})
+    check_matches(key, path, {kind: weights.tensors}, {kind: weights_like(config, weights.classes)}, size)
     return replace(weights, config=config)
 
 

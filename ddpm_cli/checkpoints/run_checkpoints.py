@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ddpm_cli.checkpoints.format import CorruptCheckpoint, load_checkpoint, read_config, write_checkpoint
+from ddpm_cli.checkpoints.format import CorruptCheckpoint, load_checkpoint, read_config, read_head, write_checkpoint
 from ddpm_cli.checkpoints.run_folder import WEIGHTS, RunFolder
+from ddpm_cli.checkpoints.sharded import remove_shards
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic, sync_folder
@@ -36,12 +37,24 @@ def prune(folder: Path, keep_last: int | None, window: float) -> None:
     if keep_last is None:
         return
     kept: set[int] = set()
-    found = RunFolder(folder).checkpoints_by_step()
-    for step, path in list(found.items())[:-keep_last]:
+    run = RunFolder(folder)
+    for step, path in list(run.checkpoints_by_step().items())[:-keep_last]:
         number = math.floor(step / window)
-        if number == 0 or number in kept:
+        if (number == 0 or number in kept) and not _shards_are_best(path, run):
             path.unlink(missing_ok=True)
+            remove_shards(path)
         kept.add(number)
+
+
+def _shards_are_best(path: Path, run: RunFolder) -> bool:
+    """Return whether best.pt needs the shards of the checkpoint `path`."""
+    best = run.checkpoints / "best.pt"
+    return path.with_suffix(".shards").is_dir() and best.is_file() and run.checkpoint(_step_of(best)) == path
+
+
+def _step_of(path: Path) -> int:
+    step: int = read_head("checkpoint", path)["step"]
+    return step
 
 
 def find_checkpoint(key: str, value: str) -> Path:
@@ -106,9 +119,23 @@ def move_later_checkpoints(folder: Path, step: int) -> None:
         aside.mkdir()
         for path in reversed(later):  # newest first, so that an interruption leaves a consistent order
             path.replace(aside / path.name)
+            shards = path.with_suffix(".shards")
+            if shards.is_dir():
+                shards.replace(aside / shards.name)
         log.warning("moved the %d checkpoints after step %d to %s, which you may remove", len(later), step, aside)
     if run.checkpoint(step).is_file():
         _make_last(run.checkpoint(step))
+    _remove_incomplete_shards(run)
+
+
+def _remove_incomplete_shards(run: RunFolder) -> None:
+    """Remove shards without a checkpoint, which a killed process has left."""
+    names = [path for path in (run.last_checkpoint, run.checkpoints / "best.pt") if path.is_file()]
+    used = {run.checkpoint(_step_of(path)) for path in names}  # of a run that was copied without the others
+    for folder in run.checkpoints.glob("step_*.shards"):
+        path = folder.with_suffix(".pt")
+        if not path.is_file() and path not in used:
+            remove_shards(path)
 
 
 def keep_best(folder: Path, step: int) -> None:

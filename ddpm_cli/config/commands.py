@@ -14,7 +14,7 @@ from ddpm_cli.errors import UserError, check, one_of
 TASKS = ("generate", "interpolate", "inpaint")
 METRICS = ("fid", "kid", "is", "prc", "nll")
 FEATURES = ("auto", "inception", "classifier")
-EXPORTS = ("safetensors", "diffusers", "onnx")
+EXPORTS = ("safetensors", "diffusers", "onnx", "checkpoint")
 IMPORTS = ("diffusers", "shards")
 
 
@@ -183,6 +183,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         check(self.format in EXPORTS, "format", self.format, one_of(EXPORTS))
         check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
+        if self.format == "checkpoint" and self.weights == "model":
+            raise UserError("weights=model: has no effect with format=checkpoint, which has both; leave it out")
 
 
 @dataclass(kw_only=True)

@@ -147,6 +147,7 @@ class Checkpointing:
 
     keep_last: int | None  # None: all
     keep_every: Any  # steps or epochs, or None
+    sharded: bool
 
     def __post_init__(self) -> None:
         ok = self.keep_last is None or 1 <= self.keep_last <= 10**9
@@ -234,6 +235,10 @@ class TrainConfig:
         check(self.init_weights in ("ema", "model"), "init_weights", self.init_weights, "ema or model")
         if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":
             raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
+        if self.checkpoint.sharded and self.distributed.strategy != "fsdp":
+            raise UserError(
+                f"checkpoint.sharded=true: not with distributed.strategy={self.distributed.strategy}; use fsdp"
+            )
         ok = all(name in LOGGERS for name in self._logger_words())
         check(ok, "logger", self.logger, f"{one_of(LOGGERS)}, or a list of some, as in [tensorboard,wandb]")
         self._check_objective()

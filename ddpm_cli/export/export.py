@@ -1,13 +1,15 @@
-"""Export a checkpoint to safetensors, diffusers or ONNX. Implements ddpm-export."""
+"""Export a checkpoint to safetensors, diffusers or ONNX, or as one file. Implements ddpm-export."""
 
 import logging
 from importlib.util import find_spec
 from pathlib import Path
 
+from ddpm_cli.checkpoints.format import TYPES, load_checkpoint
 from ddpm_cli.checkpoints.loading import load_weights
-from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
+from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, save_checkpoint
 from ddpm_cli.checkpoints.run_folder import WEIGHTS, new_folder
 from ddpm_cli.checkpoints.safetensors_file import Weights, write_weights
+from ddpm_cli.checkpoints.stored_config import plugins_of, to_stored
 from ddpm_cli.config import ExportConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.export.model_card import model_card
@@ -20,7 +22,12 @@ from ddpm_cli.tracking.terminal import status
 
 log = logging.getLogger(__name__)
 
-PACKAGES = {"safetensors": ["safetensors"], "diffusers": ["safetensors"], "onnx": ["onnx", "onnxscript"]}
+PACKAGES = {
+    "safetensors": ["safetensors"],
+    "diffusers": ["safetensors"],
+    "onnx": ["onnx", "onnxscript"],
+    "checkpoint": [],
+}
 """Packages required to write each format. Writing the format of diffusers does not require diffusers."""
 
 
@@ -60,6 +67,9 @@ def export_checkpoint(config: ExportConfig, folder: Path) -> None:
     """
     check_packages(config.format)
     path = find_checkpoint("ckpt", config.ckpt)
+    if config.format == "checkpoint":
+        export_as_one_file(config, path, folder)
+        return
     with status("loading the checkpoint"):
         weights = load_weights("ckpt", path, config.weights)
     if config.format == "diffusers":
@@ -68,3 +78,16 @@ def export_checkpoint(config: ExportConfig, folder: Path) -> None:
     with status(f"writing {config.format}"):
         export(weights, path, config.format, folder)
     log.info("step %d of %s as %s, and README.md, are in %s", weights.step, config.ckpt, config.format, folder)
+
+
+def export_as_one_file(config: ExportConfig, path: Path, folder: Path) -> None:
+    """Write the checkpoint `path`, which may be sharded, to checkpoints/ in `folder` as a single file."""
+    if path.suffix == ".safetensors":
+        raise UserError(f"ckpt={config.ckpt}: has only weights, and a checkpoint also needs the optimizer; name a run")
+    with status("loading the checkpoint"):
+        state = load_checkpoint("ckpt", path)
+    stored = {"config": to_stored(state["config"]), "plugins": plugins_of(state["config"]), "shards": {}}
+    new_folder(folder)
+    with status("writing the checkpoint"):
+        written = save_checkpoint(folder, {key: state[key] for key in TYPES} | stored)
+    log.info("step %d of %s is in %s", state["step"], config.ckpt, written)

@@ -141,7 +141,7 @@ def pipeline_to_weights(key: str, pipeline: Pipeline, defaults: TrainConfig, dat
         raise UserError(
             f"{key}={pipeline.file}: {' '.join(str(error).split())[:LONGEST]}; name another folder"
         ) from error
-    check_matches(key, pipeline.file, {"ema": tensors}, {"ema": like})
+    check_matches(key, pipeline.file, {"ema": tensors}, {"ema": like}, pipeline.file.stat().st_size)
     return Weights(config, [], 0, "ema", tensors)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.run_checkpoints import keep_best, prune, save_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
+from ddpm_cli.checkpoints.sharded import Shards, without_tensors
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.images.png_gif import save_gif, save_png
 from ddpm_cli.tracking.loggers import open_loggers
@@ -43,14 +44,18 @@ class RunWriter:
         self.metrics.append(row)
         self.loggers.row(row)
 
-    def checkpoint(self, state: dict[str, Any]) -> None:
+    def checkpoint(self, state: dict[str, Any], shards: Shards | None = None) -> None:
         """Write a checkpoint after flushing metrics.csv, and remove old ones.
 
         In the background only one is written at a time. Its errors are raised by the next call or by `wait`.
+
+        shards: those being written of a sharded checkpoint, whose tensors are not among `state`.
         """
         self.wait()
         self.metrics.flush()
-        if self.background:
+        if shards is not None:
+            self._writing = self._thread.submit(self._write_sharded, on_host(without_tensors(state)), shards)
+        elif self.background:
             self._writing = self._thread.submit(self._write_checkpoint, on_host(state))
         else:
             self._write_checkpoint(state)
@@ -60,6 +65,9 @@ class RunWriter:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def _write_sharded(self, state: dict[str, Any], shards: Shards) -> None:
+        self._write_checkpoint(state | {"shards": shards.checksums()})
 
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
         path = save_checkpoint(self.run.path, state)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.run_checkpoints import save_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
+from ddpm_cli.checkpoints.sharded import ShardWriter
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.distributed.turns import cpu_turn
@@ -68,6 +69,7 @@ class Loop:
             self.losses.restore(state["losses"])
         self.seconds = 0.0 if state is None else state["seconds"]  # spent in steps, over all resumes
         self.saved_step = trainer.step
+        self.shard_writer = ShardWriter(folder) if trainer.is_sharded and trainer.config.checkpoint.sharded else None
         self._polled, self._polled_step, self._next_poll = time.monotonic(), trainer.step, trainer.step
         if trainer.step == 0:
             first = self.state()
@@ -92,15 +94,10 @@ class Loop:
         if self.writer is not None:
             self.writer.close()
 
-    def state(self) -> dict[str, Any]:
-        """Return the contents of a checkpoint. All ranks must call it."""
-        losses = self.losses.state()
-        return {
-            **self.trainer.state(),
-            "losses": losses,
-            "seconds": self.seconds,
-            "data": self.fingerprint,
-        }
+    def state(self, sharded: bool = False) -> dict[str, Any]:
+        """Return the contents of a checkpoint, see `Trainer.state`. All ranks must call it."""
+        own = {"losses": self.losses.state(), "seconds": self.seconds, "data": self.fingerprint}
+        return {**self.trainer.state(sharded), **own}
 
     def run(self) -> float:
         """Train to the last step; return the last loss that was logged.
@@ -248,11 +245,13 @@ class Loop:
         self._write(lambda writer: writer.row(row))
 
     def _save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; a sharded one except at the end."""
         self.progress.pause()
         self.seconds = self.progress.seconds
-        state = self.state()
-        self._write(lambda writer: writer.checkpoint(state))
+        shard_writer = self.shard_writer if self.trainer.step < self.trainer.steps else None
+        state = self.state(sharded=shard_writer is not None)
+        shards = shard_writer.start(state) if shard_writer is not None else None
+        self._write(lambda writer: writer.checkpoint(state, shards))
         self.saved_step = self.trainer.step
         if self.trainer.step == self.trainer.steps:
             self._wait_for_checkpoint()

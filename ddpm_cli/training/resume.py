@@ -106,7 +106,7 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
         "timestep_sampler": timesteps.state(),
         "losses": LossMonitor(1).state(),
     }
-    check_matches(key, path, state, like)
+    check_matches(key, path, state, like, state["stored_bytes"])
 
 
 def check_same_data(trainer: Trainer, fingerprint: str, state: dict[str, Any], resume: str, may_change: bool) -> None:

@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
+from ddpm_cli.checkpoints.sharded import SHARDED, check_supported
 from ddpm_cli.checkpoints.stored_config import PATHS
 from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, TrainConfig, UserImages
 from ddpm_cli.data.sources import check_labels, open_examples
@@ -49,7 +50,7 @@ from ddpm_cli.training.resume import (
 )
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.summary_table import start_table
-from ddpm_cli.training.trainer import ON_RANK_ZERO, Trainer
+from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def check_config(config: TrainConfig) -> None:
     betas_of(config.schedule)
     check_loggers(config)
     _check_metrics(config)
+    if config.checkpoint.sharded:
+        check_supported()
     if config.resume is not None:
         checkpoint_to_resume(config.resume)
         return
@@ -130,7 +133,7 @@ def train(job: TrainingJob) -> float | None:
         else:
             check_same_data(trainer, data, state, str(job.resume), job.config.resume_data_changed)
             trainer.restore(state)
-            state = {key: value for key, value in state.items() if key not in ON_RANK_ZERO}  # which unmaps the file
+            state = {key: value for key, value in state.items() if key not in SHARDED}  # which unmaps the file
             lines = _start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: move_later_checkpoints(folder, trainer.step))
         if collectives.is_rank_zero():
@@ -162,7 +165,7 @@ def _state_of_rank_zero(job: TrainingJob) -> dict[str, Any]:
 
     def small() -> dict[str, Any]:
         whole.append(load_for_resume(job.config, str(job.resume), job.changes))
-        return {key: value for key, value in whole[0].items() if key not in ON_RANK_ZERO}
+        return {key: value for key, value in whole[0].items() if key not in SHARDED}
 
     return {**collectives.on_rank_zero(small), **(whole[0] if whole else {})}
 

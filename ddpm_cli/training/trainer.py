@@ -38,8 +38,6 @@ from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.optimizer import build_optimizer, in_groups, learning_rate, set_learning_rate
 
-ON_RANK_ZERO = ("model", "ema", "optimizer")
-"""Items of a state that only rank 0 holds in full."""
 SCALER_MOVES = ("scale", "_growth_tracker")
 """Keys of the state of a gradient scaler that change while training."""
 
@@ -69,10 +67,9 @@ class Trainer:
         configure_arithmetic(config.train.precision, config.train.deterministic, same_shapes=True)
         self.step = 0  # steps done
         self.lr = 0.0  # of the last one
-        in_parts = (
-            collectives.world_size() > 1 and config.distributed.strategy == "fsdp"
-        )  # which supports no other layout
-        layout = torch.contiguous_format if in_parts or device.type == "mps" else torch.channels_last
+        self.is_sharded = collectives.world_size() > 1 and config.distributed.strategy == "fsdp"
+        # Sharded parameters support no other layout.
+        layout = torch.contiguous_format if self.is_sharded or device.type == "mps" else torch.channels_last
         rng.seed_everything(config.train.seed, "network")
         network = network_of(config, self.classes)
         self.network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
@@ -185,24 +182,24 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return grad_norm, finite
 
-    def state(self) -> dict[str, Any]:
+    def state(self, sharded: bool = False) -> dict[str, Any]:
         """Return the state for a checkpoint, the same for any number of processes. All ranks must call it.
 
-        Tensors that are sharded are on the CPU of rank 0, and None elsewhere.
+        Tensors that are sharded are on the CPU of rank 0, and None elsewhere; with `sharded`, they stay as they are.
         """
+        whole = torch.Tensor.detach if sharded else unshard_on_rank_zero
         moments = {i: self.optimizer.state[parameter] for i, parameter in enumerate(self.network.parameters())}
         return {
             "step": self.step,
             "config": to_stored(self.config),
             "plugins": plugins_of(self.config),
-            "model": {name: unshard_on_rank_zero(x) for name, x in self.network.state_dict().items()},
-            "ema": {name: unshard_on_rank_zero(x) for name, x in self.ema.network.state_dict().items()},
-            "optimizer": {
-                i: {name: unshard_on_rank_zero(x) for name, x in own.items()} for i, own in moments.items() if own
-            },
+            "model": {name: whole(x) for name, x in self.network.state_dict().items()},
+            "ema": {name: whole(x) for name, x in self.ema.network.state_dict().items()},
+            "optimizer": {i: {name: whole(x) for name, x in own.items()} for i, own in moments.items() if own},
             "scaler": {key: value for key, value in self.scaler.state_dict().items() if key in SCALER_MOVES},
             "timestep_sampler": self.timestep_sampler.state(),
             "classes": self.classes,
+            "shards": {},
         }
 
     def start_from(self, weights: dict[str, Tensor] | None) -> None:
@@ -219,7 +216,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a state. Must be called before the first step, by all ranks.
 
-        Of the items in `ON_RANK_ZERO`, which are large, only those of rank 0 are used; other ranks need not have them.
+        Of the items `SHARDED`, which are large, only those of rank 0 are used; other ranks need not have them.
         """
         self.step = state["step"]
         self._copy_weights(self.network, state.get("model"))

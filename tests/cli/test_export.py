@@ -116,7 +116,7 @@ def test_onnx_export_has_a_dynamic_batch_size(run: Run, runs: Path, tmp_path: Pa
 REFUSED = {
     "export": ["ckpt=: missing"],
     "export ckpt=nowhere": ["ckpt=nowhere: no such file or folder"],
-    "export ckpt={plain} format=gguf": ["format=gguf: must be safetensors, diffusers or onnx"],
+    "export ckpt={plain} format=gguf": ["format=gguf: must be safetensors, diffusers, onnx or checkpoint"],
     "export ckpt={plain} weights=best": ["weights=best: must be ema or model"],
     "export ckpt={plain} format=diffusers": ["model=unet: format=diffusers has no counterpart", "format=onnx"],
     "export ckpt={plain} out={plain}": ["already contains files; choose another folder"],

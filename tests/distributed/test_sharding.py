@@ -13,11 +13,15 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from ddpm_cli.checkpoints.format import load_checkpoint
+from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, save_checkpoint
+from ddpm_cli.checkpoints.sharded import SHARDED, ShardWriter, without_tensors
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.sharding import wrap_distributed
 from ddpm_cli.sampling.build import in_precision, network_of
+from ddpm_cli.tracking.run_writer import on_host
 from ddpm_cli.training import start
-from ddpm_cli.training.trainer import ON_RANK_ZERO, Trainer
+from ddpm_cli.training.trainer import Trainer
 from tests.conftest import TINY, composed
 from tests.processes import in_two
 from tests.training.test_trainer import CPU, EVERYTHING, trainer_of
@@ -64,8 +68,11 @@ def _overrides(optimizer: str) -> list[str]:
     return [*OVERRIDES, f"train.optimizer={optimizer}", "train.precision=fp32"]
 
 
-def _all_combinations(states: dict[str, dict[str, Any]]) -> dict[Any, Any]:
-    """Train all combinations from the start and from the states of one process. Called in each of two processes."""
+def _all_combinations(states: dict[str, dict[str, Any]], folder: Path) -> dict[Any, Any]:
+    """Train all combinations from the start and from the states of one process. Called in each of two processes.
+
+    Sharded checkpoints are written to `folder`.
+    """
     found: dict[Any, Any] = {}
     for strategy, optimizer in COMBINATIONS:
         overrides = [*_overrides(optimizer), f"distributed.strategy={strategy}"]
@@ -75,10 +82,24 @@ def _all_combinations(states: dict[str, dict[str, Any]]) -> dict[Any, Any]:
             resumed, _, output = _trained(overrides, _state_in_a_resumed_run(states[optimizer]))
         found["sent", strategy, optimizer] = sent
         found[strategy, optimizer] = started, state_after, resumed, output
+    found["sharded"] = _sharded(folder)
     for strategy in ("ddp", "fsdp"):
         found["bf16", strategy] = _steps(trainer_of(composed(*BF16, f"distributed.strategy={strategy}")), 4)
         found["compiled", strategy] = _compiled(strategy)
     return found
+
+
+def _sharded(folder: Path) -> dict[str, Any]:
+    """Return a state of which a sharded checkpoint is written while training goes on."""
+    trainer = trainer_of(composed(*_overrides("muon"), "distributed.strategy=fsdp"))
+    _steps(trainer, 2)
+    state = on_host(trainer.state())
+    shards = ShardWriter(folder).start(trainer.state(sharded=True))
+    _steps(trainer, 2)
+    if collectives.is_rank_zero():
+        rest = {**without_tensors(state), "losses": {}, "seconds": 0.0, "data": ""}
+        save_checkpoint(folder, {**rest, "shards": shards.checksums()})
+    return state
 
 
 def _state_in_a_resumed_run(state: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +108,7 @@ def _state_in_a_resumed_run(state: dict[str, Any]) -> dict[str, Any]:
     reads = state if collectives.is_rank_zero() else None
     with patch.object(start, "load_for_resume", lambda *_: reads):
         known = start._state_of_rank_zero(job)
-    assert collectives.is_rank_zero() or not known.keys() & set(ON_RANK_ZERO)
+    assert collectives.is_rank_zero() or not known.keys() & set(SHARDED)
     return known
 
 
@@ -148,11 +169,29 @@ def one_process() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two_processes(one_process: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two_processes(one_process: dict[str, Any], folder: Path) -> list[Any]:
     """Train in two processes. All combinations share one start of the processes, which takes seconds."""
-    return in_two(
-        _all_combinations, tmp_path_factory.mktemp("two"), {name: found[1] for name, found in one_process.items()}
-    )
+    states = {name: found[1] for name, found in one_process.items()}
+    return in_two(_all_combinations, folder, states, folder / "run")
+
+
+def test_sharded_checkpoint_has_the_same_bits(two_processes: list[Any], folder: Path) -> None:
+    state, path = two_processes[0]["sharded"], find_checkpoint("ckpt", str(folder / "run"))
+    assert len(list(path.with_name("step_00000002.shards").iterdir())) == 2  # one file for each process
+    assert path.stat().st_size < 20_000
+    read = load_checkpoint("ckpt", path)
+    for key in ("model", "ema"):
+        assert read[key].keys() == state[key].keys()
+        assert all(torch.equal(x, state[key][name]) for name, x in read[key].items())
+    assert read["optimizer"].keys() == state["optimizer"].keys()
+    for i, own in state["optimizer"].items():
+        assert read["optimizer"][i].keys() == own.keys()
+        assert all(torch.equal(x, own[name]) for name, x in read["optimizer"][i].items())
 
 
 @pytest.mark.parametrize(("strategy", "optimizer"), COMBINATIONS)
