@@ -260,7 +260,9 @@ def _check_batch_size(config: TrainConfig, processes: int) -> None:
     """Raise `UserError` unless the batch can be divided equally among the processes and accumulation parts."""
     train, parts = config.train, processes * config.train.accumulate
     ok = train.batch_size % parts == 0
-    check(ok, "train.batch_size", train.batch_size, f"divisible by {parts}, which is devices times train.accumulate")
+    machines = " times distributed.nnodes" if config.distributed.nnodes > 1 else ""
+    wanted = f"divisible by {parts}, which is devices{machines} times train.accumulate"
+    check(ok, "train.batch_size", train.batch_size, wanted)
 
 
 def _check_metrics(config: TrainConfig) -> None:

@@ -47,6 +47,8 @@ TRAIN = {
     "threads=0": "threads=0: must be a number of CPU threads from 1 up, or auto",
     "threads=all": "threads=all: must be a number of CPU threads from 1 up, or auto",
     "devices=many": "devices=many: must be a number of processes from 1 up",
+    "devices=1 distributed.nnodes=3 distributed.rdzv_endpoint=a:1": "train.batch_size=128: must be divisible by 3, "
+    "which is devices times distributed.nnodes times train.accumulate",
     "devices=3": "train.batch_size=128: must be divisible by 3, which is devices times train.accumulate",
     "distributed.strategy=zero": "distributed.strategy=zero: must be ddp or fsdp",
     "distributed.nnodes=0": "distributed.nnodes=0: must be in 1..10000",
