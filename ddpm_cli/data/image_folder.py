@@ -94,10 +94,10 @@ def find_files(folder: Path, root: Path, follow_links: bool, suffixes: Collectio
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=follow_links):
         wanted = [name for name in names if _suffix(name) in suffixes and not name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in (".", *folders, *wanted):
-            if not follow_links and _is_link_out(f"{place}/{name}", limits):
+        for path in (place, *(os.path.join(place, name) for name in (*folders, *wanted))):  # noqa: PTH118
+            if not follow_links and _is_link_out(path, limits):
                 raise UserError(
-                    f"dataset.root={root}: {Path(place, name)} is a symbolic link to a target outside it; "
+                    f"dataset.root={root}: {path} is a symbolic link to a target outside it; "
                     "follow such links with dataset.follow_links=true, or remove the link"
                 )
         status = Path(place).stat()
