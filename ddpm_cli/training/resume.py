@@ -19,6 +19,7 @@ from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
 from ddpm_cli.config import Train, TrainConfig
+from ddpm_cli.config.train import MilestoneEvaluation
 from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
 from ddpm_cli.shell import override
@@ -145,7 +146,17 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
         raise UserError(
             f"train.optimizer={after}: this run has the momenta of {before}, which are different; leave it out"
         )
+    _check_comparable(own.evaluate, resumed.evaluate)
     return resumed
+
+
+def _check_comparable(before: MilestoneEvaluation, now: MilestoneEvaluation) -> None:
+    """Raise `UserError` if later measurements of a run could not be compared with those that it has."""
+    if before.every is not None and before.metric == now.metric and before.n != now.n:  # the bias depends on n
+        raise UserError(
+            f"evaluate.n={now.n}: this run has measurements of {before.n} samples, which other ones cannot be compared "
+            "with; leave it out"
+        )
 
 
 def _set_typed(key: str, config: dict[str, Any], typed: dict[str, Any]) -> None:

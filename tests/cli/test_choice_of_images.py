@@ -36,7 +36,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quick_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     from ddpm_cli.evaluation import classifier
 
-    monkeypatch.setattr(classifier, "MIN_STEPS", 5)
+    monkeypatch.setattr(classifier, "MIN_STEPS", 10)
     monkeypatch.setattr(classifier, "EPOCHS", 0)
 
 
