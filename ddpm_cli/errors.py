@@ -1,6 +1,9 @@
 """The exceptions that the commands turn into a single line and an exit status."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+NAMED = 5
+"""Number of names that `first_of` shows."""
 
 
 class UserError(Exception):
@@ -38,6 +41,11 @@ def check(ok: bool, key: str, value: object, allowed: str) -> None:
     if not ok:
         typed = "null" if value is None else value
         raise UserError(f"{key}={typed}: must be {allowed}")
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return `a, b, c`, for messages; of more than `NAMED` names only the first, and an ellipsis."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def one_of(options: Iterable[str]) -> str:

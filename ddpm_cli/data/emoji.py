@@ -40,7 +40,9 @@ def read_emoji(dataset: Emoji, train: bool, cache: Path) -> Examples:
     pixels = _load_or_draw(dataset, font, texts, cache)
     chosen = [i for i, text in enumerate(texts) if (_hash(text) % PER_TEST > 0) == train]
     labels = torch.tensor([classes.index(groups[i]) for i in chosen])
-    return Examples(torch.from_numpy(pixels[chosen]), labels, classes, str(font))
+    found = {groups[i] for i in chosen}
+    held_out = [name for name in classes if name not in found] if train else []
+    return Examples(torch.from_numpy(pixels[chosen]), labels, classes, str(font), held_out=held_out)
 
 
 def _read_list(path: Path) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from ddpm_cli.errors import UserError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of the names of image files, in any letter case."""
+Splits = dict[bool, tuple[Path, list[Path]]]
+"""The folder that contains the classes, and the images, of the train split (True) and the test split."""
 NAMED = 3
 """Number of skipped files whose names are shown."""
 
@@ -26,7 +29,7 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Example
 
     The splits are the sub-folders train/ and test/ if both exist. Otherwise, the test split is the fraction
     `dataset.test_fraction` of the files whose names have the smallest hashes. If an image is in no sub-folder, there
-    are no labels.
+    are no labels. `class_names` numbers the classes.
 
     cache: the folder of the decoded images. Raises `UserError` if there are no images, or if an image cannot be decoded
     and `dataset.skip_broken` is false.
@@ -43,16 +46,39 @@ def read_image_folder(dataset: ImageFolder, train: bool, cache: Path) -> Example
     pixels, valid, stem = _load_or_decode(dataset, root, files, cache)
     (_, kept), (_, held_out) = splits[True], splits[False]
     counts = f"{len(valid) if train else len(kept)} to train, {len(held_out)} held out{_skipped(root, files, valid)}"
-    found = [file for folder, some in splits.values() if folder == root for file in some]
-    if any(file.parent == root for file in found):  # some images have no class
-        return with_fingerprint(Examples(torch.from_numpy(pixels), source=str(root), counts=counts), stem)
-    classes = sorted({file.relative_to(root).parts[0] for file in found})
+    examples = Examples(torch.from_numpy(pixels), source=str(root), counts=counts)
+    classes, found = class_names(splits), classes_in(splits[train])
+    if not classes or "" in found:  # some images have no class
+        return with_fingerprint(examples, stem)
+    only_held_out = sorted(classes_in(splits[False]) - found) if train else []
+    classes += sorted(found - set(classes))
     number = {name: i for i, name in enumerate(classes)}
-    labels = [number[files[i].relative_to(root).parts[0]] for i in valid]
-    return with_fingerprint(Examples(torch.from_numpy(pixels), torch.tensor(labels), classes, str(root), counts), stem)
+    labels = torch.tensor([number[_class_of(root, files[i])] for i in valid])
+    return with_fingerprint(replace(examples, labels=labels, classes=classes, held_out=only_held_out), stem)
 
 
-def list_splits(dataset: ImageFolder) -> dict[bool, tuple[Path, list[Path]]]:
+def class_names(splits: Splits) -> list[str]:
+    """Return the classes, sorted, which number both splits: those of the train split; none if it has no labels.
+
+    Where one folder is split at random, chance decides which split a class is in, so the classes are those of both.
+    """
+    same_folder = splits[True][0] == splits[False][0]
+    found = classes_in(splits[True]) | (classes_in(splits[False]) if same_folder else set())
+    return [] if "" in found else sorted(found)
+
+
+def classes_in(split: tuple[Path, list[Path]]) -> set[str]:
+    """Return the classes of the files of a split; one is empty if a file is in no sub-folder."""
+    folder, files = split
+    return {_class_of(folder, file) for file in files}
+
+
+def _class_of(folder: Path, file: Path) -> str:
+    name, *deeper = file.relative_to(folder).parts
+    return name if deeper else ""
+
+
+def list_splits(dataset: ImageFolder) -> Splits:
     """Return the folder that contains the classes and the images of the train split (True) and the test split."""
     dataset.check_root()
     root = Path(str(dataset.root)).expanduser()

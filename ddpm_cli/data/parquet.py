@@ -4,7 +4,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Labels:
-    """The names of the classes, and for each file the class of each row (N,) int64."""
+    """Classes that number both splits, further ones of test files, and for each file those of its rows (N,) int64."""
 
     classes: list[str]
+    unknown: list[str]
     by_file: dict[Path, np.ndarray]
+
+    def of(self, parts: list[Part]) -> np.ndarray:
+        """Return the classes of the rows of `parts`."""
+        return np.concatenate([np.zeros(0, np.int64), *(self.by_file[part.file][part.numbers] for part in parts)])
 
 
 def read_parquet(dataset: Parquet, train: bool, cache: Path) -> Examples:
@@ -57,8 +62,7 @@ def read_parquet(dataset: Parquet, train: bool, cache: Path) -> Examples:
     root, files = _list_files(dataset)
     counts = {file: _opened(dataset, file).metadata.num_rows for file in files}
     splits = _splits(dataset, root, counts)
-    used = list(dict.fromkeys(part.file for parts in splits.values() for part in parts))
-    labels = _read_labels(dataset, used) if dataset.label_column is not None else None
+    labels = _read_labels(dataset, splits) if dataset.label_column is not None else None
     sizes = {split: sum(len(part.numbers) for part in parts) for split, parts in splits.items()}
     if sizes[train] == 0:
         split = "training" if train else "testing"
@@ -71,10 +75,13 @@ def read_parquet(dataset: Parquet, train: bool, cache: Path) -> Examples:
     pixels, valid = cached_table(dataset.root, images, dataset.shape, cache)
     skipped = f", {images.count - len(valid)} skipped" if len(valid) < images.count else ""
     counted = f"{len(valid) if train else sizes[True]} to train, {sizes[False]} held out{skipped}"
-    if labels is None:
-        return with_fingerprint(Examples(torch.from_numpy(pixels), source=str(root), counts=counted), cache / key)
-    chosen = np.concatenate([labels.by_file[part.file][part.numbers] for part in parts])[valid]
-    examples = Examples(torch.from_numpy(pixels), torch.from_numpy(chosen), labels.classes, str(root), counted)
+    examples = Examples(torch.from_numpy(pixels), source=str(root), counts=counted)
+    if labels is not None:
+        numbers = torch.from_numpy(labels.of(parts)[valid])
+        names = labels.classes + labels.unknown
+        only_held_out = np.setdiff1d(labels.of(splits[False]), labels.of(splits[True]))
+        classes = labels.classes if train else names
+        examples = replace(examples, labels=numbers, classes=classes, held_out=[names[i] for i in only_held_out])
     return with_fingerprint(examples, cache / key)
 
 
@@ -167,8 +174,13 @@ def _splits(dataset: Parquet, root: Path, counts: dict[Path, int]) -> dict[bool,
     }
 
 
-def _read_labels(dataset: Parquet, files: list[Path]) -> Labels:
-    """Return the labels of all rows of `files`. Raise `UserError` for labels that are missing or out of range."""
+def _read_labels(dataset: Parquet, splits: dict[bool, list[Part]]) -> Labels:
+    """Return the labels of all rows of the files. Raise `UserError` for labels that are missing or out of range.
+
+    Without names in the metadata, the classes are the values in the files for training, sorted. Rows that are split at
+    random are in the same files.
+    """
+    files = list(dict.fromkeys(part.file for train in (True, False) for part in splits[train]))
     names = [_class_names(dataset, file) for file in files]
     values = {file: _label_values(dataset, file) for file in files}
     classes = names[0]
@@ -179,10 +191,10 @@ def _read_labels(dataset: Parquet, files: list[Path]) -> Labels:
             for row, label in enumerate(labels):
                 if type(label) is not int or not 0 <= label < len(classes):
                     raise _bad_label(dataset, file, row, label, f"in 0..{len(classes) - 1}, the named classes")
-        return Labels(classes, {file: np.array(labels, dtype=np.int64) for file, labels in values.items()})
-    kinds = sorted(
-        {label for labels in values.values() for label in labels}, key=lambda label: (str(type(label)), label)
-    )
+        return Labels(classes, [], {file: np.array(labels, dtype=np.int64) for file, labels in values.items()})
+    trained = {label for part in splits[True] for label in values[part.file]}
+    others = {label for labels in values.values() for label in labels} - trained
+    kinds = [label for some in (trained, others) for label in sorted(some, key=lambda one: (str(type(one)), one))]
     if len(kinds) > MAX_CLASSES:
         raise UserError(
             f"dataset.label_column={dataset.label_column}: has more than {MAX_CLASSES} different values; name a column "
@@ -190,7 +202,8 @@ def _read_labels(dataset: Parquet, files: list[Path]) -> Labels:
         )
     number = {label: i for i, label in enumerate(kinds)}
     by_file = {file: np.array([number[label] for label in labels], np.int64) for file, labels in values.items()}
-    return Labels([str(label) for label in kinds], by_file)
+    text = [str(label) for label in kinds]
+    return Labels(text[: len(trained)], text[len(trained) :], by_file)
 
 
 def _label_values(dataset: Parquet, file: Path) -> list[int | str]:

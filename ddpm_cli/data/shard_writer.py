@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from ddpm_cli.config import ImageFolder
 from ddpm_cli.data.decoding import MAX_BYTES, decode_image, in_threads, undecodable
-from ddpm_cli.data.image_folder import list_splits
+from ddpm_cli.data.image_folder import Splits, class_names, classes_in, list_splits
 from ddpm_cli.data.shards import MANIFEST, SPLITS, Shard, index_text, manifest_text
-from ddpm_cli.errors import UserError
+from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.files import amount, atomic, write
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ SHARD_BYTES = 2**28
 """Size at which a shard is closed."""
 
 Row = tuple[str, int, int, int, int]
-Files = dict[bool, tuple[Path, list[Path]]]
-"""What `list_splits` returns."""
 
 
 class Encoded(NamedTuple):
@@ -36,14 +34,14 @@ class Encoded(NamedTuple):
     label: int
 
 
-def write_shards(images: ImageFolder, files: Files, folder: Path) -> None:
+def write_shards(images: ImageFolder, files: Splits, folder: Path) -> None:
     """Write the images of both splits, whose `files` are those of `list_files`, to an empty folder.
 
-    The contents of the image files are copied unchanged. The splits and the classes are those of dataset=image_folder,
-    where a class may be in one of the splits only. If an error ends this, the files are removed. Raises `UserError` if
-    there are no images to train on, or if an image cannot be decoded and `images.skip_broken` is false.
+    The contents of the image files are copied unchanged. The splits and the classes are those of dataset=image_folder.
+    If an error ends this, the files are removed. Raises `UserError` if there are no images to train on, or if an image
+    cannot be decoded and `images.skip_broken` is false.
     """
-    classes = _classes(files)
+    classes = class_names(files)
     splits: dict[str, list[Shard]] = {}
     total = sum(len(found) for _, found in files.values())
     try:
@@ -65,20 +63,22 @@ def write_shards(images: ImageFolder, files: Files, folder: Path) -> None:
     log.info("%d images in %d shards of %s in all are in %s%s.", written, len(shards), size, folder, skipped)
 
 
-def list_files(images: ImageFolder) -> Files:
-    """Return what `list_splits` does. Raise `UserError` if there are no images to train on."""
+def list_files(images: ImageFolder) -> Splits:
+    """Return what `list_splits` does.
+
+    Raise `UserError` if there are no images to train on, or if test/ has a class that train/ lacks.
+    """
     files = list_splits(images)
     if not files[True][1]:
         raise UserError(f"dataset.root={images.root}: no images for training; name a folder that contains some")
+    classes = class_names(files)
+    if classes and (unknown := sorted(classes_in(files[False]) - set(classes))):
+        names, known = first_of([name or "no class" for name in unknown]), first_of(classes)
+        raise UserError(
+            f"dataset.root={images.root}: test/ has images of {names}, and train/ has {known}; move some to train/, or "
+            "remove them"
+        )
     return files
-
-
-def _classes(files: Files) -> list[str]:
-    """Return the names of the sub-folders that are the classes; an empty list if some images are in none."""
-    found = [(root, file) for root, some in files.values() for file in some]
-    if any(file.parent == root for root, file in found):
-        return []
-    return sorted({file.relative_to(root).parts[0] for root, file in found})
 
 
 def _encoded(

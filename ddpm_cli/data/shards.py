@@ -74,8 +74,7 @@ def read_shards(dataset: Shards, train: bool) -> StreamedExamples:
         shards = manifest.splits[SPLITS[train]]
         if not shards:
             raise ValueError(f"{MANIFEST}: has no images for {'training' if train else 'testing'}")
-        contents = [_content_of_index(shard) for shard in shards]
-        rows = [_parse_index(shard, content, manifest) for shard, content in zip(shards, contents, strict=True)]
+        contents, rows = _indices(manifest, train)
     except (OSError, ValueError) as error:
         raise UserError(f"dataset.root={dataset.root}: {_reason(error, root)}") from error
     reader = ShardReader(shards, rows, dataset.shape)
@@ -87,6 +86,7 @@ def read_shards(dataset: Shards, train: bool) -> StreamedExamples:
         manifest.classes,
         str(root),
         f"{manifest.count(True)} to train, {manifest.count(False)} held out",
+        _held_out(manifest, reader.table) if train else [],
     )
 
 
@@ -163,6 +163,22 @@ def _shard(root: Path, described: dict[str, Any]) -> Shard:
     if not SHARD_NAME.fullmatch(name) or type(size) is not int or type(count) is not int or not 0 < count <= size:
         raise ValueError(name)
     return Shard(root / name, size, count)
+
+
+def _indices(manifest: Manifest, train: bool) -> tuple[list[bytes], list[np.ndarray]]:
+    """Return the contents of the indices of a split and their rows. Raise `OSError` or `ValueError`."""
+    shards = manifest.splits[SPLITS[train]]
+    contents = [_content_of_index(shard) for shard in shards]
+    return contents, [_parse_index(shard, content, manifest) for shard, content in zip(shards, contents, strict=True)]
+
+
+def _held_out(manifest: Manifest, train: np.ndarray) -> list[str]:
+    """Return the classes of which only the test split has images. train: the rows of the train split."""
+    try:
+        test = {int(label) for rows in _indices(manifest, False)[1] for label in rows[:, 2]}
+    except (OSError, ValueError):  # said when the test split is read
+        return []
+    return [manifest.classes[label] for label in sorted(test - set(train[:, 2].tolist())) if label >= 0]
 
 
 def _content_of_index(shard: Shard) -> bytes:

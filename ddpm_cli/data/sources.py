@@ -34,8 +34,8 @@ from ddpm_cli.data.emoji import read_emoji
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.parquet import read_parquet
 from ddpm_cli.data.shards import read_shards
-from ddpm_cli.data.table import Examples, StreamedExamples, to_tensor
-from ddpm_cli.errors import UserError
+from ddpm_cli.data.table import Examples, StreamedExamples, chosen, to_tensor
+from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.files import cache_folder
 from ddpm_cli.images.resizing import convert_channels, resize_and_crop
 
@@ -66,34 +66,33 @@ def open_examples(dataset: Dataset, train: bool) -> Examples | StreamedExamples:
     return replace(examples, values=values, fingerprint="")
 
 
-def load_examples(dataset: Dataset, train: bool, first: int | None = None) -> Examples:
-    """Return the train split or the test split as one table, or only its `first` examples.
+def load_examples(dataset: Dataset, train: bool, n: int | None = None) -> Examples:
+    """Return the train split or the test split as one table, or only the n examples that `chosen` names.
 
-    Images that are streamed in training are decoded once into a memory-mapped table in the cache. For a few `first`
-    ones, only these are decoded, in memory. Raises `UserError` as `open_examples` does, or if the disk has no room for
-    the table.
+    Images that are streamed in training are decoded once into a memory-mapped table in the cache. For a few, only these
+    are decoded, in memory. Raises `UserError` as `open_examples` does, or if the disk has no room for the table.
     """
     examples = open_examples(dataset, train)
+    numbers = None if n is None else chosen(len(examples), n)
     if isinstance(examples, StreamedExamples):
         assert isinstance(dataset, ImageDataset)
-        return _decoded(examples, dataset, first)
-    if first is None:
-        return examples
-    labels = None if examples.labels is None else examples.labels[:first]
-    return replace(examples, values=examples.values[:first], labels=labels, fingerprint="")
-
-
-def _decoded(examples: StreamedExamples, dataset: ImageDataset, first: int | None) -> Examples:
-    """Return all or the `first` of the streamed `examples` as a table."""
-    if first is not None and first <= FEW:
-        pixels = np.stack([examples.read(i) for i in range(min(first, len(examples)))])
+        values = _decoded(examples, dataset, numbers)
     else:
-        key = hashlib.sha256(repr((DECODER, examples.fingerprint, dataset.shape)).encode()).hexdigest()[:32]
-        numbers = range(len(examples))
-        images = Undecoded(key, len(numbers), lambda: numbers, examples.read, str, skip_broken=False)
-        pixels = cached_table(dataset.root, images, dataset.shape, cache_folder() / dataset.name)[0][:first]
-    labels = None if examples.labels is None else examples.labels[:first]
-    return Examples(torch.from_numpy(pixels), labels, examples.classes, examples.source, examples.counts)
+        values = examples.values if numbers is None else examples.values[numbers]
+    labels = examples.labels if examples.labels is None or numbers is None else examples.labels[numbers]
+    kept = examples.fingerprint if isinstance(examples, Examples) and n is None else ""
+    return Examples(values, labels, examples.classes, examples.source, examples.counts, kept, examples.held_out)
+
+
+def _decoded(examples: StreamedExamples, dataset: ImageDataset, numbers: Tensor | None) -> Tensor:
+    """Return the images of streamed `examples` with these numbers, or all, (N, C, H, W) uint8."""
+    if numbers is not None and len(numbers) <= FEW:
+        return torch.from_numpy(np.stack([examples.read(i) for i in numbers.tolist()]))
+    key = hashlib.sha256(repr((DECODER, examples.fingerprint, dataset.shape)).encode()).hexdigest()[:32]
+    every = range(len(examples))
+    images = Undecoded(key, len(every), lambda: every, examples.read, str, skip_broken=False)
+    pixels = torch.from_numpy(cached_table(dataset.root, images, dataset.shape, cache_folder() / dataset.name)[0])
+    return pixels if numbers is None else pixels[numbers]
 
 
 def moved(dataset: AnyDataset, root: str | None) -> AnyDataset:
@@ -113,6 +112,16 @@ def check_labels(dataset: Dataset, examples: Examples | StreamedExamples) -> Non
     if examples.labels is None:
         hint = f" ({dataset.no_labels})" if isinstance(dataset, UserImages) else ""
         raise UserError(f"conditioning=class: dataset={dataset.name} has no labels{hint}; use conditioning=none")
+
+
+def check_trained(dataset: Dataset, examples: Examples | StreamedExamples) -> None:
+    """Raise `UserError` if the test split has images of a class of which `examples`, the train split, has none."""
+    if examples.held_out:
+        key = f"dataset.root={dataset.root}" if isinstance(dataset, UserImages) else f"dataset={dataset.name}"
+        raise UserError(
+            f"{key}: the train split has no images of {first_of(examples.held_out)}, and the test split does; train on "
+            "some, remove these, or use conditioning=none"
+        )
 
 
 @implements(FashionMnist)

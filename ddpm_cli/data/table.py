@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_cli import rng
 from ddpm_cli.distributed import collectives
+from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.files import write
 
 SHARE_OF_MEMORY = 0.25
@@ -29,7 +30,10 @@ class Examples:
     values: images (N, C, H, W) uint8 or points (N, D) float32. labels: class indices (N,) int64, or None. classes: the
     names of the classes; empty if they have none. source: the folder that they were read from; empty if none. counts:
     the numbers of files in its splits, in words; empty for datasets with fixed splits. fingerprint: what `fingerprint`
-    returned for them before; empty if it is to be computed.
+    returned for them before; empty if it is to be computed. held_out: of a train split, the classes of which only the
+    test split has images.
+
+    The classes of the train split number both splits. Other classes of the test split follow after them.
     """
 
     values: Tensor
@@ -38,6 +42,7 @@ class Examples:
     source: str = ""
     counts: str = ""
     fingerprint: str = ""
+    held_out: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -52,7 +57,7 @@ class StreamedExamples:
         read: returns the image at an index as (C, H, W) uint8. Several threads may call it. Raises `Failure` if the
             image is damaged.
         fingerprint: a hash of the index, see `fingerprint`.
-        labels, classes, source, counts: see `Examples`.
+        labels, classes, source, counts, held_out: see `Examples`.
     """
 
     count: int
@@ -62,9 +67,44 @@ class StreamedExamples:
     classes: list[str] = field(default_factory=list)
     source: str = ""
     counts: str = ""
+    held_out: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.count
+
+
+AnyExamples = TypeVar("AnyExamples", bound=Examples | StreamedExamples)
+
+
+def numbered_by(names: list[str], examples: AnyExamples, split: str, whose: str) -> AnyExamples:
+    """Return the examples with labels that are indices into `names`, the classes that a network knows.
+
+    Args:
+        split: says which examples these are, for messages.
+        whose: says whose classes `names` are, for messages.
+
+    Raise `UserError` if the examples have no labels, or if some are of a class that is not in `names`.
+    """
+    known = f"and {whose} {first_of(names)}; use data of these classes"
+    if examples.labels is None:
+        raise UserError(f"{split} has no labels, {known}")
+    if examples.classes == names:
+        return examples
+    number = {name: i for i, name in enumerate(names)}
+    present = [examples.classes[label] for label in examples.labels.unique().tolist()]
+    if unknown := [name for name in present if name not in number]:
+        raise UserError(f"{split} has images of {first_of(unknown)}, {known}")
+    numbers = torch.tensor([number.get(name, -1) for name in examples.classes])
+    relabelled = replace(examples, labels=numbers[examples.labels], classes=names)
+    return replace(relabelled, fingerprint="") if isinstance(relabelled, Examples) else relabelled
+
+
+def chosen(count: int, n: int) -> Tensor:
+    """Return the indices of n of `count` examples, or of all, chosen at random but always in the same way.
+
+    Examples are often sorted by class, so the first n would be of a few classes only.
+    """
+    return torch.randperm(count, generator=rng.generator("reference"))[:n]
 
 
 def to_float(values: Tensor) -> Tensor:

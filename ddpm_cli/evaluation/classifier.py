@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_cli import rng
-from ddpm_cli.data.table import Examples, Table, to_float
+from ddpm_cli.data.table import Examples, Table, fingerprint, to_float
 from ddpm_cli.distributed.devices import resolve_precision
-from ddpm_cli.files import atomic
+from ddpm_cli.files import atomic, write
 
 log = logging.getLogger(__name__)
 
@@ -76,32 +76,32 @@ class TrainedClassifier:
     digest: str
 
 
-def load_or_train_classifier(
-    train: Examples, test: Examples, fingerprint: str, cache: Path, device: torch.device
-) -> TrainedClassifier:
-    """Return a classifier trained on the labels of `train`, from `cache` if possible.
+def load_or_train_classifier(train: Examples, test: Examples, cache: Path, device: torch.device) -> TrainedClassifier:
+    """Return a classifier trained on the labels of `train`, with its accuracy on `test`, from `cache` if possible.
 
-    Otherwise, it is trained on `device` and saved to the folder `cache`. On the same kind of machine, training is
-    reproducible and does not change the state of the global random generator. fingerprint: that of `train`.
+    Otherwise, it is trained on `device` and saved to the folder `cache`, as is its accuracy on each test split. On the
+    same kind of machine, training is reproducible and does not change the state of the global random generator.
     """
     with torch.random.fork_rng():
         network = Classifier(train.values.shape[1], len(train.classes))
-    file = cache / f"{fingerprint}_{VERSION}.pt"
+    file = cache / f"{fingerprint(train)}_{VERSION}.pt"
     if file.is_file():
-        cached = torch.load(file, weights_only=True)
-        network.load_state_dict(cached["network"])
-        accuracy = cached["accuracy"]
+        network.load_state_dict(torch.load(file, weights_only=True)["network"])
     else:
         log.info("training the classifier of %s; it will be saved to %s", ", ".join(train.classes), file)
         network = _train_classifier(train, device)
-        accuracy = _accuracy(network, test, device)
         cache.mkdir(parents=True, exist_ok=True)
         size = sum(tensor.numel() * 4 for tensor in network.state_dict().values())
         with atomic(file, size) as partial:
-            torch.save({"network": network.state_dict(), "accuracy": accuracy}, partial)
-    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values()))
+            torch.save({"network": network.state_dict()}, partial)
+    weights = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values()))
+    digest = weights.hexdigest()[:12]
+    measured = cache / f"accuracy_{digest}_{fingerprint(test)}"
+    if not measured.is_file():
+        write(measured, repr(_accuracy(network, test, device)).encode())
+    accuracy = float(measured.read_text())
     log.info("classifier: accuracy on the test split %.1f%%", 100 * accuracy)
-    return TrainedClassifier(network.eval().requires_grad_(False), train.classes, accuracy, digest.hexdigest()[:12])
+    return TrainedClassifier(network.eval().requires_grad_(False), train.classes, accuracy, digest)
 
 
 def _train_classifier(train: Examples, device: torch.device) -> Classifier:

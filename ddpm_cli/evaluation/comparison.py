@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_cli import rng
 from ddpm_cli.config import METRICS, implementation_of, plugin_metrics
-from ddpm_cli.data.table import Examples, fingerprint
+from ddpm_cli.data.table import Examples, chosen, fingerprint, numbered_by
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.classifier import TrainedClassifier, load_or_train_classifier
 from ddpm_cli.evaluation.fidelity import (
+    FEWEST,
     Extractor,
     Statistics,
     bootstrap_interval,
@@ -65,7 +65,8 @@ class SampleEvaluator:
     those of plugins. features: inception or classifier. The classifier requires labels and is trained here unless it is
     cached. statistics: of other images, which fid compares with instead of the reference.
 
-    Raises `UserError` if labels are missing, or if the weights of inception are missing and cannot be downloaded.
+    Raises `UserError` if labels are missing or a split is too small, if the statistics are of another number of
+    features, or if the weights of inception are missing and cannot be downloaded.
     """
 
     def __init__(
@@ -78,9 +79,13 @@ class SampleEvaluator:
         statistics: Statistics | None = None,
     ) -> None:
         fingerprints = {name: fingerprint(examples) for name, examples in splits.items()}
+        splits = {name: replace(examples, fingerprint=fingerprints[name]) for name, examples in splits.items()}
         built_in = [metric for metric in metrics if metric in METRICS]
-        needed = features == "classifier" and built_in
-        self.classifier = _load_classifier(splits, fingerprints["train"], device) if needed else None
+        check_size(splits, f"metrics={built_in}", built_in)
+        self.classifier = None
+        if features == "classifier" and built_in:
+            train, test = for_classifier(splits, "features=classifier", "features=inception")
+            self.classifier = load_or_train_classifier(train, test, cache_folder() / "classifier", device)
         self.by_metric = extractors(built_in, self.classifier, device)
         of_plugins = plugin_metrics()
         self.of_images = {name: implementation_of(of_plugins[name]) for name in metrics if name in of_plugins}
@@ -89,8 +94,10 @@ class SampleEvaluator:
         self.reference, self.real = splits[split], splits[OTHER[split]]
         self.fingerprints = fingerprints[split], fingerprints[OTHER[split]]  # of the reference and the other split
         self.features = features
-        self.statistics = statistics
         self.device = device
+        self.statistics = statistics
+        if statistics is not None:
+            self._check_statistics(statistics)
 
     def compare(self, batches: Iterable[Tensor], seed: int) -> Comparison:
         """Compare batches of samples (B, C, H, W) uint8 with the reference.
@@ -110,19 +117,22 @@ class SampleEvaluator:
         if "fid" in self.by_metric:
             (key,) = rename_metrics({"fid": 0.0}, self.features)
             statistics = self.statistics or statistics_of(self._features_for("fid", reference))
-            own = self._features_for("fid", samples)
-            if own.shape[1] != len(statistics.mu):
-                raise UserError(
-                    f"reference: has {len(statistics.mu)} features, and {self.features} has {own.shape[1]}; name "
-                    "another file"
-                )
-            intervals[key] = bootstrap_interval(own, statistics, seed)
+            intervals[key] = bootstrap_interval(self._features_for("fid", samples), statistics, seed)
         classes = None if self.classifier is None else _count_classes(self.classifier, samples)
         metrics, floor = self._metrics(samples, reference, seed), self._metrics(real, reference, seed)
         if self.of_images:
             metrics |= self._metrics_of_images(torch.cat(images), seed)
-            floor |= self._metrics_of_images(self.real.values[_chosen(self.real, floor_n)], seed)
+            floor |= self._metrics_of_images(self.real.values[chosen(len(self.real), floor_n)], seed)
         return Comparison(n, metrics, intervals, floor, floor_n, classes, first)
+
+    def _check_statistics(self, statistics: Statistics) -> None:
+        """Raise `UserError` unless statistics are of as many features as an image has."""
+        one = _extract_features([self.reference.values[:1]], self.extractors, self.device)[0]
+        count = self._features_for("fid", one).shape[1]
+        if len(statistics.mu) != count:
+            raise UserError(
+                f"reference: has {len(statistics.mu)} features, and {self.features} has {count}; name another file"
+            )
 
     def _metrics(self, features: Features, reference: Features, seed: int) -> dict[str, float]:
         """Return all metrics of a set of images, by their names for users."""
@@ -145,15 +155,26 @@ class SampleEvaluator:
         return features[extractor.name][extractor.layers[metric]]
 
 
-def _load_classifier(splits: Mapping[str, Examples], train_fingerprint: str, device: torch.device) -> TrainedClassifier:
-    """Return the classifier of a dataset. Raise `UserError` if it has no labels."""
-    if any(examples.labels is None for examples in splits.values()):
-        raise UserError(
-            "features=classifier: these data have no labels to train a classifier on; use features=inception"
-        )
-    return load_or_train_classifier(
-        splits["train"], splits["test"], train_fingerprint, cache_folder() / "classifier", device
-    )
+def check_size(splits: Mapping[str, Examples], key: str, metrics: list[str]) -> None:
+    """Raise `UserError`, which names `key`, if a split has too few images for some of `metrics`."""
+    least = max((FEWEST[metric] for metric in metrics), default=1)
+    for name, examples in splits.items():
+        if len(examples) < least:
+            raise UserError(
+                f"{key}: compares at least {least} images of each split, and the {name} split has {len(examples)}; use "
+                "more images"
+            )
+
+
+def for_classifier(splits: Mapping[str, Examples], key: str, instead: str) -> tuple[Examples, Examples]:
+    """Return the train split and the test split with labels by the classes of the train split.
+
+    Raise `UserError`, which names `key`, if a split has no labels, or if the test split has images of other classes.
+    """
+    train, test = splits["train"], splits["test"]
+    if train.labels is None or test.labels is None:
+        raise UserError(f"{key}: these data have no labels to train a classifier on; use {instead}")
+    return train, numbered_by(train.classes, test, f"{key}: the test split", "the train split has")
 
 
 def _kept(batches: Iterable[Tensor], images: list[Tensor]) -> Iterator[Tensor]:
@@ -161,11 +182,6 @@ def _kept(batches: Iterable[Tensor], images: list[Tensor]) -> Iterator[Tensor]:
     for batch in batches:
         images.append(batch)
         yield batch
-
-
-def _chosen(examples: Examples, count: int) -> Tensor:
-    """Return the numbers of `count` of `examples`, chosen at random but always in the same way."""
-    return torch.randperm(len(examples), generator=rng.generator("reference"))[:count]
 
 
 def _extract_features(
@@ -189,17 +205,17 @@ def _extract_features(
 def _cached_features(
     examples: Examples, count: int, data_fingerprint: str, by: list[Extractor], device: torch.device
 ) -> Features:
-    """Return the features of `count` of `examples`, those that are `_chosen`. Cached in a file."""
+    """Return the features of `count` of `examples`, those that are `chosen`. Cached in a file."""
     found: Features = {}
-    chosen = _chosen(examples, count)
+    numbers = chosen(len(examples), count)
     for extractor in by:
         file = cache_folder() / "features" / f"{data_fingerprint}_{extractor.name}_{count}.pt"
         layers = set(extractor.layers.values())
         cached = torch.load(file, weights_only=True) if file.is_file() else {}
         if not layers <= cached.keys():
             log.info("computing the features of %d real images; they will be saved to %s", count, file)
-            numbers = tqdm(chosen.split(BATCH_SIZE), "real images", unit="batch", leave=False, disable=None)
-            batches = (examples.values[part] for part in numbers)  # the table may be larger than the memory
+            parts = tqdm(numbers.split(BATCH_SIZE), "real images", unit="batch", leave=False, disable=None)
+            batches = (examples.values[part] for part in parts)  # the table may be larger than the memory
             cached |= _extract_features(batches, [extractor], device)[0][extractor.name]
             _save_features(cached, file)
         found[extractor.name] = cached

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -18,10 +18,10 @@ from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.checkpoints.run_folder import RunFolder, new_folder
 from ddpm_cli.config import MIN_SAMPLES, Dataset, EvaluateConfig, ImageDataset
 from ddpm_cli.data.sources import load_examples, moved
-from ddpm_cli.data.table import Examples
+from ddpm_cli.data.table import Examples, chosen, numbered_by
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import precision_name, resolve_device, resolve_precision
-from ddpm_cli.errors import UserError, check, one_of
+from ddpm_cli.errors import UserError, check
 from ddpm_cli.evaluation.neighbours import nearest, neighbours_picture
 from ddpm_cli.evaluation.nll import NLL_N, bound
 from ddpm_cli.evaluation.record import append, to_json
@@ -119,18 +119,17 @@ def _subject(config: EvaluateConfig, trained: Trained | None) -> dict[str, Any]:
     return {"ckpt": str(trained.path.absolute()), "step": trained.step, "weights": config.weights}
 
 
-def _batches(
-    config: EvaluateConfig, trained: Trained | None, dataset: Dataset
-) -> GeneratedSamples | tuple[Tensor, ...]:
-    """Return the samples, which are drawn from the network or read from files. Raise `UserError`."""
+def _batches(config: EvaluateConfig, trained: Trained | None, dataset: Dataset) -> GeneratedSamples | Iterator[Tensor]:
+    """Return the samples, which are drawn from the network or read from files in random order. Raise `UserError`."""
 
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"metrics={config.distances}: compare images, and dataset={dataset.name} has points; use [nll]")
     if trained:
         return _generated(config, trained, config.n or DEFAULT_N[_features(config, dataset)])
-    found = read_sample_images(str(config.samples), dataset, cache_folder())[: config.n]
+    found = read_sample_images(str(config.samples), dataset, cache_folder())
     check(len(found) >= MIN_SAMPLES, "samples", config.samples, f"at least {MIN_SAMPLES} images")
-    return found.split(config.batch_size)
+    order = chosen(len(found), config.n or len(found))
+    return (found[part] for part in order.split(config.batch_size))  # may be larger than the memory
 
 
 def _generated(config: EvaluateConfig, trained: Trained, n: int) -> GeneratedSamples:
@@ -168,7 +167,7 @@ def _features(config: EvaluateConfig, dataset: Dataset) -> str:
 
 
 def _compared(
-    config: EvaluateConfig, evaluator: "SampleEvaluator", batches: GeneratedSamples | tuple[Tensor, ...], folder: Path
+    config: EvaluateConfig, evaluator: "SampleEvaluator", batches: GeneratedSamples | Iterator[Tensor], folder: Path
 ) -> dict[str, Any]:
     """Compare the samples with the data; write neighbours.png and samples.png."""
 
@@ -208,7 +207,7 @@ def _neighbours(samples: Tensor, train: Tensor, test: Tensor, folder: Path) -> d
 
     with status("searching the nearest training images"):
         distances, places = nearest(samples, train, COLUMNS)
-        real, _ = nearest(test[: len(samples)], train, 1)
+        real, _ = nearest(test[chosen(len(test), len(samples))], train, 1)
     save_png(neighbours_picture(samples[:ROWS], train, places[:ROWS]), folder / "neighbours.png")
     return {"samples": distances[:, 0].median().item(), "test": real.median().item()}
 
@@ -229,15 +228,11 @@ def _log_comparison(comparison: "Comparison", distances: Mapping[str, float]) ->
 
 
 def _examples(config: EvaluateConfig, trained: Trained, dataset: Dataset) -> Examples:
-    """Return the images for nll. Raise `UserError` if the network was trained on other classes."""
-
-    examples = load_examples(dataset, config.split == "train", first=config.n or NLL_N)
-    if trained.classes and examples.classes != trained.classes:
-        raise UserError(
-            f"split={config.split}: has the classes {one_of(examples.classes or ['unknown'])}, and the network was "
-            f"trained on {one_of(trained.classes)}; use another split"
-        )
-    return examples
+    """Return the images for nll. Raise `UserError` if some are of classes that the network was not trained on."""
+    examples = load_examples(dataset, config.split == "train", config.n or NLL_N)
+    if not trained.classes:
+        return examples
+    return numbered_by(trained.classes, examples, f"split={config.split}: this split", "the network was trained on")
 
 
 def _bound(config: EvaluateConfig, trained: Trained, examples: Examples, folder: Path) -> tuple[float, dict[str, Any]]:

@@ -56,6 +56,8 @@ MIN_SAMPLES = {"inception": 10_000, "classifier": 20 * FEATURES}
 With the features of the classifier, the distance between n real images of Fashion-MNIST and the other split is 1.4 for
 n=100, 0.2 for n=480, 0.05 for n=2000 and 0.014 for n=10,000.
 """
+FEWEST = {"fid": 2, "kid": 2, "is": IS_SPLITS, "prc": NEIGHBOURS + 1}
+"""Number of images in a set from which each metric can be computed at all."""
 RESAMPLES = 50
 """Number of resamples of the bootstrap."""
 CONFIDENCE = 0.95

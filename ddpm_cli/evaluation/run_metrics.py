@@ -19,7 +19,7 @@ from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.config import Dataset, Train, TrainConfig
 from ddpm_cli.data.sources import load_examples
-from ddpm_cli.data.table import Examples, to_float
+from ddpm_cli.data.table import Examples, numbered_by, to_float
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import configure_arithmetic
 from ddpm_cli.evaluation.nll import NLL_N, bound
@@ -83,11 +83,11 @@ def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> t
     dataset = trained.config.dataset
     match report:
         case "val_loss":
-            test = load_examples(dataset, train=False)
+            test = _test_split(dataset, trained.classes, report, None)
             n = min(n or VAL_N, len(test))
             return val_loss(trained, test, n, batch_size), n
         case "nll":
-            examples = load_examples(dataset, train=False, first=n or NLL_N)
+            examples = _test_split(dataset, trained.classes, report, n or NLL_N)
             found = bound(trained, examples, batch_size, SEED, trained.config.compile)
             assert found is not None  # this process is alone
             return found.total, len(examples)
@@ -99,12 +99,55 @@ def _compute(report: str, trained: Trained, n: int | None, batch_size: int) -> t
     return evaluator.compare(samples, SEED).metrics[report], n
 
 
+def _test_split(dataset: Dataset, classes: list[str], report: str, n: int | None) -> Examples:
+    """Return all or n examples of the test split, for train.report=`report`, with labels by the classes of a run.
+
+    classes: of the run, none for an unconditional network. Raise `UserError` if the split cannot be used.
+    """
+    examples = load_examples(dataset, train=False, n=n)
+    if not classes:
+        return examples
+    return numbered_by(classes, examples, f"train.report={report}: the test split", "the network knows")
+
+
+def check_metrics(config: TrainConfig, classes: list[str]) -> None:
+    """Raise `UserError` now if the data of a run lack what its metrics need later.
+
+    The data are read as they will be then, so that images are decoded only once. classes: of the network.
+    """
+    train, own = config.train, config.evaluate
+    with status("reading the data for the metrics of this run"):
+        if train.report is not None and train.report not in FEATURES:
+            _test_split(
+                config.dataset, classes, train.report, train.report_n or NLL_N if train.report == "nll" else None
+            )
+        for key, metric, instead in (
+            ("train.report", train.report, "val_loss"),
+            ("evaluate.metric", own.metric if own.every is not None else None, "fid"),
+        ):
+            if metric in FEATURES:
+                _check_comparable(config.dataset, f"{key}={metric}", FEATURES[metric], instead)
+
+
+def _check_comparable(dataset: Dataset, key: str, features: str, instead: str) -> None:
+    """Raise `UserError`, which names `key`, if samples cannot be compared with the test split of a dataset."""
+    from ddpm_cli.evaluation.comparison import check_size, for_classifier
+
+    splits = _splits(dataset)
+    check_size(splits, key, ["fid"])
+    if features == "classifier":
+        for_classifier(splits, key, instead)
+
+
 def _evaluator(dataset: Dataset, metric: str, device: torch.device) -> "SampleEvaluator":
     """Return what computes `metric`, one of `FEATURES`, of samples with the test split as the reference."""
     from ddpm_cli.evaluation.comparison import SampleEvaluator  # needs torch-fidelity, which is optional
 
-    splits = {name: load_examples(dataset, train=name == "train") for name in ("train", "test")}
-    return SampleEvaluator(splits, "test", ["fid"], FEATURES[metric], device)
+    return SampleEvaluator(_splits(dataset), "test", ["fid"], FEATURES[metric], device)
+
+
+def _splits(dataset: Dataset) -> dict[str, Examples]:
+    return {name: load_examples(dataset, train=name == "train") for name in ("train", "test")}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 from ddpm_cli import rng
 from ddpm_cli.checkpoints.run_folder import new_folder
 from ddpm_cli.config import ForwardConfig, ImageDataset
-from ddpm_cli.data.sources import load_examples
-from ddpm_cli.data.table import to_float
+from ddpm_cli.data.sources import open_examples
+from ddpm_cli.data.table import Examples, StreamedExamples, to_float
 from ddpm_cli.data.user_images import read_file
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import betas_of
@@ -65,10 +65,12 @@ def _example(config: ForwardConfig) -> Tensor:
     """Return what to noise: an image (C, H, W) in [-1, 1], or the first points (N, 2) of a dataset."""
     if config.dataset is None:
         return to_float(read_file("image", str(config.image), config.image_size, config.image_size, 3))
-    first = config.index + 1 if isinstance(config.dataset, ImageDataset) else MAX_POINTS
-    values = load_examples(config.dataset, train=True, first=first).values
-    if values.ndim == 2:
-        return values
-    if config.index >= len(values):
-        raise UserError(f"index={config.index}: must be in 0..{len(values) - 1}, the images of the dataset")
-    return to_float(values[config.index])
+    examples = open_examples(config.dataset, train=True)
+    if not isinstance(config.dataset, ImageDataset):
+        assert isinstance(examples, Examples)
+        return examples.values[:MAX_POINTS]
+    if config.index >= len(examples):
+        raise UserError(f"index={config.index}: must be in 0..{len(examples) - 1}, the images of the dataset")
+    if isinstance(examples, StreamedExamples):
+        return to_float(torch.from_numpy(examples.read(config.index)))
+    return to_float(examples.values[config.index])

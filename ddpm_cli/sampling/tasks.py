@@ -84,10 +84,11 @@ def wanted_classes(value: object, classes: list[str], everything: Sequence[int])
         return []
     if value is None:
         return list(everything)
+    exact = {name: i for i, name in enumerate(classes)}
     named = {_plain(name): i for i, name in enumerate(classes)}
     numbers = []
     for one in value if isinstance(value, list) else [value]:
-        number = named.get(_plain(str(one)), one if type(one) is int else -1)
+        number = exact.get(str(one), named.get(_plain(str(one)), one if type(one) is int else -1))
         bounds = f"a number in 0..{len(classes) - 1} or one of {one_of(classes)}"
         check(0 <= number < len(classes), "class", one, bounds)
         numbers.append(number)

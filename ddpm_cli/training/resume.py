@@ -19,7 +19,8 @@ from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
 from ddpm_cli.config import Train, TrainConfig
-from ddpm_cli.errors import UserError, one_of
+from ddpm_cli.config.train import MilestoneEvaluation
+from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
 from ddpm_cli.shell import override
 from ddpm_cli.training.loss_monitor import LossMonitor
@@ -28,8 +29,6 @@ from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-NAMED = 5
-"""Number of tensors that start anew whose names are shown."""
 FROM_INIT = ("model", "schedule", "prediction", "variance", "conditioning", "loss", "weighting")
 """Keys and groups that a run takes from the one that init= names, unless they are typed."""
 PATH_KEYS = tuple(f"dataset.{key}" for key in PATHS)
@@ -109,13 +108,8 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
     check_matches(key, path, state, like, state["stored_bytes"])
 
 
-def check_same_data(trainer: Trainer, fingerprint: str, state: dict[str, Any], resume: str, may_change: bool) -> None:
+def check_same_data(fingerprint: str, state: dict[str, Any], resume: str, may_change: bool) -> None:
     """Raise `UserError` if the data differ from those of the checkpoint and that is not allowed."""
-    if trainer.classes != state["classes"]:
-        raise UserError(
-            f"resume={resume}: was trained on the classes {one_of(state['classes'])}, and the data now have "
-            f"{one_of(trainer.classes)}; use the data that it was trained on"
-        )
     if fingerprint != state["data"] and not may_change:
         raise UserError(
             f"resume={resume}: the data are not those that it was trained on; use the same data, or continue with "
@@ -152,7 +146,17 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
         raise UserError(
             f"train.optimizer={after}: this run has the momenta of {before}, which are different; leave it out"
         )
+    _check_comparable(own.evaluate, resumed.evaluate)
     return resumed
+
+
+def _check_comparable(before: MilestoneEvaluation, now: MilestoneEvaluation) -> None:
+    """Raise `UserError` if later measurements of a run could not be compared with those that it has."""
+    if before.every is not None and before.metric == now.metric and before.n != now.n:  # the bias depends on n
+        raise UserError(
+            f"evaluate.n={now.n}: this run has measurements of {before.n} samples, which other ones cannot be compared "
+            "with; leave it out"
+        )
 
 
 def _set_typed(key: str, config: dict[str, Any], typed: dict[str, Any]) -> None:
@@ -194,12 +198,15 @@ def weights_to_start_from(config: TrainConfig, classes: list[str]) -> tuple[dict
     given = _initial_weights(config)
     wanted = weights_like(config, classes)
     fitting = {name: x for name, x in given.tensors.items() if name in wanted and x.shape == wanted[name].shape}
+    if given.classes != classes:  # whose numbers mean other classes
+        one_more = weights_like(config, [*classes, ""])
+        fitting = {name: x for name, x in fitting.items() if one_more[name].shape == x.shape}
     if not fitting:
         raise UserError(f"init={config.init}: no tensor fits model={config.model.name}; use the model of that run")
     anew = [name for name in wanted if name not in fitting]
     said = f"{given.kind} of step {given.step} of {config.init}: {len(fitting)} of {len(wanted)} tensors"
     if anew:
-        said += f"\nnew: {', '.join(anew[:NAMED])}{', …' if len(anew) > NAMED else ''}"
+        said += f"\nnew: {first_of(anew)}"
     return fitting, said
 
 

@@ -20,15 +20,15 @@ from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopen
 from ddpm_cli.checkpoints.sharded import SHARDED, check_supported
 from ddpm_cli.checkpoints.stored_config import PATHS
 from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, TrainConfig, UserImages
-from ddpm_cli.data.sources import check_labels, open_examples
+from ddpm_cli.data.sources import check_labels, check_trained, open_examples
 from ddpm_cli.data.stream import batches_of
-from ddpm_cli.data.table import Batches, fingerprint
+from ddpm_cli.data.table import Batches, fingerprint, numbered_by
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import processes_of, resolve_device
 from ddpm_cli.distributed.launch import WorkerFailed, run_distributed, worker_group
 from ddpm_cli.errors import Failure, Stopped, UserError, check
-from ddpm_cli.evaluation.run_metrics import final_metric
+from ddpm_cli.evaluation.run_metrics import check_metrics, final_metric
 from ddpm_cli.files import write
 from ddpm_cli.sampling.milestone import Milestone
 from ddpm_cli.sampling.sample_generator import warn_of_few_steps
@@ -81,12 +81,12 @@ def check_config(config: TrainConfig) -> None:
     count = processes_of(config.devices, config.device)
     betas_of(config.schedule)
     check_loggers(config)
-    _check_metrics(config)
     if config.checkpoint.sharded:
         check_supported()
     if config.resume is not None:
         checkpoint_to_resume(config.resume)
         return
+    _check_metrics(config)
     if config.init is not None:
         find_checkpoint("init", config.init)
     _check_batch_size(config, count * config.distributed.nnodes)
@@ -122,7 +122,7 @@ def train(job: TrainingJob) -> float | None:
             state = _state_of_rank_zero(job)
             config = state["config"]
         device = resolve_device(config.device)
-        table, data = _load_data(config, device)
+        table, data = _load_data(config, device, str(job.resume), state)
         with status("building the network"):
             trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
@@ -131,7 +131,7 @@ def train(job: TrainingJob) -> float | None:
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
             collectives.on_rank_zero(lambda: _write_config(job))
         else:
-            check_same_data(trainer, data, state, str(job.resume), job.config.resume_data_changed)
+            check_same_data(data, state, str(job.resume), job.config.resume_data_changed)
             trainer.restore(state)
             state = {key: value for key, value in state.items() if key not in SHARDED}  # which unmaps the file
             lines = _start_lines(trainer, folder)
@@ -185,26 +185,29 @@ def _job_after_restart(job: TrainingJob) -> TrainingJob:
     return replace(job, resume=str(job.folder), changes=()) if started else job
 
 
-def _load_data(config: TrainConfig, device: torch.device) -> tuple[Batches, str]:
-    """Return the training data and their fingerprint. Raise `UserError` if the config does not fit them."""
+def _load_data(
+    config: TrainConfig, device: torch.device, resume: str, state: dict[str, Any] | None
+) -> tuple[Batches, str]:
+    """Return the training data and their fingerprint. Raise `UserError` if the config does not fit them.
+
+    state: of the run to resume, whose classes number the labels; None for a new run.
+    """
     check_loggers(config)
     _check_batch_size(config, collectives.world_size())
+    if state is not None:  # before, the config of the run was not known
+        collectives.on_rank_zero(lambda: _check_metrics(config))
     with status("reading the dataset"):
         examples = collectives.local_rank_zero_first(lambda: open_examples(config.dataset, train=True))
-    if isinstance(config.conditioning, ClassLabels):
+    conditional = isinstance(config.conditioning, ClassLabels)
+    if conditional:
         check_labels(config.dataset, examples)
-    if examples.labels is None:
-        _check_no_classifier(config)
+        if state is None:
+            check_trained(config.dataset, examples)
+        else:
+            examples = numbered_by(state["classes"], examples, f"resume={resume}: the train split", "the network knows")
+    collectives.on_rank_zero(lambda: check_metrics(config, examples.classes if conditional else []))
     flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
     return batches_of(examples, flip, config.train.seed, device), fingerprint(examples)
-
-
-def _check_no_classifier(config: TrainConfig) -> None:
-    """Raise `UserError` if a metric needs a classifier of data that have no labels."""
-    if config.train.report == "fd_classifier":
-        raise UserError("train.report=fd_classifier: these data have no labels to train a classifier on; use val_loss")
-    if config.evaluate.every is not None and config.evaluate.metric == "fd_classifier":
-        raise UserError("evaluate.metric=fd_classifier: these data have no labels to train a classifier on; use fid")
 
 
 def _run_loop(

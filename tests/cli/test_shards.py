@@ -100,7 +100,8 @@ def test_forward_decodes_only_what_it_shows(tmp_path: Path, run: Run) -> None:
     (root / "train-00002.tar").write_bytes(bytes((root / "train-00002.tar").stat().st_size))
     assert run(*typed, "index=2", "out=new").code == 0
     result = run(*typed, "index=24", "out=other")
-    assert (result.code, result.err.count("\n")) == (1, 1)  # which decodes all images
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "index=24: must be in 0..23, the images of the dataset" in result.err
 
 
 @pytest.mark.slow

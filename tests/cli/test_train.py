@@ -375,4 +375,4 @@ def test_resume_requires_the_same_classes(run: Run, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     result = run("train", "resume=here", f"dataset.root={tmp_path}/theirs", "train.steps=2")
     assert result.code == 2
-    assert "was trained on the classes cat or dog, and the data now have dog or zebra" in result.err
+    assert "resume=here: the train split has images of zebra, and the network knows cat, dog; use data" in result.err

@@ -106,7 +106,8 @@ def test_files_of_hugging_face_are_the_splits(tmp_path: Path, names: tuple[str, 
     train, test = load(tmp_path, "dataset.test_fraction=0.5"), load(tmp_path, train=False)
     assert torch.equal(train.values, decoded(IMAGES[:15]))
     assert torch.equal(test.values, decoded(IMAGES[15:]))
-    assert train.classes == test.classes == ["5", "7", "8"]
+    assert (train.classes, test.classes) == (["7", "8"], ["7", "8", "5"])
+    assert train.held_out == ["5"]
     assert train.counts == test.counts == "15 to train, 5 held out"
 
 

@@ -87,13 +87,18 @@ def test_bytes_depend_only_on_the_images(pictures: Path, run: Run, tmp_path: Pat
         assert path.read_bytes() == (second / path.name).read_bytes()
 
 
-def test_folder_with_train_and_test_and_classes_of_one_split(tmp_path: Path, run: Run) -> None:
-    for i, place in enumerate(("train/cats", "train/dogs", "test/eels")):
-        (tmp_path / "pictures" / place).mkdir(parents=True)
-        (tmp_path / "pictures" / place / "0.png").write_bytes(noise_png(i))
-    shards = imported(run, tmp_path / "pictures")
-    assert opened(shards).classes == ["cats", "dogs", "eels"]
-    assert torch.as_tensor(opened(shards, train=False).labels).tolist() == [2]
+@pytest.mark.parametrize(("file", "named"), [("test/eels/0.png", "eels"), ("test/0.png", "no class")])
+def test_class_that_train_lacks_is_refused(file: str, named: str, tmp_path: Path, run: Run) -> None:
+    for i, name in enumerate(("train/cats/0.png", "train/dogs/0.png", "test/dogs/0.png", file)):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pictures" / name).write_bytes(noise_png(i))
+    result = run("import", "format=shards", "path=pictures", "out=shards")
+    assert (result.code, result.err) == (
+        2,
+        f"ddpm-import: path=pictures: test/ has images of {named}, and train/ has cats, dogs; move some to train/, or "
+        "remove them\n",
+    )
+    assert not Path("shards").exists()
 
 
 def test_images_without_folders_have_no_labels(tmp_path: Path, run: Run) -> None:

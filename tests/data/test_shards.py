@@ -12,6 +12,7 @@ from PIL import Image
 from ddpm_cli.data.decoding import decode_image
 from ddpm_cli.data.sources import load_examples, open_examples
 from ddpm_cli.data.stream import batches_of
+from ddpm_cli.data.table import chosen
 from ddpm_cli.errors import Failure, UserError
 from tests.conftest import composed
 from tests.data.shards import COLUMNS, noise_png, opened, write_folder
@@ -75,10 +76,10 @@ def test_table_of_all_images_is_decoded_once(root: Path) -> None:
     dataset = composed("dataset=shards", f"dataset.root={root}", "dataset.image_size=8").dataset
     examples = load_examples(dataset, train=True)
     assert np.array_equal(examples.values.numpy(), [decode_image(content, 8, 8, 3) for content in IMAGES])
-    few = load_examples(dataset, train=True, first=3)
-    assert torch.equal(few.values, examples.values[:3])
+    few, numbers = load_examples(dataset, train=True, n=3), chosen(len(IMAGES), 3)
+    assert torch.equal(few.values, examples.values[numbers])
     assert few.labels is not None
-    assert few.labels.tolist() == [0, 1, 0]
+    assert few.labels.tolist() == [number % 2 for number in numbers.tolist()]
     for tar in root.glob("*.tar"):
         tar.write_bytes(bytes(tar.stat().st_size))
     assert torch.equal(load_examples(dataset, train=True).values, examples.values)

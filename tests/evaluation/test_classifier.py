@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(splits: tuple[Examples, Examples], cache: Path) -> TrainedClassifier:
-    return load_or_train_classifier(*splits, "digits", cache, CPU)
+    return load_or_train_classifier(*splits, cache, CPU)
 
 
 def test_classifier_recognizes_the_digits(trained: TrainedClassifier, splits: tuple[Examples, Examples]) -> None:
@@ -40,7 +41,7 @@ def test_classifier_is_trained_once(
     trained: TrainedClassifier, splits: tuple[Examples, Examples], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_train_classifier", lambda *_: pytest.fail("trained again"))
-    again = load_or_train_classifier(*splits, "digits", cache, CPU)
+    again = load_or_train_classifier(*splits, cache, CPU)
     assert (again.digest, again.accuracy) == (trained.digest, trained.accuracy)
     for name, tensor in trained.network.state_dict().items():
         torch.testing.assert_close(again.network.state_dict()[name], tensor, rtol=0, atol=0)
@@ -51,9 +52,10 @@ def test_other_data_and_versions_train_another_classifier(
 ) -> None:
     monkeypatch.setattr(module, "MIN_STEPS", 2)
     monkeypatch.setattr(module, "EPOCHS", 0)
-    assert load_or_train_classifier(*splits, "others", cache, CPU).digest != trained.digest
+    others = replace(splits[0], classes=[*"abcdefghij"])
+    assert load_or_train_classifier(others, splits[1], cache, CPU).digest != trained.digest
     monkeypatch.setattr(module, "VERSION", 0)
-    assert load_or_train_classifier(*splits, "digits", cache, CPU).digest != trained.digest
+    assert load_or_train_classifier(*splits, cache, CPU).digest != trained.digest
 
 
 def test_training_is_reproducible_and_keeps_the_global_generator(
@@ -62,13 +64,26 @@ def test_training_is_reproducible_and_keeps_the_global_generator(
     monkeypatch.setattr(module, "MIN_STEPS", 3)
     monkeypatch.setattr(module, "EPOCHS", 0)
     torch.manual_seed(1)
-    one = load_or_train_classifier(*splits, "x", tmp_path / "one", CPU)
+    one = load_or_train_classifier(*splits, tmp_path / "one", CPU)
     drawn = torch.rand(1)
     torch.manual_seed(1)
     torch.testing.assert_close(torch.rand(1), drawn, rtol=0, atol=0)
     torch.manual_seed(2)
-    two = load_or_train_classifier(*splits, "x", tmp_path / "two", CPU)
+    two = load_or_train_classifier(*splits, tmp_path / "two", CPU)
     assert one.digest == two.digest
+
+
+def test_accuracy_is_that_of_the_test_split_that_is_given(
+    trained: TrainedClassifier, splits: tuple[Examples, Examples], cache: Path
+) -> None:
+    """With labels that are all wrong, right and wrong predictions change places."""
+    train, test = splits
+    found = trained.network(to_float(test.values)).argmax(1)
+    wrong = replace(test, labels=(found + 1) % 10)
+    assert load_or_train_classifier(train, wrong, cache, CPU).accuracy == 0
+    right = replace(test, values=test.values[:50], labels=found[:50])
+    assert load_or_train_classifier(train, right, cache, CPU).accuracy == 1
+    assert load_or_train_classifier(*splits, cache, CPU).accuracy == trained.accuracy
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 9, 31), (3, 64, 48), (1, 200, 40)])

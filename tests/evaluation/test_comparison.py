@@ -59,9 +59,8 @@ def test_statistics_replace_the_reference_of_fid(
     found = evaluator.compare([samples], 0)
     assert found.metrics["fd_classifier"] == pytest.approx(0, abs=1e-3)
     assert found.floor["fd_classifier"] > 0.01
-    monkeypatch.setattr(evaluator, "statistics", statistics_of(features[:, :5]))
-    with pytest.raises(UserError, match="reference: has 5 features, and classifier has"):
-        evaluator.compare([samples], 0)
+    with pytest.raises(UserError, match="reference: has 5 features, and classifier has"):  # before samples are drawn
+        SampleEvaluator(splits, "test", ["fid"], "classifier", CPU, statistics_of(features[:, :5]))
 
 
 def test_floor_uses_as_many_images_of_the_other_split(splits: dict[str, Examples], evaluator: SampleEvaluator) -> None:

@@ -73,6 +73,15 @@ def test_measurement_that_a_kill_prevented_is_made_on_resume(run: Run) -> None:
     assert values("run")[4] == first[4]
 
 
+def test_measurements_of_other_numbers_of_samples_are_not_compared(run: Run) -> None:
+    """A distance is larger for fewer samples, so best.pt and train.stop_when would go by the number."""
+    assert run("train", *MEASURED, "train.steps=2", "out=run").code == 0
+    result = run("train", "resume=run", "train.steps=4", "evaluate.n=20")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "evaluate.n=20: this run has measurements of 12 samples, which other ones cannot be compared" in result.err
+    assert run("train", "resume=run", "train.steps=4", "evaluate.n=12").code == 0
+
+
 def test_run_without_improvement_ends(run: Run) -> None:
     stop = [
         "train.stop_when=fd_classifier",
