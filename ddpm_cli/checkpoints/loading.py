@@ -52,7 +52,7 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
         weights = read_weights(key, path)
     else:
         state = load_checkpoint(key, path)
-        weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind])
+        weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind], state["phases"])
     if weights.kind != kind:
         raise UserError(f"weights={kind}: {path} contains only the {weights.kind} weights; use weights={weights.kind}")
     config = with_noted_paths(weights.config, path)

@@ -22,11 +22,12 @@ def to_6(state: State) -> dict[str, Any]:
 
 
 def to_7(state: State) -> dict[str, Any]:
-    """Add `plugins`, `init`, `evaluate` and `train.stop_when`, which did not exist."""
+    """Add `phases`, as if nothing had changed on resume; `plugins`, `init`, `evaluate` and `train.stop_when`."""
     train = {**state["config"]["train"], "stop_when": None, "patience": 3}
     evaluate = {"every": None, "metric": "fd_classifier", "n": 1000}
     config = {**state["config"], "train": train, "evaluate": evaluate, "init": None, "init_weights": "ema"}
-    return {**state, "format": 7, "plugins": {}, "config": config}
+    phases = [[0, train["batch_size"], 0]]
+    return {**state, "format": 7, "phases": phases, "plugins": {}, "config": config}
 
 
 MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7}

@@ -1,7 +1,7 @@
 """Resume a run, or start one from the weights of another: its checkpoint, and its config merged with what was typed."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -18,10 +18,11 @@ from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_config,
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
-from ddpm_cli.config import Train, TrainConfig
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
 from ddpm_cli.shell import override
+from ddpm_cli.tracking.timeline import stored_timeline
 from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import learning_rate, moments_like
 from ddpm_cli.training.trainer import Trainer
@@ -217,15 +218,16 @@ def log_format(written: int) -> None:
         )
 
 
-def log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
-    """Log that a resumed run has no steps left, or that its learning rate jumps up."""
+def log_resume(trainer: Trainer, state: Mapping[str, Any], folder: Path) -> None:
+    """Log that a run resumed from `state` has no steps left, or that its learning rate jumps up."""
     now, examples = trainer.config.train, len(trainer.table)
     if trainer.step >= trainer.steps:
         length = f"train.steps={2 * trainer.step}" if now.epochs is None else f"train.epochs={2 * now.epochs:g}"
         log.info("Finished already. To train longer:")
         log.info("  ddpm-train %s %s", override("resume", folder), length)
         return
-    old = learning_rate(trainer.step, before, before.total_steps(examples))
+    before = stored_timeline(state["train_before"], examples, state["phases"])
+    old = learning_rate(trainer.step, before.train, before.steps)
     new = learning_rate(trainer.step, now, trainer.steps)
     if new > 1.01 * old:
         log.info(

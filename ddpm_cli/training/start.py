@@ -138,7 +138,7 @@ def train(job: TrainingJob) -> float | None:
             _log_start(trainer, lines)
             if state is not None:
                 log_format(state["written_format"])
-                log_resume(trainer, state["train_before"], folder)
+                log_resume(trainer, state, folder)
         return _run_loop(job, trainer, folder, data, state)
 
 
