@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpm_cli.checkpoints.format import check_matches, load_checkpoint, read_config
 from ddpm_cli.checkpoints.loading import check_classes, load_weights, weights_like
 from ddpm_cli.checkpoints.migrations import FORMAT
+from ddpm_cli.checkpoints.notes import key_of
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_config, newest_valid_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.safetensors_file import Weights
@@ -68,8 +69,8 @@ def folder_to_resume(resume: str) -> Path:
 def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> dict[str, Any]:
     """Return the contents of the checkpoint that `resume` names, with the config to continue with.
 
-    For a run folder it is the newest valid checkpoint. `train_before` has the training options of the run before the
-    changes. Raise `UserError` if training cannot continue from it.
+    For a run folder it is the newest valid checkpoint. `config_before` is the config of the run before the changes.
+    Raise `UserError` if training cannot continue from it.
     """
     path = checkpoint_to_resume(resume)
     if Path(resume).expanduser().is_dir():
@@ -78,7 +79,7 @@ def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -
         state = load_checkpoint("resume", path)
     check_resumable("resume", path, state)
     config = _merged_config(typed, with_noted_paths(state["config"], path), changes)
-    return state | {"config": config, "train_before": state["config"].train}
+    return state | {"config": config, "config_before": state["config"]}
 
 
 def config_to_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> TrainConfig:
@@ -135,7 +136,7 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
     """Return the config of the run with the overrides typed beside `resume=`. Raise `UserError` for fixed keys."""
     merged, now = asdict(own), asdict(typed)
     for change in changes:
-        key = change.split("=")[0].lstrip("+~")
+        key = key_of(change)
         if key in ("resume", "resume_data_changed"):
             continue
         if key in ("init", "init_weights"):
@@ -171,7 +172,7 @@ def config_with_init(typed: TrainConfig, overrides: Sequence[str]) -> TrainConfi
     Its network and diffusion process are those of that run, except for what `overrides` or an experiment among them
     choose. Raise `UserError`.
     """
-    keys = [change.split("=")[0].lstrip("+~") for change in overrides]
+    keys = [key_of(change) for change in overrides]
     if "experiment" in keys:
         return typed
     path = find_checkpoint("init", str(typed.init))
@@ -226,7 +227,7 @@ def log_resume(trainer: Trainer, state: Mapping[str, Any], folder: Path) -> None
         log.info("Finished already. To train longer:")
         log.info("  ddpm-train %s %s", override("resume", folder), length)
         return
-    before = stored_timeline(state["train_before"], examples, state["phases"])
+    before = stored_timeline(state["config_before"].train, examples, state["phases"])
     old = learning_rate(trainer.step, before.train, before.steps)
     new = learning_rate(trainer.step, now, trainer.steps)
     if new > 1.01 * old:
