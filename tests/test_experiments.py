@@ -12,6 +12,7 @@ from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.sampling.sample_generator import SampleGenerator
+from ddpm_cli.tracking.timeline import new_timeline
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.signals import Signals
 from ddpm_cli.training.trainer import Trainer
@@ -171,8 +172,9 @@ def test_conv_fashion_mnist_is_what_the_text_trains() -> None:
     assert (len(betas), betas[0].item(), betas[-1].item()) == (1000, pytest.approx(1e-3), pytest.approx(0.01))
     assert (config.dataset.shape, config.loss.name, config.model.time_dim) == ((1, 32, 32), "l2", 100)
     assert (config.train.optimizer, config.train.lr, config.train.batch_size) == ("adam", 1e-3, 128)
-    assert config.train.total_steps(60_000) == 4688
-    milestones = [step for step in range(1, 4689) if config.train.is_milestone(step, 60_000)]
+    timeline = new_timeline(config.train, 60_000)
+    assert timeline.steps == 4688
+    milestones = [step for step in range(1, 4689) if timeline.is_milestone(step)]
     assert milestones == [-(-60_000 * epoch // 128) for epoch in range(1, 11)]
 
 

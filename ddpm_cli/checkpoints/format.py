@@ -25,9 +25,11 @@ from ddpm_cli.checkpoints.stored_config import from_stored, missing_plugin
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic
+from ddpm_cli.tracking.timeline import are_phases
 
 TYPES = {
     "step": int,  # done
+    "phases": list,  # batch sizes and sizes of the dataset so far, see tracking/timeline.py
     "seconds": float,  # spent in steps
     "config": dict,  # as a plain dict, see stored_config
     "plugins": dict,  # names of plugins by the config group whose option they define
@@ -157,6 +159,7 @@ def _invalid_keys(state: Mapping[str, Any]) -> list[str]:
         return wrong
     ok = {
         "step": 0 <= state["step"] <= MAX_STEP,
+        "phases": are_phases(state["phases"], state["step"]),
         "seconds": 0 <= state["seconds"] < math.inf,
         "classes": all(isinstance(name, str) for name in state["classes"]),
         "shards": valid_shards(state["shards"]),

@@ -53,7 +53,7 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
     else:
         state = load_checkpoint(key, path)
         size = state["stored_bytes"]
-        weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind])
+        weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind], state["phases"])
     if weights.kind != kind:
         raise UserError(f"weights={kind}: {path} contains only the {weights.kind} weights; use weights={weights.kind}")
     config = with_noted_paths(weights.config, path)

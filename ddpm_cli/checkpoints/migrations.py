@@ -22,12 +22,20 @@ def to_6(state: State) -> dict[str, Any]:
 
 
 def to_7(state: State) -> dict[str, Any]:
-    """Add `plugins`, `init`, `evaluate`, `train.stop_when` and sharded checkpoints, which did not exist."""
+    """Add `phases`, as if nothing had changed on resume, and `plugins`, `init`, `evaluate` and sharded checkpoints."""
     train = {**state["config"]["train"], "stop_when": None, "patience": 3}
     evaluate = {"every": None, "metric": "fd_classifier", "n": 1000}
     checkpoint = {**state["config"]["checkpoint"], "sharded": False}
     new = {"train": train, "evaluate": evaluate, "checkpoint": checkpoint, "init": None, "init_weights": "ema"}
-    return {**state, "format": 7, "plugins": {}, "shards": {}, "config": {**state["config"], **new}}
+    phases = [[0, train["batch_size"], 0]]
+    return {
+        **state,
+        "format": 7,
+        "phases": phases,
+        "plugins": {},
+        "shards": {},
+        "config": {**state["config"], **new},
+    }
 
 
 MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7}

@@ -1,10 +1,10 @@
 """The checkpoints of a run: checkpoints/step_XXXXXXXX.pt, and last.pt, a link to the newest."""
 
 import logging
-import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,17 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     return path
 
 
-def prune(folder: Path, keep_last: int | None, window: float) -> None:
-    """Remove all checkpoints except the newest `keep_last` and the first one in each window of `window` steps.
+def prune(folder: Path, keep_last: int | None, window_of: Callable[[int], int]) -> None:
+    """Remove all checkpoints except the newest `keep_last` and the first one in each window.
 
-    With `keep_last=None` all are kept; with an infinite window only the newest.
+    window_of: returns the number of the window of a step; in window 0 none is kept. With `keep_last=None` all are kept.
     """
     if keep_last is None:
         return
     kept: set[int] = set()
     run = RunFolder(folder)
     for step, path in list(run.checkpoints_by_step().items())[:-keep_last]:
-        number = math.floor(step / window)
+        number = window_of(step)
         if (number == 0 or number in kept) and not _shards_are_best(path, run):
             path.unlink(missing_ok=True)
             remove_shards(path)

@@ -78,6 +78,10 @@ class RunFolder:
         return self.notes / "overrides.yaml"
 
     @property
+    def changes(self) -> Path:
+        return self.notes / "changes.yaml"
+
+    @property
     def log(self) -> Path:
         return self.path / "train.log"
 
@@ -128,9 +132,14 @@ class RunFolder:
         return _read_yaml(self.config)
 
     def read_overrides(self) -> list[str]:
-        """Return the overrides that were typed for the run."""
+        """Return the overrides that were typed when the run was started."""
         overrides = _read_yaml(self.overrides)
         return [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
+
+    def read_changes(self) -> list[Any]:
+        """Return the content of .hydra/changes.yaml, or an empty list; see `notes.read_changes`."""
+        changes = _read_yaml(self.changes)
+        return changes if isinstance(changes, list) else []
 
     def read_metrics(self, max_bytes: int = MAX_BYTES) -> list[dict[str, str]]:
         """Return the rows of metrics.csv as texts. The last line is left out if a crash has truncated it."""
@@ -194,8 +203,9 @@ def claimed(folder: Path) -> Iterator[None]:
 @contextmanager
 def reopened(key: str, folder: Path) -> Iterator[None]:
     """Hold the folder of a run to resume. Raise `UserError` if another process holds it or it has links or pipes."""
-    for name in OURS:
-        path = folder / name
+    run = RunFolder(folder)
+    for path in (*(folder / name for name in OURS), run.config, run.changes):
+        name = str(path.relative_to(folder))
         if path.is_symlink():
             raise UserError(
                 f"{key}={folder}: its {name} is a symbolic link, which a run does not write through; remove it"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,42 @@ from ddpm_cli.checkpoints.stored_config import from_stored, plugins_of, to_store
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import write
+from ddpm_cli.tracking.timeline import are_phases, images_seen
 
 EARLIER_FORMATS = {2: 5}
 """Formats of files that were numbered differently from checkpoints, and those of the checkpoints of their time."""
 MAX_HEADER = 8 * 2**20
 """Largest header in bytes: several times that of the largest network."""
-TYPES = {"format": int, "step": int, "weights": str, "classes": list, "config": dict, "plugins": dict}
+TYPES = {
+    "format": int,
+    "step": int,
+    "phases": list,
+    "weights": str,
+    "classes": list,
+    "config": dict,
+    "plugins": dict,
+}
 """Keys of the JSON object in the metadata entry `ddpm_cli`."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights with their config. `kind` is ema or model; `tensors` are on the CPU."""
+    """Weights with their config.
+
+    kind: ema or model. tensors: on the CPU. phases: of the run, see `Phase`; empty for weights of other libraries.
+    """
 
     config: TrainConfig
     classes: list[str]
     step: int
     kind: str
     tensors: dict[str, Tensor]
+    phases: list[list[int]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Number of examples that the weights were trained on."""
+        return images_seen(self.phases, self.step) if self.phases else 0
 
 
 def write_weights(path: Path, weights: Weights) -> None:
@@ -43,6 +61,7 @@ def write_weights(path: Path, weights: Weights) -> None:
         {
             "format": FORMAT,
             "step": weights.step,
+            "phases": weights.phases,
             "weights": weights.kind,
             "classes": weights.classes,
             "config": to_stored(weights.config),
@@ -74,7 +93,7 @@ def read_weights(key: str, path: Path) -> Weights:
         config = from_stored(state["config"])
     except UserError as error:
         raise UserError(f"{key}={path}: cannot be used: {str(error)[:LONGEST]}") from error
-    return Weights(config, state["classes"], state["step"], state["weights"], tensors)
+    return Weights(config, state["classes"], state["step"], state["weights"], tensors, state["phases"])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -124,6 +143,7 @@ def _mismatch(state: Mapping[str, Any]) -> list[str]:
         return wrong
     ok = {
         "step": 0 <= state["step"] <= MAX_STEP,
+        "phases": state["phases"] == [] or are_phases(state["phases"], state["step"]),
         "weights": state["weights"] in ("ema", "model"),
         "classes": all(isinstance(name, str) for name in state["classes"]),
     }

@@ -16,6 +16,16 @@ from ddpm_cli.errors import UserError, check, one_of
 PATHS = ("root", "font", "list")
 """Keys of datasets whose values are paths."""
 NO_SWEEP = {"resume": None, "prune": None, "reduction_factor": 3, "first_rung": 1}
+NOT_STORED: dict[str, Any] = {
+    "out": "",
+    "resume": None,
+    "resume_data_changed": False,
+    "sweep": NO_SWEEP,
+    "threads": "auto",
+    "init": None,
+    "init_weights": "ema",
+}
+"""Keys that belong to a machine or a command rather than to a run, with the values that are stored instead."""
 
 PLUGIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LONGEST_NAME = 64
@@ -29,8 +39,7 @@ def without_paths(data: Mapping[str, Any]) -> dict[str, Any]:
     dataset = data.get("dataset")
     if isinstance(dataset, dict):
         dataset = {key: None if key in PATHS else value for key, value in dataset.items()}
-    left = {"out": "", "resume": None, "resume_data_changed": False, "sweep": NO_SWEEP, "threads": "auto"}
-    return {**data, "dataset": dataset, **left, "init": None, "init_weights": "ema"}
+    return {**data, "dataset": dataset, **NOT_STORED}
 
 
 def to_stored(config: TrainConfig) -> dict[str, Any]:

@@ -53,7 +53,16 @@ from ddpm_cli.config.processes import Distributed
 from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
 from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.config.schedule import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid
-from ddpm_cli.config.train import MEASURED, MIN_SAMPLES, PRECISIONS, Sweep, Train, TrainConfig, check_guidance
+from ddpm_cli.config.train import (
+    MEASURED,
+    MIN_SAMPLES,
+    PRECISIONS,
+    Interval,
+    Sweep,
+    Train,
+    TrainConfig,
+    check_guidance,
+)
 
 __all__ = [
     "EXTRA_CONFIGS",
@@ -91,6 +100,7 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "ImportConfig",
+    "Interval",
     "Linear",
     "Loss",
     "LossSecondMoment",

@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddpm_cli.config.dataset import Dataset
 from ddpm_cli.config.model import Model
@@ -32,6 +32,21 @@ MIN_SAMPLES = 10
 PRECISIONS = ("auto", "fp32", "fp32_strict", "bf16", "fp16")
 OPTIMIZERS = ("adam", "adamw", "muon")
 LOGGERS = ("csv", "tensorboard", "wandb")
+
+
+class Interval(NamedTuple):
+    """A number of steps or of epochs."""
+
+    length: float
+    in_epochs: bool
+
+
+def interval_of(key: str, every: object) -> Interval:
+    """Return the interval in `every`: a number of steps, or of epochs as in 1epoch, 0.5epochs. Raise `UserError`."""
+    epochs = re.fullmatch(r"(\d{1,9}|\d{0,9}\.\d{1,9}) ?epochs?", every) if isinstance(every, str) else None
+    length = float(epochs[1]) if epochs else float(every) if type(every) is int else 0.0
+    check(0 < length <= 10**15, key, every, "a number of steps from 1 up, or of epochs, as in 1epoch")
+    return Interval(length, epochs is not None)
 
 
 @dataclass(kw_only=True)
@@ -89,7 +104,7 @@ class Train:
         check(self.precision in PRECISIONS, "train.precision", self.precision, one_of(PRECISIONS))
         check(0 <= self.seed < 2**63, "train.seed", self.seed, "in 0..2**63-1")
         check(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
-        self.milestone_steps(1)
+        interval_of("train.milestone_every", self.milestone_every)
         ok = 1 <= self.max_bad_steps <= 10_000
         check(ok, "train.max_bad_steps", self.max_bad_steps, "in 1..10000")
         check(self.on_disk_full in ("stop", "continue"), "train.on_disk_full", self.on_disk_full, "stop or continue")
@@ -103,42 +118,15 @@ class Train:
         check(ok, "train.stop_when", self.stop_when, f"{one_of(MEASURED)}, or null")
         check(1 <= self.patience <= 10**6, "train.patience", self.patience, "in 1..1000000")
 
-    def total_steps(self, examples: int) -> int:
-        """Return the number of steps of a run on a dataset with so many examples."""
-        if self.epochs is not None:
-            return math.ceil(self.epochs * examples / self.batch_size)
-        return self.steps or 0
-
-    def is_milestone(self, step: int, examples: int) -> bool:
-        """Return whether a checkpoint and a grid are due after `step` steps (1 is the first)."""
-        return self.milestones_until(step, examples) > self.milestones_until(step - 1, examples)
-
-    def milestones_until(self, step: int, examples: int) -> int:
-        """Return the number of regular milestones in `step` steps. A run also has one at its end."""
-        return math.floor(step / self.milestone_steps(examples))
-
-    def milestone_steps(self, examples: int) -> float:
-        """Return the number of steps between milestones, which may be fractional if it is given in epochs."""
-        return steps_of("train.milestone_every", self.milestone_every, examples, self.batch_size)
-
-    def milestones_after(self, step: int, examples: int) -> int:
-        """Return the number of milestones after `step` steps, the one at the end of the run included."""
-        total, every = self.total_steps(examples), max(1.0, self.milestone_steps(examples))
-        regular = math.floor(total / every) - math.floor(step / every)
-        return regular + (step < total and not self.is_milestone(total, examples))
+    @property
+    def milestone_interval(self) -> Interval:
+        """The interval between milestones."""
+        return interval_of("train.milestone_every", self.milestone_every)
 
     def _length_hint(self) -> str:
         if self.steps is None:
             return "a number of steps; or give train.epochs"
         return f"null where train.epochs={self.epochs} is given: give one of the two, the other null"
-
-
-def steps_of(key: str, every: object, examples: int, batch_size: int) -> float:
-    """Return the steps in `every`: a number of steps, or of epochs as in 1epoch and 0.5epochs. Raise `UserError`."""
-    epochs = re.fullmatch(r"(\d{1,9}|\d{0,9}\.\d{1,9}) ?epochs?", every) if isinstance(every, str) else None
-    steps = float(epochs[1]) * examples / batch_size if epochs else float(every) if type(every) is int else 0.0
-    check(0 < steps <= 10**15, key, every, "a number of steps from 1 up, or of epochs, as in 1epoch")
-    return steps
 
 
 @dataclass(kw_only=True)
@@ -152,13 +140,13 @@ class Checkpointing:
     def __post_init__(self) -> None:
         ok = self.keep_last is None or 1 <= self.keep_last <= 10**9
         check(ok, "checkpoint.keep_last", self.keep_last, "at least 1, or null for all")
-        self.window(1, 1)
+        if self.keep_every is not None:
+            interval_of("checkpoint.keep_every", self.keep_every)
 
-    def window(self, examples: int, batch_size: int) -> float:
-        """Return the length in steps of the windows whose first checkpoint is kept; infinite for none."""
-        if self.keep_every is None:
-            return math.inf
-        return steps_of("checkpoint.keep_every", self.keep_every, examples, batch_size)
+    @property
+    def keep_interval(self) -> Interval | None:
+        """The intervals whose first checkpoint is kept, or None."""
+        return None if self.keep_every is None else interval_of("checkpoint.keep_every", self.keep_every)
 
 
 @dataclass(kw_only=True)

@@ -33,10 +33,10 @@ class Stream(Batches):
         super().__init__(examples, flip, seed, device, torch.device("cpu"))
         self._read = examples.read
         self._pool = ThreadPoolExecutor(THREADS, "decode")
-        self._pending: dict[tuple[int, int], Decoding] = {}
+        self._pending: dict[tuple[int, int, int], Decoding] = {}
 
-    def _part(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        wanted = [(later, batch_size) for later in range(step, step + 1 + AHEAD)]
+    def _part(self, step: int, batch_size: int, offset: int) -> tuple[Tensor, Tensor]:
+        wanted = [(later, batch_size, offset) for later in range(step, step + 1 + AHEAD)]
         for key in self._pending.keys() - wanted:  # of steps that are not among the next ones any more
             for image in self._pending.pop(key).images:
                 image.cancel()
@@ -46,8 +46,8 @@ class Stream(Batches):
         images, indices = self._pending.pop(wanted[0])
         return torch.from_numpy(np.stack([image.result() for image in images])), indices
 
-    def _start(self, step: int, batch_size: int) -> Decoding:
-        indices = self._indices_of(step, batch_size)
+    def _start(self, step: int, batch_size: int, offset: int) -> Decoding:
+        indices = self._indices_of(step, batch_size, offset)
         return Decoding([self._pool.submit(self._read, index) for index in indices.tolist()], indices)
 
 

@@ -154,8 +154,9 @@ class Batches(ABC):
 
     The epochs form an endless sequence of examples, each shuffled in a different order. Step s uses the examples
     s * batch_size to (s + 1) * batch_size - 1 of this sequence. Therefore each example is used once per epoch, even if
-    the batch size does not divide the number of examples, and a batch depends only on (seed, step). With several
-    processes, each receives a part of the batch. With `flip`, images are mirrored with probability 1/2.
+    the batch size does not divide the number of examples, and a batch depends only on (seed, step). An offset moves the
+    place in the sequence, for a run whose first steps had another batch size. With several processes, each receives a
+    part of the batch. With `flip`, images are mirrored with probability 1/2.
 
     Args:
         device: the training device.
@@ -185,15 +186,15 @@ class Batches(ABC):
         return self._count
 
     @abstractmethod
-    def _part(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    def _part(self, step: int, batch_size: int, offset: int) -> tuple[Tensor, Tensor]:
         """Return the values of this rank's part of the batch of `step`, as they are stored, and their indices."""
 
-    def batch(self, step: int, batch_size: int) -> ExampleBatch:
+    def batch(self, step: int, batch_size: int, offset: int = 0) -> ExampleBatch:
         """Return the part of this rank in the batch of `step`, which counts from 0, on the training device.
 
-        batch_size: the number of examples over all ranks.
+        batch_size: the number of examples over all ranks. offset: what is added to step * batch_size.
         """
-        values, indices = self._part(step, batch_size)
+        values, indices = self._part(step, batch_size, offset)
         x0 = to_float(self._on_device(values))
         if self.flip:
             part = collectives.shard_slice(batch_size)
@@ -216,10 +217,10 @@ class Batches(ABC):
         copy.record_stream(current)
         return copy
 
-    def _indices_of(self, step: int, batch_size: int) -> Tensor:
+    def _indices_of(self, step: int, batch_size: int, offset: int) -> Tensor:
         """Return the indices of the examples in this rank's part of the batch of `step`."""
         part = collectives.shard_slice(batch_size)
-        return self.indices(step * batch_size + part.start, part.stop - part.start)
+        return self.indices(step * batch_size + offset + part.start, part.stop - part.start)
 
     def indices(self, start: int, count: int) -> Tensor:
         """Return the indices (count,) of the examples `start` to `start + count - 1` of the sequence."""
@@ -248,8 +249,8 @@ class Table(Batches):
         super().__init__(examples, flip, seed, device, home)
         self.values = values.to(home)
 
-    def _part(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        indices = self._indices_of(step, batch_size)
+    def _part(self, step: int, batch_size: int, offset: int) -> tuple[Tensor, Tensor]:
+        indices = self._indices_of(step, batch_size, offset)
         # On a CPU, index_select is 15 times faster than values[indices], because it copies whole images.
         return self.values.index_select(0, indices), indices
 

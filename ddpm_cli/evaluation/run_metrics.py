@@ -28,6 +28,7 @@ from ddpm_cli.evaluation.samples import DEFAULT_N, GeneratedSamples
 from ddpm_cli.sampling.build import compile_for_inference
 from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry, generator_of
 from ddpm_cli.tracking.terminal import status
+from ddpm_cli.tracking.timeline import Timeline
 
 if TYPE_CHECKING:
     from ddpm_cli.evaluation.comparison import SampleEvaluator
@@ -169,11 +170,10 @@ class MilestoneEvaluator:
         self.config, self.generator = config, generator
         self._evaluator: SampleEvaluator | None = None
 
-    def is_due(self, step: int, examples: int) -> bool:
+    def is_due(self, step: int, timeline: Timeline) -> bool:
         """Return whether the samples are measured at the milestone of a step."""
-        every, train = self.config.evaluate.every, self.config.train
-        at_end = step == train.total_steps(examples)
-        return every is not None and (train.milestones_until(step, examples) % every == 0 or at_end)
+        every = self.config.evaluate.every
+        return every is not None and (timeline.milestones_until(step) % every == 0 or step == timeline.steps)
 
     def measure(self, step: int, folder: Path) -> Measurement | None:
         """Measure the samples of this step, append the result to evaluations.jsonl and return it; None on ranks > 0."""

@@ -67,7 +67,8 @@ def _model_properties(weights: Weights, record: Record) -> Iterator[tuple[str, s
     yield "noise schedule", f"{config.schedule.name}, T={config.schedule.timesteps}"
     if weights.step:
         yield "loss", f"{config.loss.name}, weighting {config.weighting.name}"
-        yield "steps", f"{weights.step}, batch size {train.batch_size}: {weights.step * train.batch_size} examples"
+        last = "" if len(weights.phases) == 1 else " at the end"
+        yield "steps", f"{weights.step}, batch size {train.batch_size}{last}: {weights.images} examples"
         yield "optimizer", f"{train.optimizer}, learning rate {train.lr:g}"
     if weights.kind == "ema" and weights.step:
         yield "EMA decay", f"{train.ema_decay:g}"

@@ -24,6 +24,7 @@ function showCommands() {
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
     const label = element("span", { class: "who" }, swatch(run), element("b", {}, run.name), ` `, element("span", { class: "none" }, run.path));
-    return element("li", {}, label, element("code", {}, run.command), button);
+    const changes = run.changes ? element("small", { class: "who none" }, `changed on resume ${run.changes}`) : null;
+    return element("li", {}, label, element("code", {}, run.command), button, changes);
   }));
 }

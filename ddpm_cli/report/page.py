@@ -13,6 +13,7 @@ from ddpm_cli.report.pictures import FILM_SHARE, small_film, small_grids
 from ddpm_cli.report.runs import Row, Run
 from ddpm_cli.report.table import (
     best_runs,
+    changes_of,
     command_of,
     differing,
     finite_number,
@@ -112,6 +113,7 @@ def _run_data(run: Run, curve_points: int) -> dict[str, Any]:
         "name": run.name,
         "path": str(run.folder),
         "command": command_of(run),
+        "changes": changes_of(run),
         "steps": run.steps,
         "planned": run.planned,
         "seconds": _finite_or_none(run.seconds),

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ddpm_cli.checkpoints.notes import Change, current_overrides, read_changes
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.errors import UserError
 from ddpm_cli.sweeps.jobs_csv import jobs_of
@@ -54,12 +55,13 @@ class Run:
     folder: Path
     name: str
     settings: dict[str, Any]  # by dotted key; the option of a config group has the key `schedule`, not `schedule.name`
-    overrides: list[str]
+    overrides: list[str]  # with those of `changes`
     rows: list[Row]
     scores: dict[str, Score]
     grids: dict[int, Path]  # sample grids by step, in ascending order
     film: Path | None
     pruned: bool = False  # ended early, as a bad run of a sweep
+    changes: Sequence[Change] = ()  # on resume
 
     @property
     def steps(self) -> int:
@@ -79,14 +81,14 @@ class Run:
 
     @cached_property
     def planned(self) -> int | None:
-        """Planned number of steps, or None if unknown. Epochs are converted to steps with the last row."""
+        """Planned number of steps, or None if unknown. Epochs after the last row are converted to steps."""
         steps, epochs, batch = (self.settings.get(f"train.{key}") for key in ("steps", "epochs", "batch_size"))
         if isinstance(steps, int):
             return steps
         if isinstance(epochs, int | float) and isinstance(batch, int) and batch > 0 and self.rows:
             last = self.rows[-1]
-            planned = epochs * last.images / last.epoch / batch if last.epoch > 0 else math.nan
-            return math.ceil(round(planned, 3)) if math.isfinite(planned) else None  # rows have only eight digits
+            left = (epochs - last.epoch) * last.images / last.epoch / batch if last.epoch > 0 else math.nan
+            return last.step + math.ceil(round(left, 3)) if math.isfinite(left) else None  # rows have only eight digits
         return None
 
     @cached_property
@@ -153,6 +155,7 @@ def _by_job_number(name: str) -> tuple[int, int, str]:
 def read_run(folder: Path, name: str, pruned: bool = False) -> Run:
     """Return the run in `folder`."""
     run = RunFolder(folder)
+    changes = read_changes(run)
     settings = _flatten(run.read_config())
     if not settings:
         log.warning("%s: no settings found in .hydra/config.yaml", folder)
@@ -160,12 +163,13 @@ def read_run(folder: Path, name: str, pruned: bool = False) -> Run:
         folder,
         name,
         settings,
-        run.read_overrides(),
+        current_overrides(run.read_overrides(), changes),
         _metrics_rows(run),
         _scores(run),
         run.grids_by_step(),
         run.film if run.film.is_file() else None,
         pruned,
+        changes,
     )
 
 

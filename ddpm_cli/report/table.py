@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
+from ddpm_cli.checkpoints.notes import key_of
 from ddpm_cli.config import plugin_metrics
 from ddpm_cli.report.runs import Run
 
@@ -97,9 +98,14 @@ def measured_differently(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def command_of(run: Run) -> str:
-    """Return the shell command that reproduces a run in a new folder."""
-    overrides = [text for text in run.overrides if text.partition("=")[0].lstrip("+~") not in ("out", "resume")]
+    """Return the shell command that trains a new run with the overrides of a run, those of its resumes included."""
+    overrides = [text for text in run.overrides if key_of(text) not in ("out", "resume")]
     return shlex.join(["ddpm-train", *overrides])
+
+
+def changes_of(run: Run) -> str:
+    """Return the overrides that a run was resumed with, each with the step from which they apply; "" without any."""
+    return "; ".join(f"from step {change.step}: {shlex.join(change.overrides)}" for change in run.changes)
 
 
 def csv_of(runs: Sequence[Run]) -> str:
@@ -110,6 +116,7 @@ def csv_of(runs: Sequence[Run]) -> str:
         "steps": lambda run: run.steps,
         "steps_planned": lambda run: run.planned,
         "pruned": lambda run: "yes" if run.pruned else "",
+        "changes": changes_of,
         "seconds": lambda run: run.seconds,
         "images_per_second": lambda run: run.images_per_second,
         "path": lambda run: run.folder,

@@ -75,17 +75,17 @@ class Metrics:
     def epochs(self) -> dict[int, float]:
         """Return the mean loss of each finished epoch by the step of its last row.
 
-        A row is weighted by its number of steps and belongs to the epoch in which it starts; rows without a finite
+        A row is weighted by its number of images and belongs to the epoch in which it starts; rows without a finite
         loss are left out.
         """
-        sums: dict[int, tuple[float, int, int]] = {}
-        before, epoch = 0, 0
+        sums: dict[int, tuple[float, float, int]] = {}
+        before, epoch = 0.0, 0
         for row in self.rows:
-            step = int(row["step"])
-            total, count, _ = sums.get(epoch, (0.0, 0, 0))
+            images = float(row["images"])
+            total, count, _ = sums.get(epoch, (0.0, 0.0, 0))
             if math.isfinite(loss := float(row["loss"])):
-                sums[epoch] = (total + loss * (step - before), count + step - before, step)
-            before, epoch = step, math.floor(float(row["epoch"]))
+                sums[epoch] = (total + loss * (images - before), count + images - before, int(row["step"]))
+            before, epoch = images, math.floor(float(row["epoch"]))
         return {last: total / count for at, (total, count, last) in sums.items() if at < epoch}
 
     def _text(self) -> str:

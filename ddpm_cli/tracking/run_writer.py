@@ -17,6 +17,7 @@ from ddpm_cli.config import TrainConfig
 from ddpm_cli.images.png_gif import save_gif, save_png
 from ddpm_cli.tracking.loggers import open_loggers
 from ddpm_cli.tracking.metrics_csv import Metrics
+from ddpm_cli.tracking.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +26,14 @@ class RunWriter:
     """The writer of a run in `folder` that continues after `step`. All methods raise `NoRoom` if the disk is full.
 
     Args:
-        examples: number of examples of the dataset, for lengths that are given in epochs.
+        timeline: tells which steps are milestones, and which checkpoints are kept.
         background: write checkpoints in a thread, while training continues.
     """
 
-    def __init__(self, config: TrainConfig, folder: Path, step: int, examples: int, background: bool = False) -> None:
-        self.config, self.run, self.examples = config, RunFolder(folder), examples
+    def __init__(
+        self, config: TrainConfig, folder: Path, step: int, timeline: Timeline, background: bool = False
+    ) -> None:
+        self.config, self.run, self.timeline = config, RunFolder(folder), timeline
         self.background = background
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -71,13 +74,13 @@ class RunWriter:
 
     def _write_checkpoint(self, state: dict[str, Any]) -> None:
         path = save_checkpoint(self.run.path, state)
-        keep = self.config.checkpoint
-        prune(self.run.path, keep.keep_last, keep.window(self.examples, self.config.train.batch_size))
+        keep, every = self.config.checkpoint, self.config.checkpoint.keep_interval
+        prune(self.run.path, keep.keep_last, lambda step: self.timeline.intervals(every, step) if every else 0)
         log.debug("checkpoint of step %d: %s", state["step"], path)
 
     def loss_plot(self) -> None:
         """Draw loss.png."""
-        self.metrics.draw(lambda step: self.config.train.is_milestone(step, self.examples))
+        self.metrics.draw(self.timeline.is_milestone)
 
     def milestone(self, step: int, film: Sequence[Image], grid: Image) -> None:
         """Write the sample grid of a milestone, and the film if it has frames."""

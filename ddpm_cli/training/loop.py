@@ -81,12 +81,12 @@ class Loop:
             train.batch_size,
             self.seconds,
             on_cpu,
-            lambda step: train.milestones_after(step, len(trainer.table)),
+            trainer.timeline.milestones_after,
             train.samples * trainer.generator.evaluations / (CALLS_PER_STEP * train.batch_size),
         )
         self.writer: RunWriter | None = None
         if collectives.is_rank_zero():
-            self.writer = RunWriter(trainer.config, folder, trainer.step, len(trainer.table), background=not on_cpu)
+            self.writer = RunWriter(trainer.config, folder, trainer.step, trainer.timeline, background=not on_cpu)
 
     def close(self) -> None:
         """Close the progress bar and the loggers."""
@@ -134,7 +134,7 @@ class Loop:
     def _measure(self) -> None:
         """Measure the samples of this milestone if that is due and has not been done."""
         step = self.trainer.step
-        if not self.evaluator.is_due(step, len(self.trainer.table)):
+        if not self.evaluator.is_due(step, self.trainer.timeline):
             return
         if collectives.on_rank_zero(lambda: any(row[0] == step for row in self._measurements())):
             return
@@ -166,7 +166,7 @@ class Loop:
         if on_milestone is None:
             return False
         self._wait_for_checkpoint()
-        number = max(1, trainer.config.train.milestones_until(step, len(trainer.table)))
+        number = max(1, trainer.timeline.milestones_until(step))
         milestone = Milestone(number, step, trainer.steps, loss, self.folder, run.checkpoint(step), run.grid(step))
         return collectives.on_rank_zero(lambda: on_milestone(milestone) is True)
 
@@ -180,7 +180,7 @@ class Loop:
 
     def _is_milestone(self) -> bool:
         step = self.trainer.step
-        return step == self.trainer.steps or self.trainer.config.train.is_milestone(step, len(self.trainer.table))
+        return step == self.trainer.steps or self.trainer.timeline.is_milestone(step)
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         try:
@@ -277,11 +277,10 @@ class Loop:
     def _row(self, loss: float, grad_norm: float) -> dict[str, float]:
         trainer = self.trainer
         speed = self.progress.lap(trainer.step, loss)
-        images = trainer.step * trainer.config.train.batch_size
         return {
             "step": trainer.step,
-            "images": images,
-            "epoch": images / len(trainer.table),
+            "images": trainer.timeline.images(trainer.step),
+            "epoch": float(trainer.timeline.epochs(trainer.step)),
             "loss": loss,
             "lr": trainer.lr,
             "grad_norm": grad_norm,

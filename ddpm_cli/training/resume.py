@@ -1,7 +1,7 @@
 """Resume a run, or start one from the weights of another: its checkpoint, and its config merged with what was typed."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import getitem
@@ -14,15 +14,17 @@ from torch import Tensor
 from ddpm_cli.checkpoints.format import check_matches, load_checkpoint, read_config
 from ddpm_cli.checkpoints.loading import check_classes, load_weights, weights_like
 from ddpm_cli.checkpoints.migrations import FORMAT
+from ddpm_cli.checkpoints.notes import key_of
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, newest_config, newest_valid_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import PATHS, train_config, with_noted_paths
-from ddpm_cli.config import Train, TrainConfig
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.config.train import MilestoneEvaluation
 from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.sampling.build import build_timestep_sampler, network_of
 from ddpm_cli.shell import override
+from ddpm_cli.tracking.timeline import stored_timeline
 from ddpm_cli.training.loss_monitor import LossMonitor
 from ddpm_cli.training.optimizer import learning_rate, moments_like
 from ddpm_cli.training.trainer import Trainer
@@ -66,8 +68,8 @@ def folder_to_resume(resume: str) -> Path:
 def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> dict[str, Any]:
     """Return the contents of the checkpoint that `resume` names, with the config to continue with.
 
-    For a run folder it is the newest valid checkpoint. `train_before` has the training options of the run before the
-    changes. Raise `UserError` if training cannot continue from it.
+    For a run folder it is the newest valid checkpoint. `config_before` is the config of the run before the changes.
+    Raise `UserError` if training cannot continue from it.
     """
     path = checkpoint_to_resume(resume)
     if Path(resume).expanduser().is_dir():
@@ -76,7 +78,7 @@ def load_for_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -
         state = load_checkpoint("resume", path)
     check_resumable("resume", path, state)
     config = _merged_config(typed, with_noted_paths(state["config"], path), changes)
-    return state | {"config": config, "train_before": state["config"].train}
+    return state | {"config": config, "config_before": state["config"]}
 
 
 def config_to_resume(typed: TrainConfig, resume: str, changes: tuple[str, ...]) -> TrainConfig:
@@ -128,7 +130,7 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
     """Return the config of the run with the overrides typed beside `resume=`. Raise `UserError` for fixed keys."""
     merged, now = asdict(own), asdict(typed)
     for change in changes:
-        key = change.split("=")[0].lstrip("+~")
+        key = key_of(change)
         if key in ("resume", "resume_data_changed"):
             continue
         if key in ("init", "init_weights"):
@@ -174,7 +176,7 @@ def config_with_init(typed: TrainConfig, overrides: Sequence[str]) -> TrainConfi
     Its network and diffusion process are those of that run, except for what `overrides` or an experiment among them
     choose. Raise `UserError`.
     """
-    keys = [change.split("=")[0].lstrip("+~") for change in overrides]
+    keys = [key_of(change) for change in overrides]
     if "experiment" in keys:
         return typed
     path = find_checkpoint("init", str(typed.init))
@@ -224,15 +226,16 @@ def log_format(written: int) -> None:
         )
 
 
-def log_resume(trainer: Trainer, before: Train, folder: Path) -> None:
-    """Log that a resumed run has no steps left, or that its learning rate jumps up."""
+def log_resume(trainer: Trainer, state: Mapping[str, Any], folder: Path) -> None:
+    """Log that a run resumed from `state` has no steps left, or that its learning rate jumps up."""
     now, examples = trainer.config.train, len(trainer.table)
     if trainer.step >= trainer.steps:
         length = f"train.steps={2 * trainer.step}" if now.epochs is None else f"train.epochs={2 * now.epochs:g}"
         log.info("Finished already. To train longer:")
         log.info("  ddpm-train %s %s", override("resume", folder), length)
         return
-    old = learning_rate(trainer.step, before, before.total_steps(examples))
+    before = stored_timeline(state["config_before"].train, examples, state["phases"])
+    old = learning_rate(trainer.step, before.train, before.steps)
     new = learning_rate(trainer.step, now, trainer.steps)
     if new > 1.01 * old:
         log.info(

@@ -5,20 +5,19 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ddpm_cli.checkpoints.notes import key_of, note_resume, note_start
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.sharded import SHARDED, check_supported
-from ddpm_cli.checkpoints.stored_config import PATHS
 from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, TrainConfig, UserImages
 from ddpm_cli.data.sources import check_labels, check_trained, open_examples
 from ddpm_cli.data.stream import batches_of
@@ -29,7 +28,6 @@ from ddpm_cli.distributed.devices import processes_of, resolve_device
 from ddpm_cli.distributed.launch import WorkerFailed, run_distributed, worker_group
 from ddpm_cli.errors import Failure, Stopped, UserError, check
 from ddpm_cli.evaluation.run_metrics import check_metrics, final_metric
-from ddpm_cli.files import write
 from ddpm_cli.sampling.milestone import Milestone
 from ddpm_cli.sampling.sample_generator import warn_of_few_steps
 from ddpm_cli.shell import override
@@ -37,6 +35,7 @@ from ddpm_cli.tracking.loggers import check_loggers
 from ddpm_cli.tracking.terminal import status
 from ddpm_cli.training.loop import Loop
 from ddpm_cli.training.resume import (
+    PATH_KEYS,
     check_same_data,
     checkpoint_to_resume,
     config_to_resume,
@@ -129,20 +128,31 @@ def train(job: TrainingJob) -> float | None:
             weights = "" if config.init is None else _start_from_weights(trainer)
             lines = _start_lines(trainer, folder, weights)
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
-            collectives.on_rank_zero(lambda: _write_config(job))
+            collectives.on_rank_zero(lambda: note_start(folder, config, job.typed))
         else:
             check_same_data(data, state, str(job.resume), job.config.resume_data_changed)
             trainer.restore(state)
+            before = state["config_before"]
             state = {key: value for key, value in state.items() if key not in SHARDED}  # which unmaps the file
             lines = _start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: move_later_checkpoints(folder, trainer.step))
+            collectives.on_rank_zero(lambda: _note_resume(job, trainer, folder, before))
         if collectives.is_rank_zero():
             stack.enter_context(log_into(RunFolder(folder).log))
             _log_start(trainer, lines)
             if state is not None:
                 log_format(state["written_format"])
-                log_resume(trainer, state["train_before"], folder)
+                log_resume(trainer, state, folder)
         return _run_loop(job, trainer, folder, data, state)
+
+
+def _note_resume(job: TrainingJob, trainer: Trainer, folder: Path, before: TrainConfig) -> None:
+    """Note what a resumed run changes: of one that has no steps left, only where its data are."""
+    if trainer.step < trainer.steps:
+        note_resume(folder, trainer.config, trainer.step, job.changes)
+        return
+    paths = [text for text in job.changes if key_of(text) in PATH_KEYS]
+    note_resume(folder, replace(before, dataset=trainer.config.dataset), trainer.step, paths)
 
 
 def _start_from_weights(trainer: Trainer) -> str:
@@ -230,16 +240,6 @@ def _run_loop(
         raise Failure(f"{error}; {resume_hint(folder)}") from error
     except KeyboardInterrupt as error:
         raise Stopped(signal.SIGINT, f"stopped at once; {resume_hint(folder)}") from error
-
-
-def _write_config(job: TrainingJob) -> None:
-    """Write the overrides and the config of a new run to its folder."""
-    config, run = asdict(job.config), RunFolder(job.folder)
-    for keys, key in [(config["dataset"], key) for key in PATHS] + [(config, "init")]:
-        if keys.get(key) is not None:
-            keys[key] = str(Path(keys[key]).expanduser().absolute())
-    for path, content in ((run.overrides, job.typed), (run.config, config)):
-        write(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
 def _start_lines(trainer: Trainer, folder: Path, weights: str = "") -> dict[str, str]:

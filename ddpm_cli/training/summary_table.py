@@ -17,7 +17,7 @@ def start_table(trainer: Trainer) -> dict[str, str]:
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     gflops = _gflops(config, trainer.classes)
     classes = f"\nconditioned on {len(trainer.classes)} classes" if trainer.classes else ""
-    epochs = trainer.steps * train.batch_size / len(trainer.table)
+    epochs = float(trainer.timeline.epochs(trainer.steps))
     origin = "".join(f"\n{text}" for text in (trainer.table.source, trainer.table.counts) if text)
     first = f"steps {trainer.step} to {trainer.steps}" if trainer.step else f"{trainer.steps} steps"
     return {

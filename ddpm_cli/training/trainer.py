@@ -35,6 +35,7 @@ from ddpm_cli.sampling.build import (
     network_of,
 )
 from ddpm_cli.sampling.sample_generator import SampleGenerator
+from ddpm_cli.tracking.timeline import new_timeline, resumed_timeline
 from ddpm_cli.training.ema import Ema, ema_decay
 from ddpm_cli.training.optimizer import build_optimizer, in_groups, learning_rate, set_learning_rate
 
@@ -65,6 +66,7 @@ class Trainer:
         self.classes = table.classes if isinstance(config.conditioning, ClassLabels) else []
         self.device = device
         configure_arithmetic(config.train.precision, config.train.deterministic, same_shapes=True)
+        self.timeline = new_timeline(config.train, len(table))
         self.step = 0  # steps done
         self.lr = 0.0  # of the last one
         self.is_sharded = collectives.world_size() > 1 and config.distributed.strategy == "fsdp"
@@ -106,7 +108,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Number of steps of the whole run."""
-        return self.config.train.total_steps(len(self.table))
+        return self.timeline.steps
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """Update the parameters and their average once: return (loss, gradient norm), still on the device.
@@ -191,6 +193,7 @@ class Trainer:
         moments = {i: self.optimizer.state[parameter] for i, parameter in enumerate(self.network.parameters())}
         return {
             "step": self.step,
+            "phases": [list(phase) for phase in self.timeline.phases],
             "config": to_stored(self.config),
             "plugins": plugins_of(self.config),
             "model": {name: whole(x) for name, x in self.network.state_dict().items()},
@@ -219,6 +222,7 @@ class Trainer:
         Of the items `SHARDED`, which are large, only those of rank 0 are used; other ranks need not have them.
         """
         self.step = state["step"]
+        self.timeline = resumed_timeline(self.config.train, len(self.table), state["phases"], self.step)
         self._copy_weights(self.network, state.get("model"))
         self._copy_weights(self.ema.network, state.get("ema"))
         parameters = list(self.network.parameters())
@@ -238,7 +242,7 @@ class Trainer:
         Every rank draws the timesteps and the noise of the whole batch, so that they do not depend on the world size.
         """
         train, own = self.config.train, collectives.shard_slice(self.config.train.batch_size)
-        x0, y = self.table.batch(self.step, train.batch_size)
+        x0, y = self.table.batch(self.step, train.batch_size, self.timeline.offset)
         generator = rng.generator(train.seed, "noise", self.step, device=self.device)
         t, weights = self.timestep_sampler.sample(train.batch_size, generator)
         eps = torch.randn((train.batch_size, *x0.shape[1:]), generator=generator, device=self.device)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.files import write
+from ddpm_cli.tracking.timeline import new_timeline
 from tests.benchmarks.distance import distance
 from tests.benchmarks.measure import alternate, rate
 from tests.benchmarks.quality_plot import save_quality_plot
@@ -105,7 +106,7 @@ def train(typed: Sequence[str], folder: Path) -> None:
     if not last.is_file():
         kept = ("checkpoint.keep_last=null", "train.samples=4", "train.log_every=10", "device=cpu")
         subprocess.run([*TRAIN, *typed, *kept, f"out={folder}"], check=True)
-    elif load_checkpoint("resume", last)["step"] < composed(*typed).train.total_steps(EXAMPLES):
+    elif load_checkpoint("resume", last)["step"] < new_timeline(composed(*typed).train, EXAMPLES).steps:
         subprocess.run([*TRAIN, f"resume={folder}"], check=True)
 
 

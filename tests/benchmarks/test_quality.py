@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ddpm_cli.tracking.timeline import new_timeline
 from tests.benchmarks.quality import RECIPES, Row, best, milestones, read, section, text, train
 from tests.benchmarks.quality_plot import save_quality_plot
 from tests.benchmarks.systems.ours import composed
@@ -36,10 +37,10 @@ def test_minutes_are_compared_with_the_plain_reference() -> None:
 
 
 def test_milestones_are_at_the_marks() -> None:
-    train_config = composed(*RECIPES["annotated"]).train
-    at = [step for step in range(1, AFTER_6 + 1) if train_config.is_milestone(step, 60_000)]
+    timeline = new_timeline(composed(*RECIPES["annotated"]).train, 60_000)
+    at = [step for step in range(1, AFTER_6 + 1) if timeline.is_milestone(step)]
     assert {AFTER_1, 938, AFTER_6} <= set(at)
-    assert train_config.total_steps(60_000) == AFTER_6
+    assert timeline.steps == AFTER_6
 
 
 def test_milestones_exclude_step_0(tmp_path: Path) -> None:

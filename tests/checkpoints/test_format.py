@@ -28,6 +28,7 @@ from tests.conftest import composed
 
 STATE: dict[str, Any] = {key: kind() for key, kind in TYPES.items()} | {
     "step": 12,
+    "phases": [[0, 8, 100]],
     "seconds": 3.5,
     "config": to_stored(composed()),
     "model": {"w": torch.arange(3.0)},

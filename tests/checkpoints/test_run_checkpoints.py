@@ -76,7 +76,7 @@ def test_missing_checkpoint_is_an_error(tmp_path: Path) -> None:
 def test_pruning(tmp_path: Path, keep_last: Any, window: float, kept: list[int]) -> None:
     for step in (0, 10, 15, 20, 25, 30, 40):
         save(tmp_path, step)
-        prune(tmp_path, keep_last, window)
+        prune(tmp_path, keep_last, lambda at: math.floor(at / window))
         assert last_step(tmp_path) == step
     assert names(tmp_path) == ["last.pt", *(f"step_{step:08d}.pt" for step in kept)]
 

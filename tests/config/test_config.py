@@ -180,12 +180,3 @@ def test_defaults_of_training() -> None:
     assert (train.warmup_steps, train.lr_decay, train.grad_clip) == (500, "constant", 1.0)
     assert (train.ema_decay, train.ema_warmup, train.ema_start) == (0.999, True, 0)
     assert (train.log_every, train.milestone_every, train.max_bad_steps) == (50, 1000, 10)
-
-
-@pytest.mark.parametrize("every", [1, 3, 50, "0.01epochs", "0.3epochs", "1epoch"])
-@pytest.mark.parametrize("steps", [1, 10, 23])
-def test_milestones_after_a_step_are_those_that_follow(steps: int, every: object) -> None:
-    train = replace(composed().train, steps=steps, milestone_every=every, batch_size=8)
-    for step in range(steps + 1):
-        later = [at for at in range(step + 1, steps + 1) if at == steps or train.is_milestone(at, 13)]
-        assert train.milestones_after(step, 13) == len(later)

@@ -66,6 +66,22 @@ def test_resume_with_more_processes_has_the_same_bits(ranks: dict[str, int]) -> 
             assert torch.equal(torch.cat([part[i] for part in parts]), expected[step])
 
 
+def test_another_batch_size_goes_on_in_the_same_order(ranks: dict[str, int]) -> None:
+    """After two batches of 4, the third has 8 images; they are those that follow, in one, two or four processes."""
+    expected = table().indices(8, 16).tolist()
+    for size in (1, 2, 4):
+        seen: list[list[int]] = [[], []]
+        for rank in range(size):
+            ranks |= {"rank": rank, "size": size}
+            for i, step in enumerate((2, 3)):
+                ours, theirs = stream(), table()
+                labels = ours.batch(step, 8, offset=-8).y
+                assert labels is not None
+                seen[i] += labels.tolist()
+                assert torch.equal(ours.batch(step, 8, offset=-8).x0, theirs.batch(step, 8, offset=-8).x0)
+        assert seen[0] + seen[1] == expected
+
+
 def test_each_process_reads_only_its_share(ranks: dict[str, int]) -> None:
     ranks |= {"rank": 1, "size": 2}
     seen: list[int] = []

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ddpm_cli.evaluation.run_metrics import Measurement, MilestoneEvaluator, without_improvement
+from ddpm_cli.tracking.timeline import new_timeline
 from tests.conftest import TINY, Result, composed
 
 Run = Callable[..., Result]
@@ -112,7 +113,8 @@ def test_each_measurement_is_compared_with_the_last_improvement() -> None:
 def test_due_milestones() -> None:
     config = composed(*TINY, "train.steps=11", "train.milestone_every=2", "evaluate.every=2")
     evaluator = MilestoneEvaluator(config, None)  # type: ignore[arg-type]
-    assert [step for step in (2, 4, 6, 8, 10, 11) if evaluator.is_due(step, 100)] == [4, 8, 11]
+    timeline = new_timeline(config.train, 100)
+    assert [step for step in (2, 4, 6, 8, 10, 11) if evaluator.is_due(step, timeline)] == [4, 8, 11]
 
 
 @pytest.mark.parametrize(

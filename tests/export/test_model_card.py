@@ -24,7 +24,7 @@ EVALUATION: dict[str, Any] = {
 
 
 def weights(*overrides: str, classes: tuple[str, ...] = (), step: int = 12, kind: str = "ema") -> Weights:
-    return Weights(composed(*TINY, *overrides), list(classes), step, kind, {})
+    return Weights(composed(*TINY, *overrides), list(classes), step, kind, {}, [[0, 8, 20]])
 
 
 def test_front_matter_has_the_metadata_of_the_hub() -> None:
@@ -43,11 +43,18 @@ def test_card_states_only_what_is_known() -> None:
     assert "| fd_classifier | 12.31 | 11.9 to 12.8 | 0.9 | n=2000, split=test, sampler=ddim, nfe=50 |" in text
     assert "| nll | 3.9 |  |  | n=2000, split=test, sampler=ddim, nfe=50 |" in text
     assert "| final training loss | 0.125 |" in text
+    assert "| steps | 12, batch size 8: 96 examples |" in text
     assert "(samples.png)" in text
     bare = model_card(weights(), EMPTY, "safetensors")
     assert "## Evaluation\n\nNone. Run `ddpm-evaluate" in bare
     assert "samples.png" not in bare
     assert "final training loss" not in bare
+
+
+def test_card_counts_the_examples_of_each_batch_size() -> None:
+    """Ten steps of 4 examples and two of 8."""
+    found = Weights(composed(*TINY), [], 12, "ema", {}, [[0, 4, 20], [10, 8, 20]])
+    assert "| steps | 12, batch size 8 at the end: 56 examples |" in model_card(found, EMPTY, "safetensors")
 
 
 @pytest.mark.parametrize(

@@ -397,7 +397,7 @@ def test_paths_in_a_checkpoint_are_never_opened(runs: dict[str, Path], tmp_path:
     assert all((tmp_path / name).is_fifo() for name in ("out", "resume", "root"))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, ".hydra/changes.yaml"])
 def test_run_folder_with_a_link_is_rejected(
     name: str, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run: Run, tally: Any
 ) -> None:
@@ -429,6 +429,23 @@ def test_run_folder_with_a_pipe_is_rejected(name: str, runs: dict[str, Path], tm
     result = run("train", "resume=run", "train.steps=2")
     assert_refused_in_one_line(result, "train")
     assert f"its {name} was not written by a run" in result.err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_run_whose_config_file_cannot_be_replaced_is_rejected(
+    kind: str, runs: dict[str, Path], tmp_path: Path, run: Run
+) -> None:
+    shutil.copytree(runs["plain"], tmp_path / "run")
+    config_file = tmp_path / "run" / ".hydra" / "config.yaml"
+    config_file.rename(tmp_path / "precious")
+    {"pipe": os.mkfifo, "link": lambda path: path.symlink_to(tmp_path / "precious"), "folder": os.mkdir}[kind](
+        config_file
+    )
+    before = (tmp_path / "precious").read_bytes()
+    result = run("train", "resume=run", "train.steps=2")
+    assert result.code == 2
+    assert "ddpm-train: resume=run: its .hydra/config.yaml" in result.err.splitlines()[-1]
+    assert (tmp_path / "precious").read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "long", "deep"])

@@ -102,6 +102,7 @@ def test_report_csv(tmp_path: Path) -> None:
         "steps": "40",
         "steps_planned": "40",
         "pruned": "",
+        "changes": "",
         "seconds": "10.0",
         "images_per_second": "102.5",
         "path": f"{tmp_path}/0",

@@ -8,11 +8,16 @@ from ddpm_cli.files import NoRoom
 from ddpm_cli.tracking.metrics_csv import COLUMNS, Metrics
 
 
+def row_of(step: int, epoch: float, loss: float) -> dict[str, float]:
+    """Return a row of a dataset of 16 examples."""
+    return dict.fromkeys(COLUMNS, 1.0) | {"step": step, "images": 16 * epoch, "epoch": epoch, "loss": loss}
+
+
 def with_rows(folder: Path, rows: list[tuple[int, float, float]]) -> Metrics:
     """Return metrics with the rows (step, epoch, loss)."""
     metrics = Metrics(folder)
     for step, epoch, loss in rows:
-        metrics.append(dict.fromkeys(COLUMNS, 1.0) | {"step": step, "epoch": epoch, "loss": loss})
+        metrics.append(row_of(step, epoch, loss))
     return metrics
 
 
@@ -24,6 +29,12 @@ def test_epoch_means(tmp_path: Path) -> None:
 def test_rows_are_weighted_by_their_steps(tmp_path: Path) -> None:
     rows = [(3, 0.75, 4.0), (4, 1.0, 0.0)]
     assert with_rows(tmp_path, rows).epochs() == {4: 3.0}
+
+
+def test_rows_are_weighted_by_their_images_if_the_batch_size_changes(tmp_path: Path) -> None:
+    """Two steps of 4 images with a loss of 4, one of 8 with a loss of 1."""
+    rows = [(2, 0.5, 4.0), (3, 1.0, 1.0)]
+    assert with_rows(tmp_path, rows).epochs() == {3: 2.5}
 
 
 def test_unfinished_epoch_has_no_mean(tmp_path: Path) -> None:
@@ -52,7 +63,7 @@ def test_resumed_run_has_the_same_epochs(tmp_path: Path) -> None:
     resumed = Metrics(tmp_path, last_step=5)  # its last checkpoint is earlier than its last row
     assert resumed.epochs() == {4: 3.0}
     for step, epoch, loss in rows[2:]:
-        resumed.append(dict.fromkeys(COLUMNS, 1.0) | {"step": step, "epoch": epoch, "loss": loss})
+        resumed.append(row_of(step, epoch, loss))
     assert resumed.epochs() == {4: 3.0, 8: 0.75}
     with (tmp_path / "metrics.csv").open(newline="") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["2", "4", "6", "8"]

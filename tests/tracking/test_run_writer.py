@@ -11,6 +11,7 @@ import torch
 from ddpm_cli.files import NoRoom
 from ddpm_cli.tracking import run_writer
 from ddpm_cli.tracking.run_writer import RunWriter
+from ddpm_cli.tracking.timeline import new_timeline
 from tests.conftest import TINY, composed
 
 
@@ -38,7 +39,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.fixture
 def writer(tmp_path: Path, disk: Disk) -> Iterator[RunWriter]:
-    writer = RunWriter(composed(*TINY), tmp_path, 0, 20, background=True)
+    writer = RunWriter(composed(*TINY), tmp_path, 0, new_timeline(composed(*TINY).train, 20), background=True)
     yield writer
     disk.go.set()
     writer.close()
@@ -77,7 +78,7 @@ def test_error_is_raised_once_by_the_next_wait(writer: RunWriter, disk: Disk) ->
 
 
 def test_close_completes_the_checkpoint(tmp_path: Path, disk: Disk) -> None:
-    writer = RunWriter(composed(*TINY), tmp_path, 0, 20, background=True)
+    writer = RunWriter(composed(*TINY), tmp_path, 0, new_timeline(composed(*TINY).train, 20), background=True)
     writer.checkpoint({"step": 1})
     threading.Timer(0.05, disk.go.set).start()
     writer.close()

@@ -1,7 +1,9 @@
 import csv
 import math
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,77 @@ def test_milestones_by_epochs(tmp_path: Path) -> None:
     loop_of(config, tmp_path).run()
     steps = sorted(int(file.stem[5:]) for file in (tmp_path / "samples").glob("step_*"))
     assert steps == [3, 5, 8]
+
+
+def changed_run(folder: Path, *more: str) -> list[list[int]]:
+    """Train 3 steps of 4 images of 12, then go on with batches of 6 to 3 epochs. Return the images of each step."""
+    few = [*TINY, "train.steps=null", "train.milestone_every=1epoch", "train.log_every=1", "checkpoint.keep_last=null"]
+    first = loop_of(composed(*few, "train.epochs=1", "train.batch_size=4", *more), folder, 12)
+    seen = recorded(first)
+    first.run()
+    second = loop_of(composed(*few, "train.epochs=3", "train.batch_size=6", *more), folder, 12, from_step=3)
+    seen_later = recorded(second)
+    second.run()
+    return [*seen, *seen_later]
+
+
+def recorded(loop: Loop) -> list[list[int]]:
+    """Return a list that gets the indices of the examples of each step of `loop`."""
+    table, seen = loop.trainer.table, list[list[int]]()
+    part = table._part
+
+    def recording(*batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        values, indices = part(*batch)
+        seen.append(indices.tolist())
+        return values, indices
+
+    table._part = recording  # type: ignore[method-assign]
+    return seen
+
+
+def test_another_batch_size_goes_on_where_the_images_before_ended(tmp_path: Path) -> None:
+    """3 steps of 4 and 4 of 6 are three epochs of 12 images, each of which has every image once."""
+    seen = changed_run(tmp_path)
+    assert [*map(len, seen)] == [4, 4, 4, 6, 6, 6, 6]
+    flat = [*chain(*seen)]
+    assert [sorted(flat[i : i + 12]) for i in (0, 12, 24)] == [[*range(12)]] * 3
+    assert flat[:12] != flat[12:24] != flat[24:]
+    rows = rows_of(tmp_path)
+    assert [int(row["images"]) for row in rows] == [4, 8, 12, 18, 24, 30, 36]
+    assert [float(row["epoch"]) for row in rows] == pytest.approx([1 / 3, 2 / 3, 1, 1.5, 2, 2.5, 3])
+    assert sorted(int(file.stem[5:]) for file in (tmp_path / "samples").glob("step_*")) == [3, 5, 7]
+    assert load_checkpoint("ckpt", tmp_path / "checkpoints/last.pt")["phases"] == [[0, 4, 12], [3, 6, 12]]
+
+
+def test_another_batch_size_within_an_epoch_repeats_no_image(tmp_path: Path) -> None:
+    """From step 2 of 4 images, with 4 of 12 left in the epoch, go on in batches of 8."""
+    config = composed(*TINY, "train.steps=2", "train.batch_size=4")
+    first = loop_of(config, tmp_path, 12)
+    seen = recorded(first)
+    first.run()
+    second = loop_of(composed(*TINY, "train.steps=4", "train.batch_size=8"), tmp_path, 12, from_step=2)
+    later = recorded(second)
+    second.run()
+    assert sorted([*chain(*seen), *later[0][:4]]) == [*range(12)]
+    assert sorted(later[0][4:] + later[1]) == [*range(12)]
+
+
+def test_run_with_another_batch_size_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    changed_run(tmp_path / "whole", "train.lr_decay=cosine", "dataset.flip=true")
+    changed_run(tmp_path / "stopped", "train.lr_decay=cosine", "dataset.flip=true")
+    state = load_checkpoint("resume", tmp_path / "stopped/checkpoints/step_00000005.pt")
+    loop_of(replace(state["config"], out="x"), tmp_path / "stopped", 12, from_step=5).run()
+    ours, theirs = (load_checkpoint("ckpt", tmp_path / name / "checkpoints/last.pt") for name in ("stopped", "whole"))
+    for key in ours.keys() - {"seconds"}:
+        assert_same(ours[key], theirs[key])
+    assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
+
+
+def test_checkpoints_kept_by_epochs_stay_kept(tmp_path: Path) -> None:
+    """Those of epochs 1 to 3 are kept; counted in steps of 4, the checkpoint of step 5 would be of epoch 1."""
+    changed_run(tmp_path, "checkpoint.keep_last=1", "checkpoint.keep_every=1epoch")
+    steps = sorted(int(file.stem[5:]) for file in (tmp_path / "checkpoints").glob("step_*"))
+    assert steps == [3, 5, 7]
 
 
 def test_hybrid_bound_trains_the_variance_only() -> None:
