@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
@@ -33,7 +33,7 @@ from ddpm_cli.sweeps.pruning import is_pruned
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-RESUME = "sweep.resume="
+RESUME = "sweep.resume"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable
                 )
         fixed = [override.input_line or "" for override in typed if not override.is_sweep_override()]
         cfg = _compose(command, schema, fixed, with_hydra=True)
-        resumed = _folder_to_resume(overrides)
+        resumed = _folder_to_resume(cfg, typed)
         folder = resumed or Path(cfg.hydra.sweep.dir)
         swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         every = [*parser.parse_overrides(swept), *typed]
@@ -97,15 +97,18 @@ def _is_search(override: Override) -> bool:
     return override.is_sweep_override() and not override.is_discrete_sweep()
 
 
-def _folder_to_resume(overrides: Iterable[str]) -> Path | None:
-    """Return the folder in sweep.resume=…, if that was typed."""
-    for override in overrides:
-        if override.startswith(RESUME):
-            folder = Path(override.removeprefix(RESUME)).expanduser()
-            if not folder.is_dir():
-                raise UserError(f"{override}: no such folder; name the folder of a sweep")
-            return folder
-    return None
+def _folder_to_resume(cfg: DictConfig, typed: Iterable[Override]) -> Path | None:
+    """Return the folder in sweep.resume=…, if that was typed. Raise `UserError` if there is no such folder."""
+    for override in typed:
+        if override.key_or_group == RESUME and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: has several values; name the folder of one sweep")
+    resume = OmegaConf.select(cfg, RESUME)
+    if resume is None:
+        return None
+    folder = Path(resume).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{RESUME}={resume}: no such folder; name the folder of a sweep")
+    return folder
 
 
 def create_sweep(plan: SweepPlan) -> list[str]:
