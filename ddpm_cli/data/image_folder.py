@@ -14,6 +14,7 @@ from ddpm_cli.config import ImageFolder
 from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table, decode_image
 from ddpm_cli.data.table import Examples, with_fingerprint
 from ddpm_cli.errors import UserError
+from ddpm_cli.images.own_folders import SAMPLES, own_folder
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of the names of image files, in any letter case."""
@@ -65,6 +66,7 @@ def list_splits(dataset: ImageFolder) -> dict[bool, tuple[Path, list[Path]]]:
                 train: (folder, sorted(find_files(folder, root, dataset.follow_links)))
                 for train, folder in folders.items()
             }
+        root = _single_images(dataset.root, root)
         found = sorted(find_files(root, root, dataset.follow_links))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -74,10 +76,27 @@ def list_splits(dataset: ImageFolder) -> dict[bool, tuple[Path, list[Path]]]:
     return {True: (root, sorted(by_hash[count:])), False: (root, sorted(by_hash[:count]))}
 
 
+def _single_images(typed: object, root: Path) -> Path:
+    """Return the folder of single images in a folder of ddpm-sample, or any other folder unchanged.
+
+    Raise `UserError` for the folder of another command.
+    """
+    kind = own_folder(root, [path.name for path in root.iterdir()])
+    if kind is SAMPLES:
+        return root / "images"
+    if kind is not None and kind.command != "ddpm-evaluate -m":
+        raise UserError(
+            f"dataset.root={typed}: is a folder of {kind.command}, whose pictures are not single images; name a folder "
+            "of images"
+        )
+    return root
+
+
 def find_files(folder: Path, root: Path, follow_links: bool, suffixes: Collection[str] = SUFFIXES) -> Iterator[Path]:
     """Yield the files with `suffixes` in `folder` at any depth, by default the images.
 
-    Each folder is visited once, so that loops of links end.
+    Each folder is visited once, so that loops of links end. Pictures that the commands have written about samples,
+    such as grid.png beside images/, are left out.
 
     Raises `UserError` if a link points outside `root` and `follow_links` is false.
     """
@@ -87,8 +106,11 @@ def find_files(folder: Path, root: Path, follow_links: bool, suffixes: Collectio
 
     limits, seen = root.resolve(), set()
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=follow_links):
-        wanted = [name for name in names if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        own = own_folder(Path(place), [*folders, *names])
+        pictures, only_pictures = (own.pictures, own.folders) if own else ((), ())
+        visible = [name for name in names if not name.startswith(".") and name not in pictures]
+        wanted = [name for name in visible if Path(name).suffix.lower() in suffixes]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in only_pictures]
         for name in (".", *folders, *wanted):
             path = Path(place, name)
             if not follow_links and path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(limits):
