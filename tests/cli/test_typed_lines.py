@@ -346,5 +346,5 @@ def test_experiment_of_your_own(run: Run, tmp_path: Path, own_configs: None) -> 
     (tmp_path / "conf/experiment/mine.yaml").write_text(example.split("\n", 1)[1])
     result = run("train", "--config-dir", "conf", "experiment=mine")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "the first line of conf/experiment/mine.yaml must be: # @package _global_" in result.err
+    assert "conf/experiment/mine.yaml: the first line must be: # @package _global_" in result.err
     assert "--config-dir=nowhere: no such folder" in run("train", "--config-dir", "nowhere").err

@@ -24,11 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
-from ddpm_cli.cli.app.study import Study, store_study, study_of
+from ddpm_cli.cli.app.own_configs import includes_itself
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.shell import quoted
 from ddpm_cli.sweeps.jobs_csv import FILE, SweepJob, append_job, create_jobs, jobs_of
 from ddpm_cli.sweeps.pruning import is_pruned
+from ddpm_cli.sweeps.study import Study, store_study, study_of
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def _compose(command: str, schema: type, overrides: list[str], with_hydra: bool 
     except ConfigCompositionException as error:
         GlobalHydra.instance().clear()  # as the explanation composes in a context of its own
         raise explain_composition_error(command, schema, overrides, error) from error
+    except RecursionError as error:
+        raise includes_itself() from error
 
 
 def _check_launcher(launcher: Mapping[str, Any]) -> None:
