@@ -123,7 +123,8 @@ def own_configs() -> Iterator[None]:
 
 FROM_HYDRA = {
     "itself": (b"defaults: [itself]\n", "defaults: a file of your own includes itself"),
-    "nokey": (b"train: {stepz: 3}\n", "experiment=nokey: sets train.stepz, which is no key; correct the file"),
+    "nokey": (b"train: {stepz: 3}\n", "experiment=nokey: sets train.stepz, and there is no such key; correct"),
+    "chdir": (b"hydra: {job: {chdir: true}}\n", ""),  # refused when a job starts
     "sound": (b"train: {steps: 3}\n", ""),
 }
 
@@ -138,8 +139,11 @@ def test_a_line_and_status_2(run: Run, tmp_path: Path, own_configs: None) -> Non
         assert (result.code, said in result.err) == (2 if said else 0, True), result.err
         assert result.err.count("\n") == (1 if said else 0)
     assert yaml.safe_load(result.out)["train"]["steps"] == 3
-    result = run("train", "--config-dir", "conf", "-m", "experiment=itself", "train.seed=0,1")
-    assert (result.code, result.err.count("\n")) == (2, 1)
+    for name in ("itself", "chdir"):
+        result = run("train", "--config-dir", "conf", "-m", f"experiment={name}", "train.seed=0,1")
+        assert (result.code, result.err.count("\n")) == (2, 1)
+    result = run("train", "--config-dir", "conf", "experiment=chdir", "hydra.run.dir=new")
+    assert result.err.startswith("ddpm-train: hydra.job.chdir=true: must be false, because relative paths start where")
     result = run("train", "--config-dir", "conf", "experiment=latin")
     assert result.err.startswith("ddpm-train: conf/experiment/latin.yaml: line 2 has the byte 0xe9")
     assert run("train", "--config-dir", "conf", "--help", "experiment=latin").code == 0

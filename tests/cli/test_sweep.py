@@ -112,6 +112,26 @@ def test_sweep_resume_of_a_quoted_folder(run: Run) -> None:
     assert not [text for text in saved if "sweep" in text]
 
 
+@pytest.mark.parametrize("typed", ["hydra.job.chdir=true", "++hydra.job.chdir=True", "hydra.job.chdir=false,true"])
+@pytest.mark.parametrize("several", [[], ["-m", "train.seed=0,1"]])
+def test_another_working_folder_is_refused(typed: str, several: list[str], run: Run) -> None:
+    """There, data/ would not be the folder that was meant."""
+    result = run("train", *several, typed, "hydra.sweep.dir=many", "hydra.run.dir=one")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith("ddpm-train: hydra.job.chdir=true: must be false, because relative paths start where")
+    assert list(Path().iterdir()) == []
+
+
+def test_jobs_at_another_depth_of_the_folder_of_a_sweep(run: Run) -> None:
+    """Its jobs.csv is found there, and its rungs.csv is written there."""
+    typed = ["train", "-m", *SHORT[:-1], "hydra.job.chdir=false", "hydra.sweep.subdir=runs/${hydra:job.num}"]
+    prune = ["train.milestone_every=1", "sweep.prune=asha"]
+    result = run(*typed, *prune, "hydra.sweep.dir=sw")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in Path("sw").iterdir()) == ["jobs.csv", "multirun.yaml", "rungs.csv", "runs"]
+    assert "job 0 is finished" in run(*typed, *prune, "sweep.resume=sw").err
+
+
 @pytest.mark.parametrize("typed", ["sweep.resume=nowhere", "++sweep.resume='no where'", "sweep.resume=lr=1e-3"])
 def test_sweep_resume_of_no_folder_is_refused(typed: str, run: Run) -> None:
     result = run("train", "-m", *SHORT[:-1], "train.seed=0,1", typed)

@@ -23,7 +23,13 @@ from omegaconf import DictConfig
 from ddpm_cli.cli.app.completion import candidates
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.help import help_text, version_text
-from ddpm_cli.cli.app.overrides import check_overrides, check_single, explain_composition_error, to_typed
+from ddpm_cli.cli.app.overrides import (
+    check_no_chdir,
+    check_overrides,
+    check_single,
+    explain_composition_error,
+    to_typed,
+)
 from ddpm_cli.cli.app.own_configs import add_configs, check_configs, includes_itself, search_path
 from ddpm_cli.cli.app.shorthands import HELP, config_dir, expand, without_plugins
 from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, run_sweep_job
@@ -181,6 +187,7 @@ def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | N
 
 def _run_job(command: Command, cfg: DictConfig, check: bool) -> float | None:
     load_plugins()  # in a process of a launcher
+    check_no_chdir(HydraConfig.get().job.chdir)  # which a config file may set
     config = to_typed(cfg)
     limit_busy_waiting(OTHERS)
     with status("loading PyTorch"):

@@ -20,6 +20,7 @@ from ddpm_cli.errors import UserError, one_of
 
 CHANGES = "sampler_changes."
 """Prefix of the keys that change the sampler of a run; they are typed `sampler.`, without sampler=…."""
+CHDIR = "hydra.job.chdir"
 MEANT: Mapping[str, tuple[str, ...]] = {
     "batch": ("train.batch_size", "batch_size"),
     "cfg": ("guidance_scale",),
@@ -64,6 +65,8 @@ def check_overrides(command: str, schema: type, overrides: list[str]) -> None:
         if not override.key_or_group:
             raise UserError(f"{override.input_line}: has no key; write key=value")
         if override.key_or_group.startswith("hydra"):
+            if override.key_or_group == CHDIR:
+                check_no_chdir(True in _values(override))
             continue
         if override.is_delete() and not isinstance(override.value(), str | NoneType):
             raise UserError(f"{override.input_line}: a name is removed without a value; write it up to the =")
@@ -85,6 +88,15 @@ def check_single(overrides: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: has several values; add -m, which runs each of them")
+
+
+def check_no_chdir(changes: object) -> None:
+    """Raise `UserError` if Hydra changes the working folder before a job, which relative paths are relative to."""
+    if changes is True:
+        raise UserError(
+            f"{CHDIR}=true: must be false, because relative paths start where the command was typed; all files are "
+            "written to the run folder anyway"
+        )
 
 
 def is_whole_number(schema: type, key: str) -> bool:

@@ -23,7 +23,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
-from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
+from ddpm_cli.cli.app.overrides import check_no_chdir, check_overrides, explain_composition_error, to_typed
 from ddpm_cli.cli.app.own_configs import includes_itself
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.shell import quoted
@@ -70,6 +70,7 @@ def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable
         folder = resumed or Path(cfg.hydra.sweep.dir)
         swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         every = [*parser.parse_overrides(swept), *typed]
+        check_no_chdir(cfg.hydra.job.chdir)
         _check_launcher(cfg.hydra.launcher)
         study = study_of(cfg.hydra, resumed is not None)
         if "n_trials" in cfg.hydra.sweeper or any(map(_is_search, every)):
