@@ -20,7 +20,8 @@ def train(*overrides: str, on_milestone: Callable[[Milestone], bool | None] | No
         raise UserError(f"sweep.resume={config.sweep.resume}: resumes a sweep; use ddpm-train -m")
     if config.sweep.prune is not None:
         raise UserError(f"sweep.prune={config.sweep.prune}: compares the runs of a sweep; use ddpm-train -m")
-    return launch_training(TrainingJob(config, Path(config.out), full, config.resume, tuple(full), on_milestone))
+    folder = Path(config.out).absolute()  # on_milestone may change the working folder
+    return launch_training(TrainingJob(config, folder, full, config.resume, tuple(full), on_milestone))
 
 
 def sample(*overrides: str) -> Path:

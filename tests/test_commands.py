@@ -1,6 +1,7 @@
 """The commands as functions: `ddpm_cli.train`, `sample` and `evaluate`."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_milestones_are_reported_and_may_end_training(tmp_path: Path, monkeypatc
     assert not Path("run/checkpoints/step_00000006.pt").exists()
     ddpm_cli.train("resume=run", on_milestone=lambda milestone: seen.append(milestone))
     assert [milestone.step for milestone in seen] == [2, 4, 6]
+
+
+def test_a_callback_may_change_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+
+    def change(milestone: Milestone) -> None:
+        os.chdir(tmp_path / "other")
+
+    ddpm_cli.train(*TINY, *MILESTONES, "out=run", on_milestone=change)
+    assert (tmp_path / "run/checkpoints/step_00000006.pt").is_file()
+    assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_samples_and_evaluations_are_those_of_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

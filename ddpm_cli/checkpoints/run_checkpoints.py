@@ -15,6 +15,7 @@ from ddpm_cli.checkpoints.sharded import remove_shards
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import atomic, sync_folder
+from ddpm_cli.shell import override
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ def find_checkpoint(key: str, value: str) -> Path:
         for file in (RunFolder(path).last_checkpoint, path / WEIGHTS):
             if file.is_file():
                 return file
+        if (path / "model_index.json").is_file():
+            raise UserError(
+                f"{key}={value}: is a pipeline of diffusers; ddpm-import {override('path', path)} converts it"
+            )
         raise UserError(f"{key}={value}: no checkpoint in this folder; a run writes checkpoints/last.pt")
     if not is_file:
         raise UserError(f"{key}={value}: no such file or folder; name a run folder or a checkpoint in one")

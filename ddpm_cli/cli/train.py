@@ -50,13 +50,13 @@ def run(config: TrainConfig, folder: Path) -> float | None:
     """
     from ddpm_cli.training.start import TrainingJob, launch_training
 
-    overrides, pruner = typed_overrides(), _pruner(config, folder)
+    overrides, pruner = typed_overrides(), _pruner(config)
     if config.sweep.resume is not None:
         _check_job(config, folder, overrides)
     elif not _is_requeued(config, folder, overrides):
         changes = tuple(HydraConfig.get().overrides.task)
         return launch_training(TrainingJob(config, folder, overrides, config.resume, changes, pruner))
-    job = jobs_of(folder.parent).get(HydraConfig.get().job.num) if _is_in_sweep() else None
+    job = jobs_of(_sweep_folder()).get(HydraConfig.get().job.num) if _is_in_sweep() else None
     if job is not None and job.status in ("done", "pruned"):
         log.info("job %d is %s", job.job, "finished" if job.status == "done" else job.status)
         return job.value
@@ -64,13 +64,13 @@ def run(config: TrainConfig, folder: Path) -> float | None:
     return launch_training(TrainingJob(config, folder, overrides, str(folder) if started else None, (), pruner))
 
 
-def _pruner(config: TrainConfig, folder: Path) -> Pruner | None:
+def _pruner(config: TrainConfig) -> Pruner | None:
     """Return what ends this job of a sweep early, if anything does. Raise `UserError` if this is no such job."""
     if config.sweep.prune is None:
         return None
     if not _is_in_sweep():
         raise UserError(f"sweep.prune={config.sweep.prune}: compares the runs of a sweep; add -m, or leave it out")
-    return Pruner(folder.parent, HydraConfig.get().job.num, config.sweep, config.train, config.device)
+    return Pruner(_sweep_folder(), HydraConfig.get().job.num, config.sweep, config.train, config.device)
 
 
 def _check_job(config: TrainConfig, folder: Path, now: list[str]) -> None:
@@ -90,6 +90,11 @@ def _is_requeued(config: TrainConfig, folder: Path, overrides: list[str]) -> boo
     """Return whether this job of SLURM is started again and `folder` has its run."""
     run = RunFolder(folder)
     return is_restarted() and config.resume is None and run.overrides.is_file() and run.read_overrides() == overrides
+
+
+def _sweep_folder() -> Path:
+    """Return the folder of the sweep, which hydra.sweep.subdir may put jobs at any depth of."""
+    return Path(HydraConfig.get().sweep.dir)
 
 
 def _is_in_sweep() -> bool:

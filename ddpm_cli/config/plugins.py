@@ -80,7 +80,11 @@ def yaml_files(group: str) -> dict[str, str]:
     """Return the YAML files of a config group by their names without .yaml, and what stands for missing ones."""
     folders = [root / group for root in (files("ddpm_cli.configs"), *EXTRA_CONFIGS)]
     paths = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
-    texts = {path.name.removesuffix(".yaml"): path.read_text() for path in paths if path.name.endswith(".yaml")}
+    texts = {
+        path.name.removesuffix(".yaml"): path.read_bytes().decode(errors="replace")  # read before they are checked
+        for path in paths
+        if path.name.endswith(".yaml") and path.is_file()
+    }
     for option in WITHOUT_YAML:
         if option.group == group:
             values = default_config(option)

@@ -17,9 +17,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ddpm_cli.data.pixel_formats import correct_levels
 from ddpm_cli.distributed.waiting import cores
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.files import NoRoom, amount, atomic
@@ -32,7 +34,7 @@ MAX_PIXELS = 178_956_970 // 2
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # these are rejected instead
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # about damage that Pillow can recover from
 
-DECODER = 2
+DECODER = 3
 """Version of `decode_image`. Images that were decoded by another one are decoded again."""
 MAX_BYTES = 2**28
 """Maximum size in bytes of an encoded image in a shard or a Parquet file."""
@@ -76,13 +78,14 @@ def decode_image(source: Path | bytes, height: int, width: int, channels: int) -
     with _open(source) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{opened.width}x{opened.height} exceeds {MAX_PIXELS} pixels")
+        correct_levels(opened)
         image = _to_8_bit_opaque(ImageOps.exif_transpose(opened))
     image = image.convert("L" if channels == 1 else "RGB")
     image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _open(source: Path | bytes) -> Image.Image:
+def _open(source: Path | bytes) -> ImageFile:
     if isinstance(source, Path):
         if not source.is_file():
             raise OSError("not a file")  # opening a pipe would block, and reading a device may never end

@@ -15,6 +15,7 @@ from ddpm_cli.config import ImageFolder
 from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table, decode_image
 from ddpm_cli.data.table import Examples, with_fingerprint
 from ddpm_cli.errors import UserError
+from ddpm_cli.images.own_folders import SAMPLES, own_folder
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of the names of image files, in any letter case."""
@@ -91,6 +92,7 @@ def list_splits(dataset: ImageFolder) -> Splits:
                 train: (folder, _sorted(find_files(folder, root, dataset.follow_links)))
                 for train, folder in folders.items()
             }
+        root = _single_images(dataset.root, root)
         found = _sorted(find_files(root, root, dataset.follow_links))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -105,10 +107,27 @@ def _sorted(files: Iterable[Path]) -> list[Path]:
     return sorted(files, key=lambda file: file.parts)
 
 
+def _single_images(typed: object, root: Path) -> Path:
+    """Return the folder of single images in a folder of ddpm-sample, or any other folder unchanged.
+
+    Raise `UserError` for the folder of another command.
+    """
+    kind = own_folder(root, [path.name for path in root.iterdir()])
+    if kind is SAMPLES:
+        return root / "images"
+    if kind is not None and kind.command != "ddpm-evaluate -m":
+        raise UserError(
+            f"dataset.root={typed}: is a folder of {kind.command}, whose pictures are not single images; name a folder "
+            "of images"
+        )
+    return root
+
+
 def find_files(folder: Path, root: Path, follow_links: bool, suffixes: Collection[str] = SUFFIXES) -> Iterator[Path]:
     """Yield the files with `suffixes` in `folder` at any depth, by default the images.
 
-    Each folder is visited once, so that loops of links end.
+    Each folder is visited once, so that loops of links end. Pictures that the commands have written about samples,
+    such as grid.png beside images/, are left out.
 
     Raises `UserError` if a link points outside `root` and `follow_links` is false.
     """
@@ -118,8 +137,11 @@ def find_files(folder: Path, root: Path, follow_links: bool, suffixes: Collectio
 
     limits, seen = root.resolve(), set()
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=follow_links):
-        wanted = [name for name in names if _suffix(name) in suffixes and not name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        own = own_folder(Path(place), [*folders, *names])
+        pictures, only_pictures = (own.pictures, own.folders) if own else ((), ())
+        visible = [name for name in names if not name.startswith(".") and name not in pictures]
+        wanted = [name for name in visible if _suffix(name) in suffixes]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in only_pictures]
         for path in (place, *(os.path.join(place, name) for name in (*folders, *wanted))):  # noqa: PTH118
             if not follow_links and _is_link_out(path, limits):
                 raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 from ddpm_cli.config import Cosine, Ddpm, Linear, Quadratic, Sampler, Schedule, Sigmoid, TrainConfig
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError, one_of
+from ddpm_cli.export.settings import complete, require
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small"} | {
 """Map from variance types of diffusers to ours. The two types of fixed_small give the same samples."""
 COSINE: dict[str, Any] = {"s": 0.008, "max_beta": 0.999}
 """Constants of the schedule squaredcos_cap_v2."""
+SPACINGS = {"leading": "stride", "linspace": "time", "trailing": "time"}
+"""Map from spacings of timesteps of diffusers to ours, which only matter to a sampler of fewer than T steps."""
 UNBOUNDED = 1e9
 """Value of sample_max_value that leaves dynamic thresholds without an upper limit."""
 DEFAULTS: dict[str, Any] = {
@@ -77,27 +80,47 @@ def to_scheduler_config(config: TrainConfig) -> dict[str, Any]:
 def from_scheduler_config(settings: Mapping[str, Any]) -> SchedulerOptions:
     """Convert the content of scheduler_config.json to options of ours.
 
-    The sampler uses all timesteps. Raises `UserError` if a setting is unknown or not supported.
+    The sampler uses all timesteps. Raise `UserError` if a setting is unknown or not supported.
     """
-    public = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
-    if unknown := sorted(public.keys() - DEFAULTS.keys()):
-        raise UserError(f"{unknown[0]}: not a supported setting of a DDPMScheduler")
-    full = DEFAULTS | public
-    for key in ("_class_name", "clip_sample_range", "dynamic_thresholding_ratio", "trained_betas"):
-        if full[key] != DEFAULTS[key]:
-            raise UserError(f"{key}={str(full[key])[:50]}: must be {DEFAULTS[key]}")
+    full = complete(settings, DEFAULTS)
+    require(full["trained_betas"] is None, full, "trained_betas", "null; a list of betas cannot be imported")
+    leading = full["timestep_spacing"] == "leading"
+    require(not leading or full["steps_offset"] == 0, full, "steps_offset", "0, because all timesteps are used")
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
-    for key, known in {"prediction_type": predictions, "variance_type": VARIANCES}.items():
-        if full[key] not in known:
-            raise UserError(f"{key}={full[key]}: must be {one_of(known)}")
-    clipped = "clip" if full["clip_sample"] else "none"
-    thresholding = "dynamic" if full["thresholding"] else clipped
+    named = {"prediction_type": predictions, "variance_type": VARIANCES, "timestep_spacing": SPACINGS}
+    for key, known in named.items():
+        require(full[key] in known, full, key, one_of(known))
+    if full["timestep_spacing"] == "trailing":
+        log.warning(
+            "timestep_spacing=trailing: all timesteps are used, as in diffusers; sampler.steps=… spaces fewer of them "
+            "evenly from the first to the last"
+        )
+    spacing = SPACINGS[full["timestep_spacing"]]
     return SchedulerOptions(
         _schedule_from_settings(full),
-        Ddpm(steps=None, sections=None, spacing="time", thresholding=thresholding),
+        Ddpm(steps=None, sections=None, spacing=spacing, thresholding=_thresholding(full)),
         predictions[full["prediction_type"]],
         VARIANCES[full["variance_type"]],
     )
+
+
+def _thresholding(full: Mapping[str, Any]) -> str:
+    """Return the thresholding of the estimates of x0. Raise `UserError` if it is not supported.
+
+    DDPMScheduler divides them by s, the quantile of their magnitudes but at least 1 and at most sample_max_value. With
+    a limit of 1 that is clipping.
+    """
+    if full["thresholding"]:
+        ratio, limit = "dynamic_thresholding_ratio", full["sample_max_value"]
+        if limit == 1:
+            return "clip"
+        require(limit >= UNBOUNDED, full, "sample_max_value", f"1.0 (clip), or {UNBOUNDED:.0e} or more (no limit)")
+        require(full[ratio] == DEFAULTS[ratio], full, ratio, DEFAULTS[ratio])
+        return "dynamic"
+    if full["clip_sample"]:
+        require(full["clip_sample_range"] == 1, full, "clip_sample_range", "1.0, or clip_sample=false")
+        return "clip"
+    return "none"
 
 
 def _schedule_to_settings(schedule: Schedule) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ddpm_cli.checkpoints.safetensors_file import Weights, read_tensors, write_t
 from ddpm_cli.config import L2, Dataset, DdpmUNetOptions, Hybrid, ImportConfig, TrainConfig
 from ddpm_cli.errors import UserError
 from ddpm_cli.export import ddpm_scheduler, unet2d
+from ddpm_cli.export.settings import require
 from ddpm_cli.files import write
 from ddpm_cli.shell import override
 
@@ -25,12 +28,17 @@ VERSION = "0.30.0"
 MAX_JSON_BYTES = 2**20
 """Maximum size in bytes of a JSON file, which may list thousands of betas."""
 TENSORS = "diffusion_pytorch_model.safetensors"
+INDEX, CLASS = "model_index.json", "_class_name"
 PIPELINE = {
-    "_class_name": "DDPMPipeline",
+    CLASS: "DDPMPipeline",
     "_diffusers_version": VERSION,
     "scheduler": ["diffusers", "DDPMScheduler"],
     "unet": ["diffusers", "UNet2DModel"],
 }
+
+
+class NotSettings(UserError):
+    """A file is missing, or contains no settings; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def write_pipeline(folder: Path, weights: Weights) -> None:
     _write_json(folder / "unet" / "config.json", unet2d.to_unet_config(config))
     write_tensors(folder / "unet" / TENSORS, unet2d.to_weights(config.model, weights.tensors), {})
     _write_json(folder / "scheduler" / "scheduler_config.json", ddpm_scheduler.to_scheduler_config(config))
-    _write_json(folder / "model_index.json", PIPELINE)
+    _write_json(folder / INDEX, PIPELINE)
 
 
 def read_pipeline(key: str, folder: Path) -> Pipeline:
@@ -72,23 +80,18 @@ def read_pipeline(key: str, folder: Path) -> Pipeline:
 
     Raises `UserError` if a file is missing or damaged, or if a setting is not supported.
     """
+    if (folder / INDEX).is_file():  # missing in copies of single files
+        with _settings_of(key, folder, folder / INDEX) as index:
+            require(index.get(CLASS, PIPELINE[CLASS]) == PIPELINE[CLASS], index, CLASS, PIPELINE[CLASS])
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    where = unet / "config.json"
-    settings = _read_json(key, where)
-    try:
+    with _settings_of(key, folder, unet / "config.json") as settings:
         model, (height, width), channels, out_channels = unet2d.from_unet_config(settings)
-        where = scheduler / "scheduler_config.json"
-        options = ddpm_scheduler.from_scheduler_config(_read_json(key, where))
+    with _settings_of(key, folder, scheduler / "scheduler_config.json") as settings:
+        options = ddpm_scheduler.from_scheduler_config(settings)
         expected = channels * (2 if options.variance == "learned_range" else 1)
         if out_channels != expected:
             raise UserError(f"variance_type={options.variance}: needs {expected} out_channels, not {out_channels}")
-    except UserError as error:
-        raise UserError(f"{key}={folder}: {where.relative_to(folder)}: {error}") from error
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        raise UserError(
-            f"{key}={folder}: {where.relative_to(folder)}: not settings of the diffusers library"
-        ) from error
     file = unet / TENSORS
     if not file.is_file():
         raise UserError(
@@ -151,14 +154,29 @@ def _write_json(file: Path, settings: dict[str, Any]) -> None:
     write(file, f"{json.dumps(versioned, indent=2, sort_keys=True)}\n".encode())
 
 
+@contextmanager
+def _settings_of(key: str, folder: Path, file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the settings in a file of the pipeline in `folder`, and raise `UserError` that names it for wrong ones."""
+    try:
+        yield _read_json(key, file)
+    except NotSettings:
+        raise
+    except UserError as error:
+        raise UserError(f"{key}={folder}: {file.relative_to(folder)}: {error}") from error
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise NotSettings(
+            f"{key}={folder}: {file.relative_to(folder)}: not settings of the diffusers library"
+        ) from error
+
+
 def _read_json(key: str, file: Path) -> dict[str, Any]:
-    """Return the settings in `file`. Raise `UserError` if it is missing or does not contain a JSON object."""
+    """Return the settings in `file`. Raise `NotSettings` if it is missing or does not contain a JSON object."""
     if not file.is_file():  # opening a pipe would block
-        raise UserError(f"{key}={file.parent}: no {file.name}; name the folder of a DDPMPipeline")
+        raise NotSettings(f"{key}={file.parent}: no {file.name}; name the folder of a DDPMPipeline")
     try:
         settings = json.loads(file.read_text()) if file.stat().st_size <= MAX_JSON_BYTES else None
     except (OSError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise UserError(f"{key}={file}: not settings of the diffusers library; name another folder")
+        raise NotSettings(f"{key}={file}: not settings of the diffusers library; name another folder")
     return settings

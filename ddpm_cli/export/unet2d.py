@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_cli.config import ClassLabels, DdpmUNetOptions, TrainConfig
 from ddpm_cli.errors import UserError, one_of
+from ddpm_cli.export.settings import complete, require
 
 FIXED_SETTINGS: dict[str, Any] = {
     "_class_name": "UNet2DModel",
@@ -140,19 +141,17 @@ def from_unet_config(settings: Mapping[str, Any]) -> tuple[DdpmUNetOptions, list
     )
     model = replace(model, heads=_head_count(full["attention_head_dim"], model))
     size = full["sample_size"]
-    sides = [int(side) for side in (size if isinstance(size, list) else [size, size])]
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    whole = len(sides) == 2 and all(type(side) is int for side in sides)
+    require(whole, full, "sample_size", "the height and width of the images")
     return model, sides, int(full["in_channels"]), int(full["out_channels"])
 
 
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return `settings` completed by defaults. Raise `UserError` if a key is unknown or has an unsupported value."""
-    public = {key: value for key, value in settings.items() if key == "_class_name" or not key.startswith("_")}
-    if unknown := sorted(public.keys() - DEFAULTS.keys()):
-        raise UserError(f"{unknown[0]}: not a supported setting of a UNet2DModel")
-    full = DEFAULTS | public
+    full = complete(settings, DEFAULTS, nullable=["attention_head_dim"])
     for key, ours in FIXED_SETTINGS.items():
-        if full[key] != ours:
-            raise UserError(f"{key}={full[key]}: must be {ours}, as in model=ddpm_unet")
+        require(full[key] == ours, full, key, f"{ours}, as in model=ddpm_cifar10")
     return full
 
 

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddpm_cli.cli.app import sweep
+from ddpm_cli.cli.app.shorthands import expand
 from ddpm_cli.cli.app.sweep import _free_number, at_once, devices_of, share_of_machine
+from ddpm_cli.config import TrainConfig
 from ddpm_cli.errors import Stopped
 from ddpm_cli.sweeps.jobs_csv import jobs_of
 from ddpm_cli.training import start as in_process
@@ -79,6 +82,69 @@ def test_signal_stops_a_sweep(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     again = run("train", "-m", *SHORT[:-1], "train.seed=0,1,2", "sweep.resume=sw")
     assert again.code == 0, again.err
     assert [row["job"] for row in rows()] == ["0", "0", "1", "2"]
+
+
+SPELLINGS = [
+    "sweep.resume='lr=1e-3, b'",
+    'sweep.resume="lr=1e-3, b"',
+    r"sweep.resume=lr\=1e-3\, b",
+    "sweep.resume=lr=1e-3, b",
+    '++sweep.resume="lr=1e-3, b"',
+]
+
+
+@pytest.mark.parametrize("typed", SPELLINGS)
+def test_all_spellings_of_sweep_resume_are_the_same_folder(typed: str) -> None:
+    (word,) = expand("train", TrainConfig, ["-m", typed])[1:]
+    override = OverridesParser.create().parse_override(word)
+    assert (override.key_or_group, override.value()) == ("sweep.resume", "lr=1e-3, b")
+
+
+def test_sweep_resume_of_a_quoted_folder(run: Run) -> None:
+    """Its job is finished, so nothing is trained."""
+    jobs = [*SHORT[:-1], "train.steps=1"]
+    assert run("train", "-m", *jobs, "hydra.sweep.dir='lr=1e-3, b'").code == 0
+    result = run("train", "-m", *jobs, '++sweep.resume="lr=1e-3, b"')
+    assert result.code == 0, result.err
+    assert "job 0 is finished" in result.err
+    assert [path.name for path in Path().iterdir()] == ["lr=1e-3, b"]
+    saved = yaml.safe_load(Path("lr=1e-3, b/0/.hydra/overrides.yaml").read_text())
+    assert not [text for text in saved if "sweep" in text]
+
+
+@pytest.mark.parametrize("typed", ["hydra.job.chdir=true", "++hydra.job.chdir=True", "hydra.job.chdir=false,true"])
+@pytest.mark.parametrize("several", [[], ["-m", "train.seed=0,1"]])
+def test_another_working_folder_is_refused(typed: str, several: list[str], run: Run) -> None:
+    """There, data/ would not be the folder that was meant."""
+    result = run("train", *several, typed, "hydra.sweep.dir=many", "hydra.run.dir=one")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith("ddpm-train: hydra.job.chdir=true: must be false, because relative paths start where")
+    assert list(Path().iterdir()) == []
+
+
+def test_jobs_at_another_depth_of_the_folder_of_a_sweep(run: Run) -> None:
+    """Its jobs.csv is found there, and its rungs.csv is written there."""
+    typed = ["train", "-m", *SHORT[:-1], "hydra.job.chdir=false", "hydra.sweep.subdir=runs/${hydra:job.num}"]
+    prune = ["train.milestone_every=1", "sweep.prune=asha"]
+    result = run(*typed, *prune, "hydra.sweep.dir=sw")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in Path("sw").iterdir()) == ["jobs.csv", "multirun.yaml", "rungs.csv", "runs"]
+    assert "job 0 is finished" in run(*typed, *prune, "sweep.resume=sw").err
+
+
+@pytest.mark.parametrize("typed", ["sweep.resume=nowhere", "++sweep.resume='no where'", "sweep.resume=lr=1e-3"])
+def test_sweep_resume_of_no_folder_is_refused(typed: str, run: Run) -> None:
+    result = run("train", "-m", *SHORT[:-1], "train.seed=0,1", typed)
+    assert result.code == 2
+    named = typed.lstrip("+").replace("'", "")
+    assert result.err == f"ddpm-train: {named}: no such folder; name the folder of a sweep\n"
+    assert list(Path().iterdir()) == []
+
+
+def test_sweep_resume_of_several_folders_is_refused(run: Run) -> None:
+    result = run("train", "-m", *SHORT[:-1], "train.seed=0,1", "sweep.resume=a,b")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "sweep.resume=a,b: has several values" in result.err
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Lines that people type: short forms, other names, lone paths, `latest`, and the nearest right line for the rest."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +11,10 @@ import pytest
 import yaml
 
 from ddpm_cli.cli.app.help import _texts_of
-from ddpm_cli.cli.app.shorthands import expand
+from ddpm_cli.cli.app.shorthands import expand, without_plugins
 from ddpm_cli.config import EXTRA_CONFIGS
+from ddpm_cli.config.plugins import VARIABLE
+from ddpm_cli.shell import quoted
 from tests.conftest import SCHEMAS, TINY, TINY_POINTS, Result, composed, train_into
 
 Run = Callable[..., Result]
@@ -38,7 +41,20 @@ EXPANDED = {
     "train dataset=cifar-10": ["dataset=cifar10"],
     "train -m loss=MAE,smooth_l1,Huber": ["-m", "loss=l1,huber,huber"],
     "train --config-dir conf experiment=mine": ["--config-dir", "conf", "experiment=mine"],
-    "train out=1e3": ["out=1e3"],
+    "train out=1e3": ['out="1e3"'],  # not 1000.0
+    "train out=1_000": ['out="1_000"'],
+    "train out=lr=0.1": ['out="lr=0.1"'],
+    "train out='lr=0.1'": ["out='lr=0.1'"],
+    "train out=null": ["out=null"],
+    "train out=${dataset.name}/1": ["out=${dataset.name}/1"],
+    "train out=caf\u00e9": ['out="caf\u00e9"'],
+    "sample ckpt=x image=7 mask=7": ["ckpt=x", "image=7", 'mask="7"'],
+    "sample ++ckpt=x ++steps=10 +n=2": ["ckpt=x", "+sampler_changes.steps=10", "n=2"],
+    "train ++train.steps=7 +experiment=annotated": ["train.steps=7", "experiment=annotated", "train.epochs=null"],
+    "train ++hydra.verbose=true": ["++hydra.verbose=true"],
+    "forward +schedule@schedules.mine=linear": ["+schedule@schedules.mine=linear"],
+    "train -m sweep.resume=lr=1,b seed=0,1": ["-m", 'sweep.resume="lr=1,b"', "train.seed=0,1"],
+    "train -m hydra.sweep.dir=2024_01 seed=0,1": ["-m", 'hydra.sweep.dir="2024_01"', "train.seed=0,1"],
     "sample ckpt=x steps=10": ["ckpt=x", "+sampler_changes.steps=10"],
     "sample ckpt=x sampler=ddim steps=10 sampler.eta=0.5": [
         "ckpt=x", "sampler=ddim", "sampler.steps=10", "sampler.eta=0.5",
@@ -75,6 +91,9 @@ REFUSED = {
     "train dataset=/tmp/pics": "did you mean dataset=image_folder dataset.root=/tmp/pics?",
     "train dataset=~/my,pics": "did you mean dataset=image_folder 'dataset.root=\"~/my,pics\"'?",
     "train loss=l1,l2": "loss=l1,l2: has several values; add -m, which runs each of them",
+    "train out=a,b": "add -m, which runs each of them, or quote a single path: 'out=\"a,b\"'",
+    "train train.report=a=b": "not readable; quote its value for Hydra and the shell: 'train.report=\"a=b\"'",
+    "train train.betas=[0.9,0.99": "train.betas=[0.9,0.99: not readable; write key=value, with quotes for",
     "train steps=5 epochs=2": "train.steps=5 train.epochs=2: give one of the two",
     "train help": "help: did you mean ddpm-train --help?",
     "train cifar10": "cifar10: no such file or folder; did you mean dataset=cifar10?",
@@ -151,6 +170,45 @@ def test_one_of_several_processes_says_what_latest_is(
         monkeypatch.setenv("RANK", rank)
         assert expand("sample", SCHEMAS["sample"], ["ckpt=latest"]) == [f"ckpt={two_runs[-1]}"]
     assert capsys.readouterr().err.count("ckpt=latest is") == 1
+
+
+@pytest.mark.parametrize("folder", ["lr=0.1, b", "1e3", 'it\'s "${x}"'])
+def test_the_printed_command_can_be_pasted(folder: str, run: Run, tmp_path: Path) -> None:
+    result = run("train", *SHORT, "train.steps=1", f"out={quoted(folder)}")
+    assert result.code == 0, result.err
+    assert Path(folder, "checkpoints/last.pt").is_file()
+    (line,) = [line for line in result.err.splitlines() if "Next: " in line]
+    command, *words = shlex.split(line.partition("Next: ")[2])
+    assert command == "ddpm-sample"
+    result = run("sample", *words, "n=1", "steps=1", "device=cpu", "out=drawn")
+    assert result.code == 0, result.err
+    result = run("train", *SHORT, "train.steps=1", f"out={quoted(folder)}")
+    (typed,) = shlex.split(result.err.partition("already contains a run; ")[2].partition(" continues it")[0])
+    assert "Finished already" in run("train", typed).err
+
+
+def test_a_line_that_hydra_cannot_read_names_one_that_it_can(run: Run) -> None:
+    result = run("train", *SHORT, "train.report=a=b")
+    (typed,) = shlex.split(result.err.partition("the shell: ")[2])
+    assert "train.report=a=b: must be" in run("train", *SHORT, typed).err
+
+
+PLUGINS = {
+    "plugins=./mine.py": ["./mine.py"],
+    "plugins=[./mine.py,other]": ["./mine.py", "other"],
+    "plugins='my plugin, a.py'": ["my plugin, a.py"],
+    'plugins=["a=b.py"]': ["a=b.py"],
+    "plugins=a=b.py": ["a=b.py"],
+    "++plugins=~/mine.py": ["~/mine.py"],
+    "plugins=[~/mine.py]": ["~/mine.py"],
+}
+
+
+@pytest.mark.parametrize("typed", PLUGINS)
+def test_plugins_in_all_spellings(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    assert without_plugins([typed, "device=cpu"]) == ["device=cpu"]
+    assert os.environ[VARIABLE].split(os.pathsep) == PLUGINS[typed]
 
 
 def test_resume_of_a_finished_run_says_how_to_go_on(two_runs: list[Path], run: Run) -> None:
@@ -288,5 +346,5 @@ def test_experiment_of_your_own(run: Run, tmp_path: Path, own_configs: None) -> 
     (tmp_path / "conf/experiment/mine.yaml").write_text(example.split("\n", 1)[1])
     result = run("train", "--config-dir", "conf", "experiment=mine")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "the first line of conf/experiment/mine.yaml must be: # @package _global_" in result.err
+    assert "conf/experiment/mine.yaml: the first line must be: # @package _global_" in result.err
     assert "--config-dir=nowhere: no such folder" in run("train", "--config-dir", "nowhere").err

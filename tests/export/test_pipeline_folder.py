@@ -1,5 +1,6 @@
 """Compare exported and imported pipelines with the diffusers library: the same noise must give the same images."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,11 @@ SCHEDULERS: list[dict[str, Any]] = [
     {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
     {"beta_schedule": "scaled_linear", "prediction_type": "sample", "clip_sample": False},
     {"beta_schedule": "sigmoid", "variance_type": "fixed_small_log"},
+    {"thresholding": True},  # with its default sample_max_value=1.0: clipping
+    {"thresholding": True, "clip_sample": False, "dynamic_thresholding_ratio": 0.5},
+    {"clip_sample_range": 3.0, "thresholding": True},  # which thresholding replaces
+    {"beta_start": 0.001, "beta_end": 0.05, "timestep_spacing": "linspace"},
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
 ]
 
 
@@ -154,6 +160,66 @@ def test_export_and_import_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(back.tensors[name], tensors[name]) for name in tensors)
 
 
+SCHEDULER_FIELDS: dict[str, tuple[str, Any]] = {
+    "beta_end": ("kept", 0.05),
+    "beta_schedule": ("kept", "scaled_linear"),
+    "beta_start": ("kept", 0.001),
+    "clip_sample": ("kept", False),
+    "clip_sample_range": ("refused", 3.0),
+    "dynamic_thresholding_ratio": ("unused", 0.9),  # without thresholding
+    "num_train_timesteps": ("kept", 60),
+    "prediction_type": ("kept", "sample"),
+    "rescale_betas_zero_snr": ("kept", True),
+    "sample_max_value": ("unused", 1.5),  # without thresholding
+    "steps_offset": ("refused", 1),
+    "thresholding": ("unused", True),  # with sample_max_value=1.0 that is clip_sample=True
+    "timestep_spacing": ("kept", "linspace"),
+    "trained_betas": ("refused", [0.1, 0.2]),
+    "variance_type": ("kept", "fixed_large"),
+}
+"""What becomes of each setting of DDPMScheduler when it alone is not the default."""
+
+
+@pytest.mark.parametrize("field", sorted(inspect.signature(DDPMScheduler.__init__).parameters.keys() - {"self"}))
+def test_each_setting_of_the_scheduler_is_kept_or_refused(field: str) -> None:
+    assert field in SCHEDULER_FIELDS, "a new setting of diffusers: keep it, or refuse it by name"
+    fate, value = SCHEDULER_FIELDS[field]
+    if fate == "refused":
+        with pytest.raises(UserError, match=f"^{field}="):
+            ddpm_scheduler.from_scheduler_config({field: value})
+    else:
+        changed = ddpm_scheduler.from_scheduler_config({field: value}) != ddpm_scheduler.from_scheduler_config({})
+        assert changed == (fate == "kept")
+
+
+def other_schedulers() -> list[type]:
+    """Return the schedulers of diffusers that a DDPMPipeline may be saved with."""
+    return [kind for kind in DDPMScheduler().compatibles if kind is not DDPMScheduler]
+
+
+def test_no_other_scheduler_is_taken_for_a_ddpm_scheduler() -> None:
+    assert "DDIMScheduler" in {kind.__name__ for kind in other_schedulers()}
+    for kind in other_schedulers():
+        names = inspect.signature(kind.__init__).parameters.keys() - {"self"}
+        with pytest.raises(UserError, match=f"^_class_name={kind.__name__}: must be DDPMScheduler"):
+            ddpm_scheduler.from_scheduler_config({"_class_name": kind.__name__} | dict.fromkeys(names))
+
+
+def test_another_pipeline_with_the_same_parts_is_rejected(tmp_path: Path) -> None:
+    """DDIMPipeline makes a DDIMScheduler of the same file."""
+    save_pipeline(tmp_path, flat=False)
+    file = tmp_path / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "DDIMPipeline"}))
+    with pytest.raises(UserError, match=r"model_index.json: _class_name=DDIMPipeline: must be DDPMPipeline"):
+        read_pipeline("path", tmp_path)
+
+
+def test_dynamic_thresholds_without_a_limit_are_kept() -> None:
+    """The limit that ddpm-export writes is above all estimates of x0."""
+    settings = ddpm_scheduler.to_scheduler_config(composed(*SMALL, "sampler.thresholding=dynamic"))
+    assert ddpm_scheduler.from_scheduler_config(settings).sampler.thresholding == "dynamic"
+
+
 def test_defaults_are_those_of_ddpm_scheduler() -> None:
     theirs = {key: value for key, value in DDPMScheduler().config.items() if not key.startswith("_")}
     assert {key: value for key, value in ddpm_scheduler.DEFAULTS.items() if not key.startswith("_")} == theirs
@@ -170,14 +236,29 @@ def test_warns_about_dynamic_thresholding(caplog: pytest.LogCaptureFixture) -> N
     [
         ({"_class_name": "PNDMScheduler"}, "_class_name=PNDMScheduler: must be DDPMScheduler"),
         ({"skip_prk_steps": True}, "skip_prk_steps: not a supported setting of a DDPMScheduler"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas=[0.1, 0.2]: must be None"),
+        (
+            {"_class_name": "DDIMScheduler", "set_alpha_to_one": True},
+            "_class_name=DDIMScheduler: must be DDPMScheduler",
+        ),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas=[0.1, 0.2]: must be null; a list of betas cannot be imported"),
+        ({"steps_offset": 1}, "steps_offset=1: must be 0, because all timesteps are used"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing=karras: must be leading, linspace or trailing"),
+        ({"thresholding": True, "sample_max_value": 1.5}, "sample_max_value=1.5: must be 1.0 (clip), or 1e+09 or more"),
+        (
+            {"thresholding": True, "sample_max_value": 1e9, "dynamic_thresholding_ratio": 0.9},
+            "dynamic_thresholding_ratio=0.9: must be 0.995",
+        ),
+        ({"clip_sample": "false"}, "clip_sample=false: must be true or false"),
+        ({"num_train_timesteps": 60.5}, "num_train_timesteps=60.5: must be a whole number"),
+        ({"rescale_betas_zero_snr": 1}, "rescale_betas_zero_snr=1: must be true or false"),
+        ({"clip_sample": None}, "clip_sample=None: must be true or false"),
         ({"beta_schedule": "laplace"}, "beta_schedule=laplace: must be linear, scaled_linear, sigmoid or"),
         ({"variance_type": "learned"}, "variance_type=learned: must be fixed_small, fixed_small_log, fixed_large or"),
         ({"variance_type": "learned_range"}, "variance_type=learned_range: needs 2 out_channels, not 1"),
-        ({"variance_type": ["a"]}, "not settings of the diffusers library"),
+        ({"variance_type": ["a"]}, "variance_type=['a']: must be a text"),
         ({"prediction_type": "flow"}, "prediction_type=flow: must be epsilon, sample or v_prediction"),
         ({"clip_sample_range": 3.0}, "clip_sample_range=3.0: must be 1.0"),
-        ({"num_train_timesteps": "many"}, "not settings of the diffusers library"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps=many: must be a whole number"),
         ({"beta_start": -1}, "schedule.beta_start=-1.0: must be in [1e-8, 1)"),
     ],
 )

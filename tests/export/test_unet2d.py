@@ -1,5 +1,6 @@
 """Compare `DdpmUNet` with UNet2DModel of diffusers: the same weights must give the same output, both ways."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -91,6 +92,51 @@ def test_defaults_are_those_of_unet2d_model() -> None:
     assert ours == {key: list(value) if isinstance(value, tuple) else value for key, value in theirs.items()}
 
 
+UNET_FIELDS: dict[str, tuple[str, Any]] = {
+    "act_fn": ("refused", "gelu"),
+    "add_attention": ("refused", False),
+    "attention_head_dim": ("kept", 64),
+    "attn_norm_num_groups": ("refused", 8),
+    "block_out_channels": ("kept", [128, 128, 256, 256]),
+    "center_input_sample": ("refused", True),
+    "class_embed_type": ("refused", "timestep"),
+    "down_block_types": ("refused", ["SkipDownBlock2D"] * 4),  # others are kept with up_block_types
+    "downsample_padding": ("refused", 1),
+    "downsample_type": ("refused", "resnet"),
+    "dropout": ("kept", 0.1),
+    "flip_sin_to_cos": ("refused", True),
+    "freq_shift": ("refused", 0),
+    "in_channels": ("kept", 1),
+    "layers_per_block": ("kept", 1),
+    "mid_block_scale_factor": ("refused", 2),
+    "mid_block_type": ("refused", None),
+    "norm_eps": ("refused", 1e-5),
+    "norm_num_groups": ("kept", 16),
+    "num_class_embeds": ("refused", 10),
+    "num_train_timesteps": ("unused", 100),  # without learned embeddings of t
+    "out_channels": ("kept", 6),
+    "resnet_time_scale_shift": ("refused", "spatial"),  # scale_shift is kept with attn_norm_num_groups
+    "sample_size": ("kept", [32, 48]),
+    "time_embedding_dim": ("refused", 64),
+    "time_embedding_type": ("refused", "learned"),
+    "up_block_types": ("refused", ["AttnUpBlock2D"] * 4),  # without down_block_types
+    "upsample_type": ("refused", "resnet"),
+}
+"""What becomes of each setting of UNet2DModel when it alone differs from google/ddpm-cifar10-32."""
+
+
+@pytest.mark.parametrize("field", sorted(inspect.signature(UNet2DModel.__init__).parameters.keys() - {"self"}))
+def test_each_setting_of_the_network_is_kept_or_refused(field: str) -> None:
+    assert field in UNET_FIELDS, "a new setting of diffusers: keep it, or refuse it by name"
+    fate, value = UNET_FIELDS[field]
+    if fate == "refused":
+        with pytest.raises(UserError, match=f"^{field}="):
+            unet2d.from_unet_config(CIFAR10_32 | {field: value})
+    else:
+        changed = unet2d.from_unet_config(CIFAR10_32 | {field: value}) != unet2d.from_unet_config(CIFAR10_32)
+        assert changed == (fate == "kept")
+
+
 def test_import_of_google_ddpm_cifar10_32() -> None:
     """Its settings are those of model=ddpm_cifar10, except for dropout, which is not used after training."""
     model, sides, channels, out_channels = unet2d.from_unet_config(CIFAR10_32)
@@ -144,6 +190,12 @@ def test_unsupported_networks_are_rejected(overrides: list[str], named: str) -> 
         ({"downsample_padding": 1}, "downsample_padding=1: must be 0"),
         ({"norm_eps": 1e-5}, "norm_eps=1e-05: must be 1e-06"),
         ({"act_fn": "relu"}, "act_fn=relu: must be silu"),
+        ({"dropout": "0.1"}, "dropout=0.1: must be a number"),
+        ({"layers_per_block": 2.5}, "layers_per_block=2.5: must be a whole number"),
+        ({"block_out_channels": [128.5, 257.0]}, "block_out_channels=[128.5, 257.0]: must be a list like its default"),
+        ({"add_attention": 1}, "add_attention=1: must be true or false"),
+        ({"sample_size": None}, "sample_size=None: must be the height and width of the images"),
+        ({"sample_size": [32, 32, 32]}, "sample_size=[32, 32, 32]: must be the height and width of the images"),
         ({"num_class_embeds": 10}, "num_class_embeds=10: must be None"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type=fourier: must be positional"),
         (

@@ -22,9 +22,16 @@ from omegaconf import DictConfig
 
 from ddpm_cli.cli.app.completion import candidates
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
-from ddpm_cli.cli.app.help import add_configs, help_text, version_text
-from ddpm_cli.cli.app.overrides import check_overrides, check_single, explain_composition_error, to_typed
-from ddpm_cli.cli.app.shorthands import config_dir, expand, without_plugins
+from ddpm_cli.cli.app.help import help_text, version_text
+from ddpm_cli.cli.app.overrides import (
+    check_no_chdir,
+    check_overrides,
+    check_single,
+    explain_composition_error,
+    to_typed,
+)
+from ddpm_cli.cli.app.own_configs import add_configs, check_configs, includes_itself, search_path
+from ddpm_cli.cli.app.shorthands import HELP, config_dir, expand, without_plugins
 from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, run_sweep_job
 from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
 from ddpm_cli.config.plugins import WITHOUT_YAML, default_config, load_plugins
@@ -70,6 +77,8 @@ def run_command(command: Command) -> None:
     with _hydra_raises_errors() as traceback, _errors_on_one_line(command, traceback):
         sys.argv[1:] = without_plugins(sys.argv[1:])
         load_options(command, config_dir(sys.argv[1:]))
+        if not HELP & {*sys.argv}:
+            check_configs([*EXTRA_CONFIGS, *search_path(sys.argv[1:])], sys.argv[1:])
         arguments = _parse(command)
         if arguments.shell_completion and arguments.overrides and arguments.overrides[0].startswith("query="):
             line = os.environ.get("COMP_LINE", "")
@@ -162,6 +171,14 @@ def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | N
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name=command.name)(job)()
     except hydra.errors.ConfigCompositionException as error:
         raise explain_composition_error(command.name, command.schema, overrides, error) from error
+    except RecursionError as error:
+        if started:
+            raise
+        raise includes_itself() from error
+    except ValueError as error:  # for example, hydra.searchpath=[s3://x]
+        if started or traceback:
+            raise
+        raise UserError(f"{error}; correct the options of Hydra") from error
     except OSError as error:
         if started or traceback:
             raise
@@ -170,6 +187,7 @@ def _compose_and_run(command: Command, overrides: list[str], plan: SweepPlan | N
 
 def _run_job(command: Command, cfg: DictConfig, check: bool) -> float | None:
     load_plugins()  # in a process of a launcher
+    check_no_chdir(HydraConfig.get().job.chdir)  # which a config file may set
     config = to_typed(cfg)
     limit_busy_waiting(OTHERS)
     with status("loading PyTorch"):

@@ -13,7 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_cli.cli.app.command import Command, load_options
 from ddpm_cli.cli.app.error_messages import message_of
 from ddpm_cli.cli.app.overrides import check_overrides, check_single, explain_composition_error, to_typed
+from ddpm_cli.cli.app.own_configs import check_configs
 from ddpm_cli.cli.app.shorthands import expand
+from ddpm_cli.config import EXTRA_CONFIGS
 from ddpm_cli.errors import UserError
 
 
@@ -23,6 +25,7 @@ def compose(command: Command, typed: Sequence[str]) -> tuple[Any, list[str]]:
     Raise `UserError`.
     """
     load_options(command)
+    check_configs(EXTRA_CONFIGS, typed)
     overrides = expand(command.name, command.schema, [*typed])
     with _own_hydra():
         try:

@@ -6,6 +6,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ddpm_cli.errors import Failure, UserError, one_of
+from ddpm_cli.shell import override
 
 EXPECTED_ERRORS = (UserError, Failure, HydraException, OmegaConfBaseException)
 """Exceptions that are reported in one line; any other one is a bug."""
@@ -26,7 +27,7 @@ def message_of(error: Exception, schema: type) -> str:
             message = f"{error.full_key}=: missing; give it a value"
         case OverrideParseException():
             typed = re.sub(r"^\+?sampler_changes\.", "sampler.", str(error.override))
-            message = f"{typed}: not readable; write key=value, and quote it for the shell"
+            message = f"{typed}: not readable; {_how_to_quote(typed)}"
         case OmegaConfBaseException() if error.full_key:
             message = f"{error.full_key}: {str(error.msg).splitlines()[0]}"
         case _:
@@ -34,6 +35,19 @@ def message_of(error: Exception, schema: type) -> str:
     if "classes" in schema.__annotations__:  # which is typed class=
         message = re.sub(r"\bclasses(?=[=:])", "class", message)
     return on_one_line(message)
+
+
+def _how_to_quote(typed: str) -> str:
+    """Return what to type instead of an override that Hydra cannot read."""
+    key, equals, value = typed.partition("=")
+    if (
+        equals
+        and re.fullmatch(r"[\w.]+", key)
+        and not re.match(r"[\[{(]", value)
+        and not re.search("[\"']|\\${", value)
+    ):
+        return f"quote its value for Hydra and the shell: {override(key, value)}"
+    return f"write key=value, with quotes for Hydra and the shell around a text: {override('key', 'a=b, c')}"
 
 
 def on_one_line(text: str) -> str:

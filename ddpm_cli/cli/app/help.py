@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
 
 from ddpm_cli.cli.app.ranges import with_ranges
-from ddpm_cli.config import EXTRA_CONFIGS
 from ddpm_cli.config.plugins import yaml_files
 from ddpm_cli.errors import UserError, check, one_of
 
@@ -77,19 +75,6 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
-def add_configs(name: str) -> None:
-    """Also find options in the folder `name`, which is laid out like configs/. Raise `UserError`."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"--config-dir={name}: no such folder; name one that contains experiment/ or other groups")
-    for file in folder.glob("experiment/*.yaml"):
-        if file.read_text(errors="replace").split("\n", 1)[0].strip() != "# @package _global_":
-            raise UserError(f"--config-dir={name}: the first line of {file} must be: # @package _global_")
-    if folder not in EXTRA_CONFIGS:
-        EXTRA_CONFIGS.append(folder)
-        _texts_of.cache_clear()
-
-
 @cache
 def groups_of(name: str) -> list[str]:
     """Return the config groups that `ddpm-<name>` has, in the order of configs/<name>.yaml."""
@@ -117,6 +102,11 @@ def _plain(name: str) -> str:
 def configs_of(group: str, name: str) -> list[str]:
     """Return the options of a config group whose values make an `Option` of this name."""
     return [option for option, text in sorted(_texts_of(group).items()) if f"/schema/{group}/{name}@" in text]
+
+
+def forget_options() -> None:
+    """Read the options of all groups again, because there are more."""
+    _texts_of.cache_clear()
 
 
 @cache

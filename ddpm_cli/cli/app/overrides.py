@@ -1,7 +1,7 @@
 """Check the typed overrides against the schema of a command, before anything is composed or written."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, make_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -20,6 +20,7 @@ from ddpm_cli.errors import UserError, one_of
 
 CHANGES = "sampler_changes."
 """Prefix of the keys that change the sampler of a run; they are typed `sampler.`, without sampler=…."""
+CHDIR = "hydra.job.chdir"
 MEANT: Mapping[str, tuple[str, ...]] = {
     "batch": ("train.batch_size", "batch_size"),
     "cfg": ("guidance_scale",),
@@ -64,6 +65,8 @@ def check_overrides(command: str, schema: type, overrides: list[str]) -> None:
         if not override.key_or_group:
             raise UserError(f"{override.input_line}: has no key; write key=value")
         if override.key_or_group.startswith("hydra"):
+            if override.key_or_group == CHDIR:
+                check_no_chdir(True in _values(override))
             continue
         if override.is_delete() and not isinstance(override.value(), str | NoneType):
             raise UserError(f"{override.input_line}: a name is removed without a value; write it up to the =")
@@ -85,6 +88,15 @@ def check_single(overrides: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: has several values; add -m, which runs each of them")
+
+
+def check_no_chdir(changes: object) -> None:
+    """Raise `UserError` if Hydra changes the working folder before a job, which relative paths are relative to."""
+    if changes is True:
+        raise UserError(
+            f"{CHDIR}=true: must be false, because relative paths start where the command was typed; all files are "
+            "written to the run folder anyway"
+        )
 
 
 def is_whole_number(schema: type, key: str) -> bool:
@@ -113,7 +125,7 @@ def explain_composition_error(command: str, schema: type, overrides: list[str], 
         with initialize_config_module("ddpm_cli.configs", version_base="1.3"):
             cfg = compose(command, chosen)
     except HydraException as conflict:
-        return _conflict(parsed, conflict.__cause__ or conflict.__context__) or error
+        return _conflict(groups, parsed, conflict.__cause__ or conflict.__context__) or error
     for override in parsed:
         owners = [key.owner for key in known_keys(schema).get(override.key_or_group, [])]
         if all(owners) and owners and not _has_key(cfg, override.key_or_group):
@@ -123,17 +135,21 @@ def explain_composition_error(command: str, schema: type, overrides: list[str], 
     return error
 
 
-def _conflict(parsed: Iterable[Override], cause: BaseException | None) -> UserError | None:
+def _conflict(groups: Collection[str], parsed: Iterable[Override], cause: BaseException | None) -> UserError | None:
     if not isinstance(cause, ConfigKeyError) or not cause.full_key:
         return None
-    group = cause.full_key.partition(".")[0]
+    group = str(cause.full_key).partition(".")[0]
     for override in parsed:
+        if override.key_or_group in SETTING_GROUPS and group not in groups:
+            return UserError(
+                f"{override.input_line}: sets {cause.full_key}, and there is no such key; correct the file"
+            )
         if override.key_or_group in SETTING_GROUPS:
             return UserError(
                 f"{override.input_line}: sets {cause.full_key}, which the {group} chosen with it does not have; choose "
                 f"another {group}"
             )
-    missing = cause.full_key.rpartition(".")[2]
+    missing = str(cause.full_key).rpartition(".")[2]
     return UserError(f"{group}: must be an option with {missing}, which this command sets; choose another one")
 
 

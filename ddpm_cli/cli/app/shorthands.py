@@ -1,4 +1,7 @@
-"""Rewrite what is typed in short as full overrides: keys, names of options, lone paths, `latest`, lengths."""
+"""Rewrite what is typed in short as full overrides: keys, names of options, lone paths, `latest`, lengths.
+
+A prefix `+` or `++` is removed, since all keys exist; what reads the overrides later need not know it.
+"""
 
 import os
 import re
@@ -8,6 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
+from hydra.errors import HydraException
 
 from ddpm_cli.checkpoints.newest import OUTPUTS, newest_run_of, newest_runs
 from ddpm_cli.cli.app.help import groups_of, option_meant
@@ -46,6 +52,10 @@ PATHS = {
     "sweep.resume",
 }
 HYDRA_PATHS = {"hydra.sweep.dir", "hydra.run.dir"}
+NUMBERED = {"image", "a", "b"}
+"""Paths instead of which the number of an image may be given."""
+ONE_OF_A_SWEEP = HYDRA_PATHS | {"sweep.resume"}
+"""Paths of which a sweep has only one."""
 NEED_A_RUN = ("sample", "export")
 WITH_A_VALUE = {
     "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
@@ -60,6 +70,8 @@ FLAGS = WITH_A_VALUE | HELP | SHOWN_INSTEAD | MULTIRUN | {"-r", "--resolve"}
 INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 """Values that may follow --info."""
 URL = re.compile(r"[\"']?[a-zA-Z][a-zA-Z0-9+.-]*://")
+ADDED = re.compile(rf"\+{{1,2}}(?!hydra|{re.escape(CHANGES)})(?=[\w.]+=)")
+"""The prefix of an override that adds a key, which is not a key of Hydra."""
 NAME = re.compile(r"[A-Za-z0-9_\-]+(?![\w\-(])")
 MAX_DIGITS = 1000
 TOO_MANY_DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
@@ -96,7 +108,7 @@ def without_plugins(arguments: Iterable[str]) -> list[str]:
     left = []
     for word in arguments:
         key, equals, value = word.partition("=")
-        if key == "plugins" and equals:
+        if key.lstrip("+") == "plugins" and equals:
             paths = _plugin_paths(word, value)
             os.environ[VARIABLE] = os.pathsep.join(filter(None, [os.environ.get(VARIABLE), *paths]))
         else:
@@ -105,13 +117,20 @@ def without_plugins(arguments: Iterable[str]) -> list[str]:
 
 
 def _plugin_paths(word: str, value: str) -> list[str]:
-    try:
-        paths = yaml.safe_load(value) if value.startswith("[") else [value]
-    except yaml.YAMLError:
-        paths = None
+    paths = value if value.startswith("~") else _read(value)
+    if isinstance(paths, str) and value.startswith("["):  # a list that Hydra cannot read, as in [~/mine.py]
+        paths = _yaml(value)
+    paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
         raise UserError(f"{word}: must be a file or a list of files, as in plugins=[./mine.py]")
     return paths
+
+
+def _yaml(value: str) -> object:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return None
 
 
 def _split(command: str, arguments: Iterable[str]) -> Iterator[tuple[bool, str]]:
@@ -154,6 +173,7 @@ def _lone_word(command: str, word: str) -> str:
 
 def _expand(command: str, schema: type, word: str, several: bool) -> str:
     """Return the full override that `word`, key=value, stands for. Raise `UserError`."""
+    word = ADDED.sub("", word, count=1) if word.startswith("+") else word
     if TOO_MANY_DIGITS.search(word):  # Python does not convert them
         raise UserError(f"{word.partition('=')[0]}: a number has at most {MAX_DIGITS} digits; give a shorter one")
     key, equals, value = word.partition("=")
@@ -166,7 +186,7 @@ def _expand(command: str, schema: type, word: str, several: bool) -> str:
         )
     if key in groups_of(command) or key == "device":
         value = NAME.sub(lambda found: option_meant(key, found[0]) or found[0], value)
-    elif key in PATHS and not several:
+    elif key in PATHS | HYDRA_PATHS and (key in ONE_OF_A_SWEEP or not (several and "," in value)):
         value = _path_meant(command, key, value)
     elif key == "classes" and not several and "," in value and value[0] not in "[\"'":
         value = f"[{value}]"
@@ -176,26 +196,43 @@ def _expand(command: str, schema: type, word: str, several: bool) -> str:
 
 
 def _path_meant(command: str, key: str, value: str) -> str:
-    """Return a path in quotes if Hydra needs them.
+    """Return a path in quotes if Hydra would not read it as the text that was typed. Raise `UserError` for several.
 
     For `latest`, a checkpoints folder or a folder of runs as ckpt or resume, return the run that it stands for, and
     print that on stderr.
     """
-    is_quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
-    typed = value[1:-1] if is_quoted else value
+    read = value if value.startswith("~") else _read(value)
+    if isinstance(read, bool | int | float) and key not in NUMBERED:
+        read = value  # a folder 1e3 is not 1000.0
     try:
-        found = newest_run_of(typed) if key in RUN_KEYS else None
-        if found is None and not is_quoted and (value.startswith("~") or Path(value).exists()):
+        found = newest_run_of(read) if key in RUN_KEYS and isinstance(read, str) else None
+        if found is None and value[:1] not in ("'", '"') and (value.startswith("~") or Path(value).exists()):
             return quoted(value)
     except (OSError, ValueError):  # a name that is too long or contains a null byte; a later check says so
         return value
-    if found is None and typed == "latest":
+    if found is not None:
+        if is_launch_rank_zero():
+            print(f"ddpm-{command}: {key}={read} is {found}", file=sys.stderr)
+        return quoted(str(found))
+    if read == "latest" and key in RUN_KEYS:
         raise UserError(f"{key}=latest: no run below {OUTPUTS}/ has a checkpoint; ddpm-train starts one")
-    if found is None:
-        return value
-    if is_launch_rank_zero():
-        print(f"ddpm-{command}: {key}={typed} is {found}", file=sys.stderr)
-    return quoted(str(found))
+    if isinstance(read, Sweep):
+        raise UserError(
+            f"{key}={value}: has several values; add -m, which runs each of them, or quote a single path: "
+            f"{override(key, value)}"
+        )
+    return quoted(value) if read == value and "${" not in value else value
+
+
+def _read(value: str) -> object:
+    """Return what Hydra reads as the value of an override.
+
+    What it cannot read, such as lr=0.1, is a text as it was typed, unless there are quotes or an interpolation in it.
+    """
+    try:
+        return OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        return None if re.search("[\"']|\\${", value) else value
 
 
 def _check_run(command: str, overrides: Iterable[str]) -> None:

@@ -20,21 +20,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
-from ddpm_cli.cli.app.overrides import check_overrides, explain_composition_error, to_typed
-from ddpm_cli.cli.app.study import Study, store_study, study_of
+from ddpm_cli.cli.app.overrides import check_no_chdir, check_overrides, explain_composition_error, to_typed
+from ddpm_cli.cli.app.own_configs import includes_itself
 from ddpm_cli.distributed.waiting import cores
 from ddpm_cli.errors import Failure, Stopped, UserError
 from ddpm_cli.shell import quoted
 from ddpm_cli.sweeps.jobs_csv import FILE, SweepJob, append_job, create_jobs, jobs_of
 from ddpm_cli.sweeps.pruning import is_pruned
+from ddpm_cli.sweeps.study import Study, store_study, study_of
 
 log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-RESUME = "sweep.resume="
+RESUME = "sweep.resume"
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,11 @@ def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable
                 )
         fixed = [override.input_line or "" for override in typed if not override.is_sweep_override()]
         cfg = _compose(command, schema, fixed, with_hydra=True)
-        resumed = _folder_to_resume(overrides)
+        resumed = _folder_to_resume(cfg, typed)
         folder = resumed or Path(cfg.hydra.sweep.dir)
         swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
         every = [*parser.parse_overrides(swept), *typed]
+        check_no_chdir(cfg.hydra.job.chdir)
         _check_launcher(cfg.hydra.launcher)
         study = study_of(cfg.hydra, resumed is not None)
         if "n_trials" in cfg.hydra.sweeper or any(map(_is_search, every)):
@@ -87,6 +89,8 @@ def _compose(command: str, schema: type, overrides: list[str], with_hydra: bool 
     except ConfigCompositionException as error:
         GlobalHydra.instance().clear()  # as the explanation composes in a context of its own
         raise explain_composition_error(command, schema, overrides, error) from error
+    except RecursionError as error:
+        raise includes_itself() from error
 
 
 def _check_launcher(launcher: Mapping[str, Any]) -> None:
@@ -98,15 +102,18 @@ def _is_search(override: Override) -> bool:
     return override.is_sweep_override() and not override.is_discrete_sweep()
 
 
-def _folder_to_resume(overrides: Iterable[str]) -> Path | None:
-    """Return the folder in sweep.resume=…, if that was typed."""
-    for override in overrides:
-        if override.startswith(RESUME):
-            folder = Path(override.removeprefix(RESUME)).expanduser()
-            if not folder.is_dir():
-                raise UserError(f"{override}: no such folder; name the folder of a sweep")
-            return folder
-    return None
+def _folder_to_resume(cfg: DictConfig, typed: Iterable[Override]) -> Path | None:
+    """Return the folder in sweep.resume=…, if that was typed. Raise `UserError` if there is no such folder."""
+    for override in typed:
+        if override.key_or_group == RESUME and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: has several values; name the folder of one sweep")
+    resume = OmegaConf.select(cfg, RESUME)
+    if resume is None:
+        return None
+    folder = Path(resume).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{RESUME}={resume}: no such folder; name the folder of a sweep")
+    return folder
 
 
 def create_sweep(plan: SweepPlan) -> list[str]:
