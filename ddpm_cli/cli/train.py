@@ -1,7 +1,6 @@
 """ddpm-train: start a training run from a config, or resume one from a checkpoint."""
 
 import logging
-import shlex
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,7 +8,7 @@ from hydra.types import RunMode
 
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.cli.app import Command, run_command
-from ddpm_cli.cli.app.sweep import typed_overrides
+from ddpm_cli.cli.app.sweep import check_same_overrides, typed_overrides
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.distributed.requeue import is_restarted
 from ddpm_cli.errors import UserError
@@ -78,12 +77,8 @@ def _check_job(config: TrainConfig, folder: Path, now: list[str]) -> None:
     if not _is_in_sweep():
         raise UserError(f"sweep.resume={config.sweep.resume}: resumes a sweep; add -m and the overrides of the sweep")
     number, run = HydraConfig.get().job.num, RunFolder(folder)
-    before = run.read_overrides() if run.overrides.is_file() else now
-    if before != now:
-        raise UserError(
-            f"sweep.resume={config.sweep.resume}: job {number} of the sweep was {shlex.join(before)}, and is now "
-            f"{shlex.join(now)}; type the command of the sweep"
-        )
+    if run.overrides.is_file():
+        check_same_overrides(_sweep_folder(), number, run.read_overrides(), now)
 
 
 def _is_requeued(config: TrainConfig, folder: Path, overrides: list[str]) -> bool:

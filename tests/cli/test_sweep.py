@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,11 +189,22 @@ def test_sweep_resume_runs_missing_and_unfinished_jobs(run: Run, monkeypatch: py
 
 
 def test_sweep_resume_with_other_overrides_is_refused(run: Run) -> None:
-    assert run("train", "-m", *SHORT, "train.seed=0,1").code == 0
-    result = run("train", "-m", *SHORT[:-1], "train.seed=1,2", "sweep.resume=sw")
-    assert result.code == 1
-    assert "sweep.resume=sw: job 0 of the sweep was" in result.err
-    assert "type the command of the sweep" in result.err
+    """All jobs are compared before one starts, so that the sweep stays as it is."""
+    assert run("train", "-m", *SHORT, "train.seed=0").code == 0
+    (row,) = rows()
+    for seeds in ("1,0", "0 train.lr=0.01"):
+        result = run("train", "-m", *SHORT[:-1], *f"train.seed={seeds}".split(), "sweep.resume=sw")
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        has = "train.seed=1" if seeds == "1,0" else "train.lr=0.01"
+        assert (
+            f"job 0 of the sweep had {'train.seed=0' if seeds == '1,0' else 'nothing else'}, and now has {has};"
+            in result.err
+        )
+        assert "type the command of the sweep" in result.err
+        assert rows() == [row]
+        assert not Path("sw/1").exists()
+    shutil.rmtree("sw/0")  # jobs.csv still has the overrides of a job that is done
+    assert run("train", "-m", *SHORT[:-1], "train.seed=1", "sweep.resume=sw").code == 2
 
 
 def test_sweep_file_sets_the_choices(run: Run) -> None:

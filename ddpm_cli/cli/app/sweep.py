@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
+from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.cli.app.error_messages import EXPECTED_ERRORS, message_of, on_one_line
 from ddpm_cli.cli.app.overrides import check_no_chdir, check_overrides, explain_composition_error, to_typed
 from ddpm_cli.cli.app.own_configs import includes_itself
@@ -77,6 +78,8 @@ def plan_sweep(command: str, schema: type, overrides: list[str], check: Callable
         if "n_trials" in cfg.hydra.sweeper or any(map(_is_search, every)):
             return SweepPlan(folder, None, study)
         (jobs,) = BasicSweeper.split_arguments(every, None)
+        if resumed is not None:
+            _check_same_jobs(resumed, jobs)
         for job in jobs:
             check_overrides(command, schema, job)
             check(to_typed(_compose(command, schema, job)))
@@ -114,6 +117,27 @@ def _folder_to_resume(cfg: DictConfig, typed: Iterable[Override]) -> Path | None
     if not folder.is_dir():
         raise UserError(f"{RESUME}={resume}: no such folder; name the folder of a sweep")
     return folder
+
+
+def _check_same_jobs(folder: Path, jobs: Sequence[Sequence[str]]) -> None:
+    """Raise `UserError` if a job that a sweep to resume has started has other overrides now."""
+    ended = jobs_of(folder)
+    for number, job in enumerate(jobs):
+        run = RunFolder(folder / str(number))
+        if run.overrides.is_file():
+            check_same_overrides(folder, number, run.read_overrides(), _own_overrides(job))
+        elif number in ended and ended[number].status != "failed":
+            check_same_overrides(folder, number, shlex.split(ended[number].overrides), _own_overrides(job))
+
+
+def check_same_overrides(folder: Path, number: int, before: list[str], now: list[str]) -> None:
+    """Raise `UserError` if the overrides of a job of the sweep in `folder` have changed."""
+    if before != now:
+        had, has = ([text for text in one if text not in other] for one, other in ((before, now), (now, before)))
+        raise UserError(
+            f"{RESUME}={folder}: job {number} of the sweep had {shlex.join(had) or 'nothing else'}, and now has "
+            f"{shlex.join(has) or 'nothing else'}; type the command of the sweep"
+        )
 
 
 def create_sweep(plan: SweepPlan) -> list[str]:
@@ -182,7 +206,13 @@ def _summary(jobs: Mapping[int, SweepJob]) -> str:
 
 def typed_overrides() -> list[str]:
     """Return the overrides of this job without those of the sweep."""
-    return [override for override in HydraConfig.get().overrides.task if not override.startswith(("sweep.", "sweep="))]
+    return _own_overrides(HydraConfig.get().overrides.task)
+
+
+def _own_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a job without those of the sweep and of Hydra."""
+    others = ("sweep.", "sweep=", "hydra.", "hydra/")
+    return [text for text in overrides if not text.lstrip("+~").startswith(others)]
 
 
 def at_once(launcher: Mapping[str, Any], jobs: int | None) -> int:
