@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -60,13 +61,19 @@ def test_samples_and_evaluations_are_those_of_the_commands(tmp_path: Path, monke
     [
         (["train.lr=-1"], "train.lr=-1.0: must be"),
         (["schedule=cosin"], "schedule=cosin: must be .*; did you mean schedule=cosine?"),
-        (["schedule=linear,cosine"], "schedule=linear,cosine: has several values"),
+        (["schedule=linear,cosine"], "schedule=linear,cosine: has several values; call the function once for each"),
+        (["-m", "loss=l1,l2"], "-m: is an option of the command, and the function takes overrides only"),
+        (["--help"], "--help: is an option of the command"),
+        ([["dataset=digits", "steps=4"]], r"\['dataset=digits', 'steps=4'\]: must be a string"),
+        (["dataset=digits steps=4"], "dataset=digits steps=4"),
+        (["dataset=[digits"], r"dataset=\[digits"),
+        (["plugins=[./none.py]"], r"plugins=\[./none.py\]: no such file"),
         (["schedule=cosine", "schedule.beta_end=1"], "schedule.beta_end: only .* has this key"),
         (["sweep.resume=none"], "sweep.resume=none: "),
         (["resume=none"], "resume=none: "),
     ],
 )
-def test_wrong_configs_raise_the_errors_of_the_command(overrides: list[str], message: str) -> None:
+def test_wrong_configs_raise_the_errors_of_the_command(overrides: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ddpm_cli.train(*overrides)
 

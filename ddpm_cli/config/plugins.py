@@ -110,11 +110,17 @@ def _named() -> Iterator[Plugin]:
         yield _from_path(name)
 
 
-def _from_path(name: str) -> Plugin:
-    """Return the plugin in a file or the folder of a package, whose parent is added to the paths of Python."""
+def check_path(typed: str, name: str) -> Path:
+    """Return the path of a plugin. Raise `UserError`, which starts with what was `typed`, if it cannot be one."""
     path = Path(name).expanduser().absolute()
     if not (path.is_file() and path.suffix == ".py") and not (path / "__init__.py").is_file():
-        raise UserError(f"{VARIABLE}={name}: no such file; name a Python file, or the folder of a Python package")
+        raise UserError(f"{typed}: no such file; name a Python file, or the folder of a Python package")
+    return path
+
+
+def _from_path(name: str) -> Plugin:
+    """Return the plugin in a file or the folder of a package, whose parent is added to the paths of Python."""
+    path = check_path(f"{VARIABLE}={name}", name)
     module = path.stem
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # also used by the processes that this one starts

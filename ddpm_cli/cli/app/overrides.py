@@ -83,11 +83,11 @@ def check_overrides(command: str, schema: type, overrides: list[str]) -> None:
     _check_needed_groups(schema, parsed, nullable - SETTING_GROUPS)
 
 
-def check_single(overrides: list[str]) -> None:
-    """Raise `UserError` for a key with several values, which only a sweep can have."""
+def check_single(overrides: list[str], remedy: str = "add -m, which runs each of them") -> None:
+    """Raise `UserError` with a `remedy` for a key with several values, which only a sweep can have."""
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.is_sweep_override():
-            raise UserError(f"{override.input_line}: has several values; add -m, which runs each of them")
+            raise UserError(f"{override.input_line}: has several values; {remedy}")
 
 
 def check_no_chdir(changes: object) -> None:

@@ -19,7 +19,7 @@ from ddpm_cli.checkpoints.newest import OUTPUTS, newest_run_of, newest_runs
 from ddpm_cli.cli.app.help import groups_of, option_meant
 from ddpm_cli.cli.app.overrides import CHANGES, is_whole_number
 from ddpm_cli.config import Train
-from ddpm_cli.config.plugins import VARIABLE
+from ddpm_cli.config.plugins import VARIABLE, check_path
 from ddpm_cli.distributed.launch import is_launch_rank_zero
 from ddpm_cli.errors import UserError
 from ddpm_cli.shell import override, quoted
@@ -123,6 +123,8 @@ def _plugin_paths(word: str, value: str) -> list[str]:
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
         raise UserError(f"{word}: must be a file or a list of files, as in plugins=[./mine.py]")
+    for path in paths:
+        check_path(word, path)
     return paths
 
 
