@@ -1,10 +1,12 @@
 """Plugins: options and their implementations from other packages, or from files for trying them out."""
 
+import inspect
 import logging
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -18,7 +20,7 @@ from typing import Any
 import yaml
 
 from ddpm_cli.config.commands import METRICS, Metric
-from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, Option, option_name
+from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, Option, decorated_implementation, option_name
 from ddpm_cli.errors import UserError, one_of
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,17 @@ VARIABLE = "DDPM_PLUGINS"
 """Environment variable with paths of modules and packages, separated like those of PATH."""
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 SLOW_SECONDS = 0.2
+ARGUMENTS = {
+    "sampler": ("denoise", "x", "process", "pairs", "noise"),
+    "schedule": ("timesteps",),
+    "loss": ("predicted",),
+    "weighting": ("prediction", "snr"),
+    "timestep_sampler": ("timesteps", "device"),
+    "model": ("in_channels", "out_channels", "classes"),
+    "dataset": ("dataset", "train"),
+    "metric": ("samples", "reference", "seed"),
+}
+"""What the implementations of each config group take by position."""
 
 WITHOUT_YAML: list[type[Option]] = []
 """Options of plugins that have no YAML file. Their values are the defaults of their fields."""
@@ -138,6 +151,8 @@ def _load(plugin: Plugin) -> None:
         _check_names(options)
         _check_configs(folder)
         WITHOUT_YAML.extend(option for option in options if not _has_yaml(option, folder))
+        for option in options:
+            _check_implementation(option)
     except UserError as error:
         raise UserError(f"plugin {plugin.name}: {error}") from error
     except Exception as error:  # whatever its code raises
@@ -180,6 +195,34 @@ def _has_yaml(option: type[Option], folder: Path) -> bool:
             f"{option.__name__}"
         )
     return False
+
+
+def _check_implementation(option: type[Option]) -> None:
+    """Raise `UserError` unless an implementation that is loaded already takes what its group and the option have."""
+    choice, found = f"{option.group}={option_name(option)}", decorated_implementation(option)
+    if found is None:
+        if option.implementation is None:
+            raise UserError(f"{choice}: has no implementation; decorate one with @implements({option.__name__})")
+        return
+    own = {field.name for field in fields(option)} | {name for name in dir(option) if not name.startswith("_")}
+    given, signature = ARGUMENTS[option.group], inspect.signature(found)
+    try:
+        signature.bind(*given, **{name: None for name in signature.parameters if name in own})
+    except TypeError as error:
+        raise UserError(
+            f"{choice}: its implementation must take {', '.join(given)}, and by name only fields of {option.__name__} "
+            f"({error})"
+        ) from error
+
+
+def failed_plugin(error: BaseException) -> str | None:
+    """Return the plugin whose code raised an exception, with the file and the line; None if none did."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        for plugin in LOADED:
+            if package == plugin.module.partition(".")[0]:
+                return f"plugin {plugin.name} ({Path(frame.f_code.co_filename).name}, line {line})"
+    return None
 
 
 def _check_configs(folder: Path) -> None:

@@ -81,6 +81,11 @@ def implementation_of(option: Option) -> Callable[..., Any]:
     return partial(implementation, **{name: getattr(option, name) for name in parameters if hasattr(option, name)})
 
 
+def decorated_implementation(option: type[Option]) -> Callable[..., Any] | None:
+    """Return what was decorated with `implements`; None if the option names its implementation."""
+    return _IMPLEMENTATIONS.get(option)
+
+
 def _imported(option: Option) -> Callable[..., Any]:
     """Import and return the implementation that an option names. Raise `UserError`."""
     if option.implementation is None:

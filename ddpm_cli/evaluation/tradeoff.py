@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ddpm_cli.config import plugin_metrics
 from ddpm_cli.files import write
 from ddpm_cli.images.plots import save_tradeoff_plot
 
@@ -15,7 +16,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ["job", "ckpt", "sampler", "nfe", "metric", "value", "low", "high", "floor", "n"]
 DISTANCES = ("fid", "fd_classifier", "kid", "kd_classifier")
-"""Metrics that can be plotted. The first one that was computed is used."""
+"""Metrics that are plotted: the first one that was computed, or else one of a plugin."""
 
 
 def save_tradeoff(sweep: Path) -> None:
@@ -28,15 +29,18 @@ def save_tradeoff(sweep: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write(sweep / "tradeoff.csv", text.getvalue().encode())
-    metric = next((name for name in DISTANCES if any(row["metric"] == name for row in rows)), None)
+    measured = {row["metric"] for row in rows}
+    metric = next((name for name in (*DISTANCES, *plugin_metrics()) if name in measured), None)
     if metric is None:
+        log.info("wrote tradeoff.csv to %s", sweep)
         return
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
     several = len({row["ckpt"] for row in rows}) > 1
     for row in rows:
         if row["metric"] == metric:
             name = f"{row['sampler']} of {row['ckpt']}" if several else row["sampler"]
-            lines.setdefault(name, []).append((row["nfe"], row["value"], row["low"], row["high"]))
+            interval = [row["value"] if row[end] is None else row[end] for end in ("low", "high")]
+            lines.setdefault(name, []).append((row["nfe"], row["value"], *interval))
     floor = min(row["floor"] for row in rows if row["metric"] == metric)
     save_tradeoff_plot({name: sorted(points) for name, points in lines.items()}, metric, floor, sweep / "tradeoff.png")
     log.info("wrote tradeoff.csv and tradeoff.png to %s", sweep)
@@ -53,7 +57,7 @@ def _job_rows(file: Path) -> Iterable[dict[str, Any]]:
     record = json.loads(file.read_text())
     for metric, value in record["metrics"].items():
         if metric in record.get("floor", {}) and "nfe" in record and not metric.endswith("_std"):
-            low, high = record["intervals"].get(metric, (value, value))
+            low, high = record["intervals"].get(metric, (None, None))
             yield {
                 "job": int(file.parent.name),
                 "ckpt": "/".join(Path(record["ckpt"]).parts[-3:]),  # <run name>/checkpoints/<file>

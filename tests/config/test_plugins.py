@@ -98,6 +98,8 @@ def test_metric_is_computed_for_samples_and_real_images(plain: Path, run: Run, t
     assert record["floor"]["brightness"] == pytest.approx(1, abs=0.5)
     assert record["classifier"] is None
     assert "brightness" in run("evaluate", "ckpt=run", "metrics=[none]").err
+    for topics in ([], ["metrics"]):
+        assert "of images: nll (bits/dim); of plugins: brightness" in run("evaluate", "--help", *topics).out
 
 
 def test_checkpoint_names_a_missing_plugin(plain: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +131,19 @@ def test_checkpoint_names_a_missing_plugin(plain: Path, run: Run, monkeypatch: p
         (
             OPTION.format(base="Schedule", name="mine"),
             "configs/schedule/mine.yaml: no such file; write it, or give defaults to timesteps or",
+        ),
+        (
+            OPTION.format(base="Loss", name="mine"),
+            "loss=mine: has no implementation; decorate one with @implements(Mine)",
+        ),
+        (
+            PLAIN.replace("noise, share)", "noise, shares)"),
+            "sampler=plain: its implementation must take denoise, x, process, pairs, noise, and by name only fields of "
+            "Plain (missing a required argument: 'shares')",
+        ),
+        (
+            PLAIN.replace("reference, seed)", "reference)"),
+            "metric=brightness: its implementation must take samples, reference, seed, and by name only",
         ),
     ],
 )
@@ -174,6 +189,18 @@ def test_slow_plugin_is_named(
     plugins.load_plugins()
     (message,) = caplog.messages
     assert re.fullmatch(r"plugin sleepy.py: takes \d+\.\d s to load; import what is slow where it is used", message)
+
+
+def test_error_in_a_plugin_names_it_and_the_line(plain: Path, run: Run) -> None:
+    plain.write_text(PLAIN.replace("    return samples", "    1 / 0\n    return samples"))
+    assert run("train", *TINY, "train.steps=1", "out=run").code == 0
+    result = run("evaluate", "ckpt=run", "metrics=[brightness]", "n=10", "out=new", "device=cpu")
+    assert (result.code, result.err.splitlines()[-1]) == (
+        1,
+        "ddpm-evaluate: plugin mine.py (mine.py, line 27): ZeroDivisionError: division by zero; "
+        "HYDRA_FULL_ERROR=1 shows the traceback",
+    )
+    assert "Traceback" not in result.err
 
 
 def test_missing_implementation_is_one_line(plain: Path, run: Run, tmp_path: Path) -> None:

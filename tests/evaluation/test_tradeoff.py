@@ -57,6 +57,20 @@ def test_plot_distinguishes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
 
 
+def test_metric_of_a_plugin_is_plotted_if_no_distance_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("ddpm_cli.evaluation.tradeoff.save_tradeoff_plot", lambda *what: drawn.append(what))
+    monkeypatch.setattr("ddpm_cli.evaluation.tradeoff.plugin_metrics", lambda: {"sharpness": None})
+    evaluation(tmp_path / "0", "ddim", 50, sharpness=2.0)
+    save_tradeoff(tmp_path)
+    assert drawn[0][:3] == ({"ddim": [(50, 2.0, 2.0, 2.0)]}, "sharpness", 0.5)
+    with (tmp_path / "tradeoff.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["value"], row["low"], row["high"]) == ("2.0", "", "")  # no interval
+
+
 def test_nothing_is_written_without_samples(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0/evaluation.json").write_text(json.dumps({"metrics": {"nll": 3.0}}))

@@ -34,7 +34,7 @@ from ddpm_cli.cli.app.own_configs import add_configs, check_configs, includes_it
 from ddpm_cli.cli.app.shorthands import HELP, config_dir, expand, without_plugins
 from ddpm_cli.cli.app.sweep import SweepPlan, create_sweep, finish_sweep, plan_sweep, run_sweep_job
 from ddpm_cli.config import EXTRA_CONFIGS, GROUPS, option_name
-from ddpm_cli.config.plugins import WITHOUT_YAML, default_config, load_plugins
+from ddpm_cli.config.plugins import WITHOUT_YAML, default_config, failed_plugin, load_plugins
 from ddpm_cli.distributed.launch import is_launch_rank_zero, is_one_of_several
 from ddpm_cli.distributed.waiting import OtherPrograms, limit_busy_waiting
 from ddpm_cli.errors import Failure, Stopped, UserError
@@ -237,3 +237,8 @@ def _errors_on_one_line(command: Command, traceback: bool) -> Iterator[None]:
         end(message_of(error, command.schema), 1 if isinstance(error, Failure) else 2, suggestions)
     except KeyboardInterrupt:
         end("interrupted", 130)
+    except Exception as error:
+        plugin = failed_plugin(error)
+        if traceback or plugin is None:
+            raise
+        end(f"{plugin}: {type(error).__name__}: {error}; HYDRA_FULL_ERROR=1 shows the traceback", 1)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 from ddpm_cli.cli.app.ranges import with_ranges
+from ddpm_cli.config import plugin_metrics
 from ddpm_cli.config.plugins import yaml_files
 from ddpm_cli.errors import UserError, check, one_of
 
@@ -51,9 +52,11 @@ def version_text() -> str:
 
 
 def _values_of(name: str) -> str:
-    """Return configs/<name>.yaml without its defaults and Hydra's settings."""
+    """Return configs/<name>.yaml without its defaults and Hydra's settings, with the metrics of plugins."""
     root = (files("ddpm_cli.configs") / f"{name}.yaml").read_text()
-    return root.split("\n\n", 1)[1].split("\nhydra:")[0]
+    values = root.split("\n\n", 1)[1].split("\nhydra:")[0]
+    own = ", ".join(plugin_metrics())
+    return re.sub(r"^metrics: .*", rf"\g<0>; of plugins: {own}", values, flags=re.MULTILINE) if own else values
 
 
 def _help_of(name: str, topic: str) -> str:
