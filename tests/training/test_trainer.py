@@ -294,7 +294,7 @@ def test_milestones_by_epochs(tmp_path: Path) -> None:
 
 
 def changed_run(folder: Path, *more: str, size: int = 6) -> list[list[int]]:
-    """Train 3 steps of 4 images of 12, then go on with batches of `size` to 3 epochs. Return the images of each step."""
+    """Train 3 steps of 4 images of 12, then batches of `size` to 3 epochs. Return the images of each step."""
     few = [*TINY, "train.steps=null", "train.milestone_every=1epoch", "train.log_every=1", "checkpoint.keep_last=null"]
     first = loop_of(composed(*few, "train.epochs=1", "train.batch_size=4", *more), folder, 12)
     seen = recorded(first)
@@ -358,7 +358,7 @@ def test_run_with_another_batch_size_is_resumed_bit_for_bit(tmp_path: Path) -> N
 
 
 def test_checkpoints_kept_by_epochs_stay_kept(tmp_path: Path) -> None:
-    """Epochs end after 3 steps of 4 and after 4 and 8 steps of 3; if step 3 counted as 9 images, it would be removed."""
+    """Epochs end after 3 steps of 4 and 4 and 8 of 3; if step 3 counted as 9 images, it would be removed."""
     changed_run(tmp_path, "checkpoint.keep_last=1", "checkpoint.keep_every=1epoch", size=3)
     steps = sorted(int(file.stem[5:]) for file in (tmp_path / "checkpoints").glob("step_*"))
     assert steps == [3, 7, 11]
