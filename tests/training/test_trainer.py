@@ -293,13 +293,13 @@ def test_milestones_by_epochs(tmp_path: Path) -> None:
     assert steps == [3, 5, 8]
 
 
-def changed_run(folder: Path, *more: str) -> list[list[int]]:
-    """Train 3 steps of 4 images of 12, then go on with batches of 6 to 3 epochs. Return the images of each step."""
+def changed_run(folder: Path, *more: str, size: int = 6) -> list[list[int]]:
+    """Train 3 steps of 4 images of 12, then batches of `size` to 3 epochs. Return the images of each step."""
     few = [*TINY, "train.steps=null", "train.milestone_every=1epoch", "train.log_every=1", "checkpoint.keep_last=null"]
     first = loop_of(composed(*few, "train.epochs=1", "train.batch_size=4", *more), folder, 12)
     seen = recorded(first)
     first.run()
-    second = loop_of(composed(*few, "train.epochs=3", "train.batch_size=6", *more), folder, 12, from_step=3)
+    second = loop_of(composed(*few, "train.epochs=3", f"train.batch_size={size}", *more), folder, 12, from_step=3)
     seen_later = recorded(second)
     second.run()
     return [*seen, *seen_later]
@@ -358,10 +358,10 @@ def test_run_with_another_batch_size_is_resumed_bit_for_bit(tmp_path: Path) -> N
 
 
 def test_checkpoints_kept_by_epochs_stay_kept(tmp_path: Path) -> None:
-    """Those of epochs 1 to 3 are kept; counted in steps of 4, the checkpoint of step 5 would be of epoch 1."""
-    changed_run(tmp_path, "checkpoint.keep_last=1", "checkpoint.keep_every=1epoch")
+    """Epochs end after 3 steps of 4 and 4 and 8 of 3; if step 3 counted as 9 images, it would be removed."""
+    changed_run(tmp_path, "checkpoint.keep_last=1", "checkpoint.keep_every=1epoch", size=3)
     steps = sorted(int(file.stem[5:]) for file in (tmp_path / "checkpoints").glob("step_*"))
-    assert steps == [3, 5, 7]
+    assert steps == [3, 7, 11]
 
 
 def test_hybrid_bound_trains_the_variance_only() -> None:
