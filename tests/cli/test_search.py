@@ -9,8 +9,8 @@ import optuna
 import pytest
 import yaml
 
-from ddpm_cli.cli.app import study
 from ddpm_cli.errors import Stopped
+from ddpm_cli.sweeps import study
 from ddpm_cli.sweeps.jobs_csv import jobs_of
 from ddpm_cli.training import start as in_process
 from tests.cli.test_sweep import SHORT, rows
