@@ -40,13 +40,14 @@ def test_command_is_accepted(line: str) -> None:
 
 def test_commands_of_plugins_are_accepted(tmp_path: Path, plugin_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs/plugins.md"
-    (code,) = re.findall(r"^```python\n# mine.py\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "mine.py").write_text(code)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "mine.py").write_text("\n".join(["from ddpm_cli.api import Metric", *blocks]))
     example = ROOT / "docs/examples/plugin/ddpm_extras"
     monkeypatch.setenv(plugins.VARIABLE, f"{tmp_path / 'mine.py'}:{example}")
     load_options(train.COMMAND)
     lines = commands(page)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         accept(line.replace("plugins=[./mine.py] ", ""))
 

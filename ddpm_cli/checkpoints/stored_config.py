@@ -10,7 +10,7 @@ import dacite
 
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.config import GROUPS, ImageDataset, Option, TrainConfig, option_name
-from ddpm_cli.config.plugins import VARIABLE, plugin_of
+from ddpm_cli.config.plugins import plugin_of
 from ddpm_cli.errors import UserError, check, one_of
 
 PATHS = ("root", "font", "list")
@@ -77,7 +77,7 @@ def missing_plugin(config: Any, plugins: Any) -> str:
         if name not in known[group]:
             return (
                 f"{group}={name[:LONGEST_NAME]}: belongs to the plugin {plugin}, which is not installed; install it, "
-                f"or name its file in {VARIABLE}"
+                "or name its file, as in plugins=[./mine.py]"
             )
     return ""
 

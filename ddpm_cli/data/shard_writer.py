@@ -58,7 +58,7 @@ def write_shards(images: ImageFolder, files: Splits, folder: Path) -> None:
         raise
     shards = [shard for some in splits.values() for shard in some]
     written = sum(shard.count for shard in shards)
-    skipped = f"; {total - written} broken ones were skipped" if written < total else ""
+    skipped = f"; skipped {total - written} that cannot be decoded" if written < total else ""
     size = amount(sum(shard.size for shard in shards))
     log.info("%d images in %d shards of %s in all are in %s%s.", written, len(shards), size, folder, skipped)
 

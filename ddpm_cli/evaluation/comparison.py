@@ -96,6 +96,7 @@ class SampleEvaluator:
         self.features = features
         self.device = device
         self.statistics = statistics
+        self._warned = False
         if statistics is not None:
             self._check_statistics(statistics)
 
@@ -107,7 +108,9 @@ class SampleEvaluator:
         images: list[Tensor] = []
         batches = _kept(batches, images) if self.of_images else batches
         samples, first, n = _extract_features(batches, self.extractors, self.device)
-        _warn_if_few(n, self.by_metric, self.features)
+        if not self._warned:
+            _warn_if_few(n, self.by_metric, self.features)
+            self._warned = True
         floor_n = min(n, len(self.real))
         reference = _cached_features(
             self.reference, len(self.reference), self.fingerprints[0], self.extractors, self.device
@@ -248,10 +251,11 @@ def _warn_if_few(n: int, metrics: Iterable[str], features: str) -> None:
     """Log a warning for each metric with a large bias at n samples."""
     for metric in metrics:
         if n < (enough := min_samples(metric, features)):
+            (name,) = rename_metrics({metric: 0.0}, features)
             log.warning(
-                "n=%d is few for %s, which has a large bias for small n: compare it only with values for the same n, "
-                "such as its floor, or use n=%d or more",
+                "%d samples are few for %s, which has a large bias then: compare it only with values for the same "
+                "number, such as its floor, or use %d or more",
                 n,
-                metric,
+                name,
                 enough,
             )

@@ -52,7 +52,7 @@ def final_metric(train: Train, folder: Path, device: str) -> float:
     value, n = _compute(str(train.report), trained, train.report_n, train.batch_size)
     record = {
         **_subject(trained.config, folder, trained.step),
-        "command": f"ddpm-train train.report={train.report}",
+        "command": f"ddpm-train train.report={train.report} train.report_n={train.report_n}",
         "n": n,
         "metrics": {train.report: value},
         "seconds": time.perf_counter() - started,
@@ -186,7 +186,7 @@ class MilestoneEvaluator:
         found = self._evaluator.compare(samples, SEED)
         record = {
             **_subject(self.config, folder, step),
-            "command": f"ddpm-train evaluate.every={own.every}",
+            "command": f"ddpm-train evaluate.every={own.every} evaluate.metric={own.metric} evaluate.n={own.n}",
             "n": own.n,
             "metrics": {own.metric: found.metrics[own.metric]},
             "intervals": found.intervals,

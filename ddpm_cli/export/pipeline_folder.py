@@ -172,7 +172,10 @@ def _settings_of(key: str, folder: Path, file: Path) -> Iterator[dict[str, Any]]
 def _read_json(key: str, file: Path) -> dict[str, Any]:
     """Return the settings in `file`. Raise `NotSettings` if it is missing or does not contain a JSON object."""
     if not file.is_file():  # opening a pipe would block
-        raise NotSettings(f"{key}={file.parent}: no {file.name}; name the folder of a DDPMPipeline")
+        raise NotSettings(
+            f"{key}={file.parent}: no {file.name}; name the folder of a DDPMPipeline, or "
+            "add format=shards for a folder of images"
+        )
     try:
         settings = json.loads(file.read_text()) if file.stat().st_size <= MAX_JSON_BYTES else None
     except (OSError, ValueError, RecursionError):

@@ -155,7 +155,9 @@ class Loop:
         measured = [Measurement(int(step), value, error) for step, value, error in self._measurements()]
         if collectives.on_rank_zero(lambda: without_improvement(measured)) < train.patience:
             return False
-        log.info("%s has not improved in %d measurements; training ends here.", train.stop_when, train.patience)
+        count = f"{train.patience} measurements" if train.patience > 1 else "the last measurement"
+        log.info("%s has not improved in %s. To train the rest:", train.stop_when, count)
+        log.info("  ddpm-train %s train.stop_when=null", override("resume", self.folder))
         return True
 
     def _ends_early(self, loss: float) -> bool:

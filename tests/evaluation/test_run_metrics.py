@@ -94,7 +94,7 @@ def test_run_without_improvement_ends(run: Run) -> None:
     result = run("train", *MEASURED, *stop, "train.steps=100", "out=run")
     assert result.code == 0, result.err
     assert list(values("run")) == [2, 4]
-    assert "fd_classifier has not improved in 1 measurements; training ends here." in result.err
+    assert "fd_classifier has not improved in the last measurement. To train the rest:" in result.err
     assert "Training finished: run" in result.err
 
 
