@@ -2,8 +2,7 @@
 
 - Figures are replaced by a stub, because drawing one takes longer than training a tiny network. Tests that need real
   figures have the marker `figures`.
-- Hydra composes every config twice, first only to read hydra.mode; the tests skip that first pass. Schemas are
-  registered once.
+- Hydra composes configs faster, see `fast_composition`.
 - The FLOPs in the summary table of a run are counted once per network.
 """
 
@@ -20,7 +19,6 @@ import hydra
 import pytest
 import torch
 from hydra import initialize_config_module
-from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -53,10 +51,11 @@ from ddpm_cli.config import (
 from ddpm_cli.files import write
 from ddpm_cli.images import plots
 from ddpm_cli.training import summary_table
+from tests import fast_composition
 
 torch.set_num_threads(1)
-register_schemas = app.register_schemas = functools.cache(app.register_schemas)
-Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
+fast_composition.install()
+register_schemas = app.register_schemas
 
 SCHEMAS = {
     "train": TrainConfig,
@@ -181,6 +180,7 @@ def unload_plugins() -> None:
         known.clear()
     for cached in (_texts_of, known_keys, register_schemas):
         cached.cache_clear()
+    fast_composition.forget()
 
 
 def is_built_in(option: type[Option]) -> bool:

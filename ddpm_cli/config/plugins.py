@@ -207,7 +207,8 @@ def _check_implementation(option: type[Option]) -> None:
     own = {field.name for field in fields(option)} | {name for name in dir(option) if not name.startswith("_")}
     given, signature = ARGUMENTS[option.group], inspect.signature(found)
     try:
-        signature.bind(*given, **{name: None for name in signature.parameters if name in own})
+        positional = [name for name in given if name not in own]  # timesteps is a field of schedules
+        signature.bind(*positional, **{name: None for name in signature.parameters if name in own})
     except TypeError as error:
         raise UserError(
             f"{choice}: its implementation must take {', '.join(given)}, and by name only fields of {option.__name__} "

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ddpm_cli.cli.app import shorthands
 from ddpm_cli.cli.app.help import _texts_of
 from ddpm_cli.cli.app.shorthands import expand, without_plugins
 from ddpm_cli.config import EXTRA_CONFIGS
@@ -207,6 +208,7 @@ PLUGINS = {
 @pytest.mark.parametrize("typed", PLUGINS)
 def test_plugins_in_all_spellings(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setattr(shorthands, "check_path", lambda *_: None)
     assert without_plugins([typed, "device=cpu"]) == ["device=cpu"]
     assert os.environ[VARIABLE].split(os.pathsep) == PLUGINS[typed]
 

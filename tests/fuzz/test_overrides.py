@@ -15,7 +15,7 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 from tests.conftest import SCHEMAS
-from tests.fuzz.in_process import Outcome, fast_composition, start
+from tests.fuzz.in_process import Outcome, start
 
 CONFIGS = files("ddpm_cli.configs")
 SHARDS = 20
@@ -212,12 +212,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm_up() -> Iterator[None]:
+def _warm_up() -> None:
     """Start each command once, so that the tests do not measure imports."""
-    with fast_composition():
-        for command in SCHEMAS:
-            start(command)
-        yield
+    for command in SCHEMAS:
+        start(command)
 
 
 @pytest.mark.parametrize(
