@@ -208,6 +208,7 @@ def test_swiss_roll_has_the_texts_betas(schedule: str) -> None:
     assert betas_of(composed("experiment=swiss_roll", "schedule=constant").schedule).unique().item() == 0.035
 
 
+@pytest.mark.slow
 def test_points_of_two_clusters_are_reproduced(tmp_path: Path) -> None:
     """The network and settings of swiss_roll learn two clusters of points well enough to draw both."""
     config = composed(

@@ -308,7 +308,12 @@ def test_full_disk_behind_standard_output_is_one_line() -> None:
 
 @pytest.mark.parametrize(
     "streams",
-    [[2], pytest.param([0], marks=pytest.mark.slow), pytest.param([1], marks=pytest.mark.slow), [0, 1, 2]],
+    [
+        pytest.param([2], marks=pytest.mark.slow),
+        pytest.param([0], marks=pytest.mark.slow),
+        pytest.param([1], marks=pytest.mark.slow),
+        [0, 1, 2],
+    ],
     ids=["stderr", "stdin", "stdout", "all"],
 )
 def test_closed_streams_are_no_error(streams: list[int], tmp_path: Path) -> None:

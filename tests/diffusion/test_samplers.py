@@ -134,8 +134,16 @@ WALKS = [
 ]
 
 
-@pytest.mark.parametrize("walk", WALKS, ids=str)
-@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize(
+    ("process", "walk"),
+    [
+        *(pytest.param(LINEAR, walk, id=f"linear-{walk}") for walk in WALKS),
+        *(
+            pytest.param(COSINE, walk, id=f"cosine-{walk}", marks=pytest.mark.slow if walk.steps is None else [])
+            for walk in WALKS
+        ),
+    ],
+)
 def test_samplers_reproduce_gaussian_data(process: Process, walk: Walk) -> None:
     x = walk(gaussian_denoiser(process), process)
     assert torch.allclose(x.mean(0), MEAN, atol=0.02)
