@@ -124,3 +124,9 @@ def test_invalid_override_is_refused(run: Run, cat: Path, overrides: list[str], 
     assert result.err.count("\n") == 1
     assert message in result.err
     assert [path.name for path in Path().iterdir()] == ["cat.jpg"]
+
+
+def test_key_of_a_schedule_without_a_value_is_named_as_typed(run: Run) -> None:
+    result = run("forward", "dataset=digits", "schedule.linear.beta_end")
+    said = "schedule.linear.beta_end: no such file or folder; write key=value, or a path, which means image="
+    assert (result.code, result.err) == (2, f"ddpm-forward: {said}\n")

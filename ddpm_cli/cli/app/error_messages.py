@@ -57,7 +57,7 @@ def on_one_line(text: str) -> str:
 
 def _with_schedule_names(message: str) -> str:
     """Return a message about the group `schedule` for ddpm-forward, whose schedules have names."""
-    if ": no such key;" in message:  # which names the key as it was typed
+    if ": no such key;" in message or "; write key=value" in message:  # which name the key as it was typed
         return message
     message = message.replace("schedule.", "schedules.<name>.").replace("schedule=…", "schedules.<name>=…")
     message = re.sub("^schedule=", "schedules.", message)
