@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm_cli.checkpoints.run_folder import RunFolder
 from tests.faults.processes import TIMEOUT, assert_same_run, rows, running, steps_done, temporary_files, train_to_end
 
 ENDLESS = ["train.steps=100000", "train.milestone_every=100000", "train.log_every=2", "train.warmup_steps=0"]
@@ -60,6 +61,25 @@ def test_stopped_processes_resume_bit_for_bit(small: list[str], tally: Callable[
     train_to_end(*small, *ENDLESS, TWO, "out=uninterrupted", f"train.steps={end}")
     assert_same_run(Path("run"), Path("uninterrupted"))
     survived()
+
+
+@pytest.mark.slow
+def test_killed_run_with_sharded_checkpoints_resumes_bit_for_bit(small: list[str]) -> None:
+    sharded = ["distributed.strategy=fsdp", "checkpoint.sharded=true", "train.milestone_every=2"]
+    with running(*small, *ENDLESS, TWO, *sharded, "out=run") as process:
+        process.wait_for(lambda: steps_done(Path("run")) >= 4)
+        for pid in [*workers_of(process.popen.pid), process.popen.pid]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    incomplete = Path("run/checkpoints/step_00099998.shards")
+    incomplete.mkdir()
+    end = max(RunFolder(Path("run")).checkpoints_by_step()) + 4
+    train_to_end("resume=run", f"train.steps={end}")
+    train_to_end(*small, *ENDLESS, TWO, *sharded, "out=uninterrupted", f"train.steps={end}")
+    assert not incomplete.exists()
+    assert_same_run(Path("run"), Path("uninterrupted"))
+    before_the_end = RunFolder(Path("run")).checkpoint(end - 2)
+    assert before_the_end.with_suffix(".shards").is_dir()
 
 
 @pytest.mark.slow
