@@ -50,12 +50,16 @@ def prune(folder: Path, keep_last: int | None, window_of: Callable[[int], int]) 
 def _shards_are_best(path: Path, run: RunFolder) -> bool:
     """Return whether best.pt needs the shards of the checkpoint `path`."""
     best = run.checkpoints / "best.pt"
-    return path.with_suffix(".shards").is_dir() and best.is_file() and run.checkpoint(_step_of(best)) == path
+    return path.with_suffix(".shards").is_dir() and path in _checkpoints_of(run, [best])
 
 
-def _step_of(path: Path) -> int:
-    step: int = read_head("checkpoint", path)["step"]
-    return step
+def _checkpoints_of(run: RunFolder, names: list[Path]) -> set[Path]:
+    """Return the checkpoints whose steps `names`, such as last.pt, have. Those that cannot be read are left out."""
+    found = set()
+    for path in names:
+        with suppress(UserError):
+            found.add(run.checkpoint(read_head("checkpoint", path)["step"]))
+    return found
 
 
 def find_checkpoint(key: str, value: str) -> Path:
@@ -135,11 +139,10 @@ def move_later_checkpoints(folder: Path, step: int) -> None:
 
 def _remove_incomplete_shards(run: RunFolder) -> None:
     """Remove shards without a checkpoint, which a killed process has left."""
-    names = [path for path in (run.last_checkpoint, run.checkpoints / "best.pt") if path.is_file()]
-    used = {run.checkpoint(_step_of(path)) for path in names}  # of a run that was copied without the others
-    for folder in run.checkpoints.glob("step_*.shards"):
-        path = folder.with_suffix(".pt")
-        if not path.is_file() and path not in used:
+    left = {folder.with_suffix(".pt") for folder in run.checkpoints.glob("step_*.shards")}
+    alone = {path for path in left if not path.is_file()}
+    if alone:  # those of last.pt and best.pt are used, in a run that was copied without the others
+        for path in alone - _checkpoints_of(run, [run.last_checkpoint, run.checkpoints / "best.pt"]):
             remove_shards(path)
 
 

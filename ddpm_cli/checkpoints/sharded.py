@@ -61,7 +61,7 @@ class ShardWriter:
         if self._writing is not None:
             self._writing.exception()  # waits; rank 0 raises the error, if any
         folder = shards_of(self._run.checkpoint(state["step"]), state["step"])
-        collectives.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))  # of processes that were killed
+        collectives.on_rank_zero(lambda: _remove(folder))  # of processes that were killed
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         tensors = _flat({key: state[key] for key in SHARDED})
         writing = async_save(tensors, storage_writer=writer, process_group=self._group)
@@ -87,7 +87,7 @@ class Shards:
             self._writing.result()
             return {file.name: sha256_of_file(file) for file in sorted(self._folder.iterdir())}
         except (CheckpointException, OSError) as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _remove(self._folder)
             causes = [one for one, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
             if any(map(no_room, causes)):
                 raise NoRoom(self._folder, self._size) from error
@@ -150,7 +150,14 @@ def read_shards(folder: Path, checksums: Mapping[str, str]) -> dict[str, Any]:
 
 def remove_shards(checkpoint: Path) -> None:
     """Remove the shards of a checkpoint step_XXXXXXXX.pt, if it has any."""
-    shutil.rmtree(checkpoint.with_suffix(".shards"), ignore_errors=True)
+    _remove(checkpoint.with_suffix(".shards"))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder. Of a link only itself is removed, so that nothing is written through it later."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flat(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -190,6 +190,29 @@ def test_incomplete_and_later_shards_are_put_away(tmp_path: Path) -> None:
     assert load_checkpoint("ckpt", aside / "step_00000004.pt")["step"] == 4
 
 
+def test_damaged_best_checkpoint_does_not_stop_a_run(tmp_path: Path) -> None:
+    """It is damaged where nobody looks for it: when other shards are removed."""
+    for step in (1, 2, 3):
+        path = written(tmp_path, step)
+    path.with_name("best.pt").write_bytes(b"damaged")
+    path.with_name("step_00000009.shards").mkdir()
+    prune(tmp_path, 1, lambda step: 0)
+    move_later_checkpoints(tmp_path, 3)
+    left = {file.name for file in path.parent.iterdir()}
+    assert left == {"best.pt", "last.pt", "step_00000003.pt", "step_00000003.shards"}
+
+
+def test_link_in_the_place_of_shards_is_removed_and_not_followed(tmp_path: Path) -> None:
+    path = written(tmp_path / "run", 3)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    path.with_name("step_00000009.shards").symlink_to(outside)
+    move_later_checkpoints(tmp_path / "run", 3)
+    assert not path.with_name("step_00000009.shards").is_symlink()
+    assert (outside / "file").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "kind"), [(OSError(28, "No space left on device"), NoRoom), (RuntimeError("no\nroom"), Failure)]
 )
