@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 NAMED = 5
-"""Number of names that `first_of` shows."""
+"""Number of names that `first_of` shows by default."""
 
 
 class UserError(Exception):
@@ -43,9 +43,9 @@ def check(ok: bool, key: str, value: object, allowed: str) -> None:
         raise UserError(f"{key}={typed}: must be {allowed}")
 
 
-def first_of(names: Sequence[str]) -> str:
-    """Return `a, b, c`, for messages; of more than `NAMED` names only the first, and an ellipsis."""
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+def first_of(names: Sequence[str], count: int = NAMED) -> str:
+    """Return `a, b, c`, for messages; of more than `count` names only the first ones and an ellipsis."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 def one_of(options: Iterable[str]) -> str:

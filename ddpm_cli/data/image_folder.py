@@ -14,7 +14,7 @@ import torch
 from ddpm_cli.config import ImageFolder
 from ddpm_cli.data.decoding import DECODER, Undecoded, cached_table, decode_image
 from ddpm_cli.data.table import Examples, with_fingerprint
-from ddpm_cli.errors import UserError
+from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.images.own_folders import SAMPLES, own_folder
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -169,8 +169,7 @@ def _is_link_out(path: str, limits: Path) -> bool:
 def _skipped(root: Path, files: list[Path], valid: list[int]) -> str:
     """Return how many of `files` are not in `valid`, with the names of the first ones; empty if none."""
     broken = [files[i].relative_to(root).as_posix() for i in sorted({*range(len(files))} - {*valid})]
-    names = ", ".join(broken[:NAMED]) + (", …" if len(broken) > NAMED else "")
-    return f", {len(broken)} skipped: {names}" if broken else ""
+    return f", {len(broken)} skipped: {first_of(broken, NAMED)}" if broken else ""
 
 
 def _load_or_decode(
