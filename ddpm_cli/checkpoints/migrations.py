@@ -7,7 +7,7 @@ behaviour of the version that wrote it.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-FORMAT = 7
+FORMAT = 8
 """The format that this version writes."""
 State = Mapping[str, Any]
 
@@ -38,7 +38,13 @@ def to_7(state: State) -> dict[str, Any]:
     }
 
 
-MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7}
+def to_8(state: State) -> dict[str, Any]:
+    """Add `sigma_data`."""
+    config = state["config"]
+    return {**state, "format": 8, "config": {**config, "sigma_data": "auto"}}
+
+
+MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7, 7: to_8}
 OLDEST = min(MIGRATIONS)
 
 

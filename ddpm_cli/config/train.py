@@ -192,6 +192,7 @@ class TrainConfig:
     conditioning: Conditioning
     model: Model
     prediction: str
+    sigma_data: Any  # standard deviation of the data, for prediction=edm and weighting=edm, or auto
     variance: str  # of the reverse process
     sampler: Sampler  # of the milestones' pictures, as guidance_scale is
     guidance_scale: float
@@ -213,6 +214,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.prediction in PREDICTIONS, "prediction", self.prediction, one_of(PREDICTIONS))
+        ok = self.sigma_data == "auto" or (type(self.sigma_data) in (int, float) and 0 < self.sigma_data <= 100)
+        check(ok, "sigma_data", self.sigma_data, "in (0, 100], or auto")
         check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         self.model.check_against(self.dataset)
         self.sampler.check_against(self.schedule, self.dataset)

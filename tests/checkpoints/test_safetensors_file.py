@@ -134,7 +134,7 @@ def deep() -> str:
         (lambda about: "{", "not a file of ddpm-export"),
         (lambda about: deep(), "not a file of ddpm-export"),
         (lambda about: "[1]", "not a file of ddpm-export"),
-        (lambda about: json.dumps(about | {"format": 99}), "format 99, but this version reads formats 5 to 7"),
+        (lambda about: json.dumps(about | {"format": 99}), "format 99, but this version reads formats 5 to 8"),
         (lambda about: json.dumps(about | {"step": -1}), "not a file of ddpm-export: invalid step"),
         (lambda about: json.dumps(about | {"step": True}), "not a file of ddpm-export: invalid step"),
         (lambda about: json.dumps(about | {"weights": "best"}), "not a file of ddpm-export: invalid weights"),

@@ -82,7 +82,7 @@ def test_other_batch_size_sees_each_image_of_an_epoch_once(shards: bool, run: Ru
     assert float(rows("run")[2]["epoch"]) == 1
 
 
-@pytest.mark.parametrize("name", ["format_5.pt.xz", "format_6.pt.xz"])
+@pytest.mark.parametrize("name", ["format_5.pt.xz", "format_6.pt.xz", "format_7.pt.xz"])
 def test_older_run_goes_on_with_another_batch_size(name: str, tmp_path: Path, run: Run) -> None:
     """Its two steps had the batch size that it stores."""
     unpacked(name, tmp_path / "run" / "checkpoints").rename(tmp_path / "run/checkpoints/last.pt")
