@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.config import (
+    BetaSchedule,
     Dataset,
     ImageDataset,
     Loss,
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from ddpm_cli.data.table import Examples
     from ddpm_cli.diffusion.denoiser import Denoiser, Output
     from ddpm_cli.diffusion.objective import Prediction
-    from ddpm_cli.diffusion.process import Noise, Process
-    from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step, posterior
+    from ddpm_cli.diffusion.predictions import Parameterization
+    from ddpm_cli.diffusion.process import Noise, Path, Process
+    from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step
     from ddpm_cli.diffusion.timestep_samplers import Uniform
     from ddpm_cli.diffusion.timesteps import Pairs
     from ddpm_cli.models.layers import Embedding
@@ -45,16 +47,18 @@ _LAZY = {
     "Noise": "diffusion.process",
     "Output": "diffusion.denoiser",
     "Pairs": "diffusion.timesteps",
+    "Parameterization": "diffusion.predictions",
+    "Path": "diffusion.process",
     "Prediction": "diffusion.objective",
     "Process": "diffusion.process",
     "Step": "diffusion.samplers",
     "Uniform": "diffusion.timestep_samplers",
     "generator": "rng",
-    "posterior": "diffusion.samplers",
 }
 """The modules of the names that need torch."""
 
 __all__ = [
+    "BetaSchedule",
     "Dataset",
     "Denoise",
     "Denoiser",
@@ -70,6 +74,8 @@ __all__ = [
     "Noise",
     "Output",
     "Pairs",
+    "Parameterization",
+    "Path",
     "Prediction",
     "Process",
     "Sampler",
@@ -83,7 +89,6 @@ __all__ = [
     "generator",
     "implements",
     "one_of",
-    "posterior",
 ]
 
 

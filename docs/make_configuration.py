@@ -32,6 +32,8 @@ COMMANDS = {
 }
 """The commands that have a config, with overrides that make it complete."""
 NEEDS = {
+    "schedule=edm": ["prediction=edm"],
+    "schedule=flow": ["prediction=flow"],
     "dataset=swiss_roll": ["model=mlp"],
     "loss=hybrid": ["variance=learned_range"],
     "model=mlp": ["dataset=swiss_roll"],

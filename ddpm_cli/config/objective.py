@@ -59,10 +59,12 @@ class Weighting(Option):
     """The weight of each timestep in the loss."""
 
     group: ClassVar[str] = "weighting"
+    vanishes: ClassVar[bool] = True  # where x_t has no signal
 
 
 @dataclass(kw_only=True)
 class Unweighted(Weighting):
+    vanishes: ClassVar[bool] = False
     name: str = "none"
 
 
@@ -86,6 +88,27 @@ class P2(Weighting):
         super().__post_init__()
         check(1e-3 <= self.k <= 1e3, "weighting.k", self.k, "in [0.001, 1000]")
         check(0 <= self.gamma <= 10, "weighting.gamma", self.gamma, "in [0, 10]")
+
+
+@dataclass(kw_only=True)
+class EdmWeighting(Weighting):
+    vanishes: ClassVar[bool] = False
+    name: str = "edm"
+    sigma_data: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.sigma_data <= 100, "weighting.sigma_data", self.sigma_data, "in (0, 100]")
+
+
+@dataclass(kw_only=True)
+class SigmoidWeighting(Weighting):
+    name: str = "sigmoid"
+    bias: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(-20 <= self.bias <= 20, "weighting.bias", self.bias, "in [-20, 20]")
 
 
 @dataclass(kw_only=True)
@@ -113,6 +136,41 @@ class LossSecondMoment(TimestepSampler):
         check(1 <= self.history <= 1000, "timestep_sampler.history", self.history, "in 1..1000")
         ok = 0 < self.uniform_mix <= 1
         check(ok, "timestep_sampler.uniform_mix", self.uniform_mix, "in (0, 1]: each timestep needs a chance")
+
+
+@dataclass(kw_only=True)
+class LogNormal(TimestepSampler):
+    """Noise levels whose logarithm is normal (Karras et al. 2022)."""
+
+    name: str = "log_normal"
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(-20 <= self.mean <= 20, "timestep_sampler.mean", self.mean, "in [-20, 20]")
+        check(0 < self.std <= 20, "timestep_sampler.std", self.std, "in (0, 20]")
+
+
+@dataclass(kw_only=True)
+class LogitNormal(TimestepSampler):
+    """Timesteps t / T whose logit is normal (Esser et al. 2024)."""
+
+    name: str = "logit_normal"
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(-20 <= self.mean <= 20, "timestep_sampler.mean", self.mean, "in [-20, 20]")
+        check(0 < self.std <= 20, "timestep_sampler.std", self.std, "in (0, 20]")
+
+
+@dataclass(kw_only=True)
+class LowDiscrepancy(TimestepSampler):
+    """Timesteps spread evenly over a batch (Kingma et al. 2021)."""
+
+    name: str = "low_discrepancy"
 
 
 @dataclass(kw_only=True)

@@ -35,7 +35,7 @@ ARGUMENTS = {
     "schedule": ("timesteps",),
     "loss": ("predicted",),
     "weighting": ("prediction", "snr"),
-    "timestep_sampler": ("timesteps", "device"),
+    "timestep_sampler": ("process", "device"),
     "model": ("in_channels", "out_channels", "classes"),
     "dataset": ("dataset", "train"),
     "metric": ("samples", "reference", "seed"),

@@ -1,5 +1,6 @@
-"""The config group `schedule`: the betas of the forward process."""
+"""The config group `schedule`: how much signal and noise x_t has."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,21 +10,43 @@ from ddpm_cli.errors import UserError, check
 
 @dataclass(kw_only=True)
 class Schedule(Option):
-    """The betas of the forward process; `timesteps` is T."""
+    """The amplitudes of x0 and eps in x_t; `timesteps` is T.
+
+    `predictions` are those that go with it. An implementation returns a `Path`.
+    """
 
     group: ClassVar[str] = "schedule"
+    predictions: ClassVar[tuple[str, ...]] = ("eps", "x0", "v", "edm")
     timesteps: int
-    zero_terminal_snr: bool  # stretch it so that x_T is pure noise (Lin et al. 2023)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(1 <= self.timesteps <= 100_000, "schedule.timesteps", self.timesteps, "in 1..100000")
-        if self.zero_terminal_snr:
-            check(self.timesteps >= 2, "schedule.timesteps", self.timesteps, "at least 2 for zero_terminal_snr")
+
+    @property
+    def ends_without_signal(self) -> bool:
+        """Whether x_T is pure noise."""
+        return False
 
 
 @dataclass(kw_only=True)
-class Ramp(Schedule):
+class BetaSchedule(Schedule):
+    """A variance-preserving process. An implementation returns its T variances beta_t."""
+
+    zero_terminal_snr: bool  # stretch it so that x_T is pure noise (Lin et al. 2023)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.zero_terminal_snr:
+            check(self.timesteps >= 2, "schedule.timesteps", self.timesteps, "at least 2 for zero_terminal_snr")
+
+    @property
+    def ends_without_signal(self) -> bool:
+        return self.zero_terminal_snr
+
+
+@dataclass(kw_only=True)
+class Ramp(BetaSchedule):
     """Betas that rise from `beta_start` to `beta_end`; `rescale` multiplies both by 1000/T."""
 
     beta_start: float
@@ -64,7 +87,7 @@ class Sigmoid(Ramp):
 
 
 @dataclass(kw_only=True)
-class Cosine(Schedule):
+class Cosine(BetaSchedule):
     name: str = "cosine"
     s: float  # keeps the first betas from being too small
     max_beta: float
@@ -76,10 +99,47 @@ class Cosine(Schedule):
 
 
 @dataclass(kw_only=True)
-class Constant(Schedule):
+class Constant(BetaSchedule):
     name: str = "constant"
     beta: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(1e-8 <= self.beta < 1, "schedule.beta", self.beta, "in [1e-8, 1)")
+
+
+@dataclass(kw_only=True)
+class EdmPath(Schedule):
+    """The variance-exploding process of Karras et al. 2022: signal 1, sigma from `sigma_min` to `sigma_max`."""
+
+    name: str = "edm"
+    predictions: ClassVar[tuple[str, ...]] = ("edm",)
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.timesteps >= 2, "schedule.timesteps", self.timesteps, "at least 2 for schedule=edm")
+        check(1e-6 <= self.sigma_min < math.inf, "schedule.sigma_min", self.sigma_min, "at least 1e-6")
+        bounds = f"above schedule.sigma_min={self.sigma_min}, at most 1e6"
+        check(self.sigma_min < self.sigma_max <= 1e6, "schedule.sigma_max", self.sigma_max, bounds)
+        check(1 <= self.rho <= 100, "schedule.rho", self.rho, "in [1, 100]")
+
+
+@dataclass(kw_only=True)
+class FlowPath(Schedule):
+    """The straight path from the data to noise: signal 1 - u, sigma u."""
+
+    name: str = "flow"
+    predictions: ClassVar[tuple[str, ...]] = ("flow", "x0")
+    shift: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.timesteps >= 2, "schedule.timesteps", self.timesteps, "at least 2 for schedule=flow")
+        check(0.01 <= self.shift <= 100, "schedule.shift", self.shift, "in [0.01, 100]")
+
+    @property
+    def ends_without_signal(self) -> bool:
+        return True

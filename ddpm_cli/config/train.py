@@ -19,10 +19,10 @@ from ddpm_cli.config.objective import (
 )
 from ddpm_cli.config.processes import Distributed, check_devices, check_threads
 from ddpm_cli.config.sampler import Sampler
-from ddpm_cli.config.schedule import Schedule
+from ddpm_cli.config.schedule import BetaSchedule, Schedule
 from ddpm_cli.errors import UserError, check, one_of
 
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = ("eps", "x0", "v", "edm", "flow")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 MEASURED = ("fd_classifier", "fid")
 """Metrics of samples that can be computed while a run trains."""
@@ -257,15 +257,28 @@ class TrainConfig:
             raise UserError(
                 f"weighting={self.weighting.name}: must be none with loss=vlb: a weighted bound is no bound"
             )
-        if self.schedule.zero_terminal_snr and not isinstance(self.weighting, Unweighted):
+        self._check_path()
+
+    def _check_path(self) -> None:
+        schedule, prediction = self.schedule, self.prediction
+        ending = (
+            "schedule.zero_terminal_snr=true" if isinstance(schedule, BetaSchedule) else f"schedule={schedule.name}"
+        )
+        if prediction not in schedule.predictions:
             raise UserError(
-                f"weighting={self.weighting.name}: must be none with schedule.zero_terminal_snr=true, "
-                "whose last timestep, where sampling starts, it would weigh with 0"
+                f"prediction={prediction}: not with schedule={schedule.name}, which needs "
+                f"prediction={one_of(schedule.predictions)}"
             )
-        if self.schedule.zero_terminal_snr and self.prediction == "eps":
+        if schedule.ends_without_signal and self.weighting.vanishes:
             raise UserError(
-                "schedule.zero_terminal_snr=true: not with prediction=eps, because at the last timestep x_t is pure "
-                "noise, and eps does not determine x0; use prediction=v"
+                f"weighting={self.weighting.name}: must be none or edm with {ending}, whose last "
+                "timestep, where sampling starts, others weigh with 0"
+            )
+        if schedule.ends_without_signal and prediction in ("eps", "edm"):
+            why = "eps does not determine x0" if prediction == "eps" else "its noise level is infinite"
+            raise UserError(
+                f"{ending}: not with prediction={prediction}, because at the last timestep x_t is pure noise, and "
+                f"{why}; use prediction=v"
             )
 
 

@@ -19,6 +19,8 @@ from ddpm_cli.files import write
 
 SHARE_OF_MEMORY = 0.25
 """Share of the free memory of the training device that a table may take there."""
+STD_EXAMPLES = 2048
+"""Number of examples that the standard deviation of the data is estimated from."""
 FINGERPRINT_CHUNK = 2**24
 """Number of bytes that are hashed at once."""
 
@@ -202,6 +204,12 @@ class Batches(ABC):
             coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[part]
             x0.lerp_(x0.flip(-1), (coins < 0.5).float())  # exact for weights 0 and 1, and faster than torch.where
         return ExampleBatch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
+
+    def std(self) -> float:
+        """Return the standard deviation of the values of some examples, to three digits. All ranks must call it."""
+        x0 = self.batch(0, min(len(self), STD_EXAMPLES)).x0.double()
+        mean, square = collectives.all_reduce_mean(torch.stack([x0.mean(), x0.square().mean()])).tolist()
+        return float(f"{math.sqrt(square - mean**2):.3g}")
 
     def _on_device(self, part: Tensor) -> Tensor:
         """Return `part` on the training device.

@@ -46,7 +46,7 @@ def inpaint(
     end of the step. Each step is taken `resamplings` times, with x diffused back in between, so that both sides
     agree. The jump length is one stride.
 
-    Args: image: (C, H, W) in [-1, 1]; hole: (1, H, W) bool; x: (B, C, H, W) standard normal.
+    Args: image: (C, H, W) in [-1, 1]; hole: (1, H, W) bool; x: (B, C, H, W) noise for the first timestep.
     """
     process = denoiser.process
     denoise = estimator(denoiser, thresholding, guidance)
@@ -63,7 +63,6 @@ def inpaint(
             if resampling == resamplings - 1:
                 x = less_noisy
             elif t_prev >= 0:
-                alpha = process.alphas_cumprod[t] / process.alphas_cumprod[t_prev]
-                x = alpha**0.5 * less_noisy + (1 - alpha) ** 0.5 * noise()
+                x = process.diffuse(less_noisy, t_prev, t, noise)
             else:
                 break  # the data, which no resampling changes

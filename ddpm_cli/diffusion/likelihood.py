@@ -66,10 +66,14 @@ def reverse_term(
 
 
 def prior_term(process: Process, x0: Tensor) -> Tensor:
-    """Return L_T = KL(q(x_T | x0) || N(0, 1)) of each example: (B,) bits per dimension."""
-    signal = process.alphas_cumprod[-1]
-    log_var = math.log1p(-signal)
-    each = 0.5 * (signal * x0**2 + math.expm1(log_var) - log_var)  # normal_kl would lose these digits in float32
+    """Return L_T = KL(q(x_T | x0) || N(0, std**2)) of each example: (B,) bits per dimension.
+
+    std is `Process.initial_std` of the last timestep, 1 for variance-preserving processes.
+    """
+    signal, sigma = process.amplitudes(process.timesteps - 1)
+    std = process.initial_std(process.timesteps - 1)
+    log_var = 2 * math.log(sigma / std)
+    each = 0.5 * ((signal / std * x0) ** 2 + math.expm1(log_var) - log_var)  # normal_kl would lose these digits
     return each.flatten(1).mean(1) * BITS
 
 

@@ -1,9 +1,10 @@
 """The training loss (Ho et al. 2020, eq. 14 and Algorithm 1, for any prediction, distance and weighting).
 
-An error d of x0 is an error sqrt(snr) d of eps and sqrt(snr + 1) d of v. A weight w of the squared error of x0 is
-therefore w / snr for eps and w / (snr + 1) for v.
+A weight w of the squared error of x0 is w / f of the squared error of a prediction, where f is
+`Parameterization.per_squared_error_of_x0`: snr for eps and snr + 1 for v.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,34 +12,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_cli.config import L1, L2, P2, Huber, Hybrid, MinSnr, Unweighted, Vlb, implements
+from ddpm_cli.config import (
+    L1,
+    L2,
+    P2,
+    EdmWeighting,
+    Huber,
+    Hybrid,
+    MinSnr,
+    SigmoidWeighting,
+    Unweighted,
+    Vlb,
+    implements,
+)
 from ddpm_cli.diffusion.denoiser import Denoiser, Output
 from ddpm_cli.diffusion.likelihood import reverse_term
+from ddpm_cli.diffusion.predictions import Edm, Parameterization
 
-Weights = Callable[[str, Tensor], Tensor]
-"""(prediction, snr) -> factors of the losses on eps, x0 or v at these signal-to-noise ratios, of snr's shape."""
+Weights = Callable[[Parameterization, Tensor], Tensor]
+"""(prediction, snr) -> factors of the losses of a prediction at these signal-to-noise ratios, of snr's shape."""
 
 
 @implements(Unweighted)
-def unweighted(prediction: str, snr: Tensor) -> Tensor:
+def unweighted(prediction: Parameterization, snr: Tensor) -> Tensor:
     return torch.ones_like(snr)
 
 
 @implements(MinSnr)
-def min_snr(prediction: str, snr: Tensor, gamma: float) -> Tensor:
+def min_snr(prediction: Parameterization, snr: Tensor, gamma: float) -> Tensor:
     """Return weights min(snr, gamma) of the squared error of x0 (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
-    return snr.clamp(max=gamma) / _per_squared_error_of_x0(prediction, snr)
+    return snr.clamp(max=gamma) / prediction.per_squared_error_of_x0(snr)
 
 
 @implements(P2)
-def p2(prediction: str, snr: Tensor, k: float, gamma: float) -> Tensor:
+def p2(prediction: Parameterization, snr: Tensor, k: float, gamma: float) -> Tensor:
     """Return weights 1 / (k + snr)**gamma of the squared error of eps (Choi et al. 2022, arXiv:2204.00227, eq. 8)."""
-    return snr / (k + snr) ** gamma / _per_squared_error_of_x0(prediction, snr)
+    return snr / (k + snr) ** gamma / prediction.per_squared_error_of_x0(snr)
 
 
-def _per_squared_error_of_x0(prediction: str, snr: Tensor) -> Tensor:
-    """Return the squared error of `prediction` that corresponds to a squared error of x0 of 1."""
-    return {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[prediction]
+@implements(EdmWeighting)
+def edm(prediction: Parameterization, snr: Tensor, sigma_data: float) -> Tensor:
+    """Return weights (sigma**2 + sigma_data**2) / (sigma sigma_data)**2 of the squared error of x0.
+
+    With sigma**2 = 1 / snr (Karras et al. 2022, table 1). They are 1 for prediction=edm.
+    """
+    return Edm(sigma_data).per_squared_error_of_x0(snr) / prediction.per_squared_error_of_x0(snr)
+
+
+@implements(SigmoidWeighting)
+def sigmoid(prediction: Parameterization, snr: Tensor, bias: float) -> Tensor:
+    """Return weights sigmoid(bias - log snr) of the squared error of eps (Hoogeboom et al. 2024)."""
+    return snr / (1 + snr * math.exp(-bias)) / prediction.per_squared_error_of_x0(snr)
 
 
 @dataclass(frozen=True)
@@ -67,9 +91,9 @@ class Prediction:
 
         `distance` returns the distance of each element of two (B, C, ...) tensors.
         """
-        process, prediction = self.denoiser.process, self.denoiser.prediction
-        target = process.target(prediction, self.x0, self.t, self.eps)
-        weights = self.weighting(prediction, process.snr[self.t])
+        denoiser = self.denoiser
+        target = denoiser.target(self.x0, self.t, self.eps)
+        weights = self.weighting(denoiser.parameterization, denoiser.process.snr[self.t])
         return weights * distance(self.output.prediction, target).flatten(1).mean(dim=1)
 
     def bound(self, train_mean: bool) -> Tensor:

@@ -1,9 +1,9 @@
 """Samplers: generators that yield x from the noise at t = T-1 to the data.
 
 All have the signature `sampler(denoise, x, process, pairs, noise)`, followed by their own options. The pairs
-(t, t_prev) are explicit, so that steps may skip timesteps; t_prev = -1 is the data, where alphas_cumprod is 1. A
-sampler uses estimates of x0 only and derives eps from them, so that clipping x0 affects everything. Coefficients are
-Python floats computed from the float64 table for each stride.
+(t, t_prev) are explicit, so that steps may skip timesteps; t_prev = -1 is the data. A sampler knows the process by
+the amplitudes of x0 and eps in x_t alone, so it works on every path. It uses estimates of x0 only and derives eps from
+them, so that clipping x0 affects everything. Coefficients are Python floats computed in double precision.
 """
 
 import math
@@ -49,18 +49,6 @@ class Denoise(Protocol):
     def __call__(self, x_t: Tensor, t: int, last_x0: Tensor | None, /) -> Estimate: ...
 
 
-def posterior(process: Process, t: int, t_prev: int) -> tuple[float, float, float]:
-    """Return the coefficients (a, b, c) of q(x_prev | x_t, x0) = N(a x0 + b x_t, c**2).
-
-    Ho et al. 2020, eq. 6 and 7, with the beta of the whole stride from t_prev to t.
-    """
-    ac, ac_prev = _alphas_cumprod(process, t), _alphas_cumprod(process, t_prev)
-    alpha = ac / ac_prev
-    a = math.sqrt(ac_prev) * (1 - alpha) / (1 - ac)
-    b = math.sqrt(alpha) * (1 - ac_prev) / (1 - ac)
-    return a, b, math.sqrt((1 - alpha) * (1 - ac_prev) / (1 - ac))
-
-
 @implements(Ddpm)
 def ddpm(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise) -> Iterator[Step]:
     """Ancestral sampling (Ho et al. 2020, Algorithm 2)."""
@@ -76,11 +64,10 @@ def ancestral_step(
 ) -> Step:
     """Draw x_prev from p(x_prev | x_t)."""
     estimate = denoise(x, t, last_x0)
-    a, b, smallest_std = posterior(process, t, t_prev)
-    x = a * estimate.x0 + b * x
+    posterior = process.posterior(t, t_prev)
+    x = posterior.of_x0 * estimate.x0 + posterior.of_x_t * x
     if t_prev >= 0:
-        largest_std = math.sqrt(1 - _alphas_cumprod(process, t) / _alphas_cumprod(process, t_prev))
-        x = x + estimate.std(smallest_std, largest_std) * noise()
+        x = x + estimate.std(posterior.std, posterior.forward_std) * noise()
     return Step(t, x, estimate.x0)
 
 
@@ -90,8 +77,8 @@ def ddim(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noi
     x0 = None
     for t, t_prev in pairs:
         x0 = denoise(x, t, x0).x0
-        std = eta * posterior(process, t, t_prev)[2]
-        signal, sigma = _signal_and_sigma(process, t_prev)
+        std = eta * process.posterior(t, t_prev).std
+        signal, sigma = process.amplitudes(t_prev)
         x = signal * x0 + math.sqrt(max(0.0, sigma**2 - std**2)) * _eps(process, x, x0, t)
         if std > 0:
             x = x + std * noise()
@@ -109,8 +96,8 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise:
     h_last = math.inf
     for t, t_prev in pairs:
         x0 = denoise(x, t, last_x0).x0
-        signal, sigma = _signal_and_sigma(process, t)
-        signal_prev, sigma_prev = _signal_and_sigma(process, t_prev)
+        signal, sigma = process.amplitudes(t)
+        signal_prev, sigma_prev = process.amplitudes(t_prev)
         shrink = sigma_prev * signal / (sigma * signal_prev)  # exp(-h), h the step in lambda = log(signal / sigma)
         h = -math.log(shrink) if shrink > 0 else math.inf
         towards = x0
@@ -132,8 +119,8 @@ def heun(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noi
     x0 = None
     for t, t_prev in pairs:
         x0 = denoise(x, t, x0).x0
-        signal, sigma = _signal_and_sigma(process, t)
-        signal_prev, sigma_prev = _signal_and_sigma(process, t_prev)
+        signal, sigma = process.amplitudes(t)
+        signal_prev, sigma_prev = process.amplitudes(t_prev)
         eps = _eps(process, x, x0, t)
         x = signal_prev * x0 + sigma_prev * eps
         if t_prev >= 0 and signal > 0:
@@ -143,17 +130,7 @@ def heun(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noi
         yield Step(t, x, x0)
 
 
-def _alphas_cumprod(process: Process, t: int) -> float:
-    return 1.0 if t < 0 else process.alphas_cumprod[t]
-
-
-def _signal_and_sigma(process: Process, t: int) -> tuple[float, float]:
-    """Return the amplitudes of x0 and of eps in x_t."""
-    ac = _alphas_cumprod(process, t)
-    return math.sqrt(ac), math.sqrt(1 - ac)
-
-
 def _eps(process: Process, x_t: Tensor, x0: Tensor, t: int) -> Tensor:
     """Return the noise in x_t for an estimate of x0."""
-    signal, sigma = _signal_and_sigma(process, t)
+    signal, sigma = process.amplitudes(t)
     return (x_t - signal * x0) / sigma

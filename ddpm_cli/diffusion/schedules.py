@@ -1,18 +1,39 @@
-"""The betas of the forward process, in float64."""
+"""The paths of the forward process, in float64."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Schedule, Sigmoid, implementation_of, implements
+from ddpm_cli.config import (
+    BetaSchedule,
+    Constant,
+    Cosine,
+    EdmPath,
+    FlowPath,
+    Linear,
+    Quadratic,
+    Schedule,
+    Sigmoid,
+    implementation_of,
+    implements,
+)
+from ddpm_cli.diffusion.process import Path, path_of_betas
 from ddpm_cli.errors import UserError
 
 LEAST_SIGNAL = 1e-30
 """Smallest alphas_cumprod. The estimate of x0 is divided by its square root."""
 
 
-def betas_of(schedule: Schedule) -> Tensor:
+def path_of(schedule: Schedule) -> Path:
+    """Return the amplitudes of x0 and eps in x_t. Raise `UserError` if the betas leave too little signal."""
+    if isinstance(schedule, BetaSchedule):
+        return path_of_betas(betas_of(schedule))
+    path: Path = implementation_of(schedule)()
+    return path
+
+
+def betas_of(schedule: BetaSchedule) -> Tensor:
     """Return the variances beta_t of q(x_t | x_{t-1}) for t in 0..T-1.
 
     Returns:
@@ -20,7 +41,7 @@ def betas_of(schedule: Schedule) -> Tensor:
 
     Raise `UserError` if alphas_cumprod falls below `LEAST_SIGNAL`.
     """
-    betas = implementation_of(schedule)()
+    betas: Tensor = implementation_of(schedule)()
     if schedule.zero_terminal_snr:
         return _zero_terminal_snr(betas)
     left = float(torch.prod(1 - betas))
@@ -60,6 +81,24 @@ def cosine(timesteps: int, s: float, max_beta: float) -> Tensor:
 @implements(Constant)
 def constant(timesteps: int, beta: float) -> Tensor:
     return torch.full((timesteps,), beta, dtype=torch.float64)
+
+
+@implements(EdmPath)
+def edm(timesteps: int, sigma_min: float, sigma_max: float, rho: float) -> Path:
+    """Return the variance-exploding path whose sigma**(1/rho) are on a line (Karras et al. 2022, eq. 5)."""
+    sigma = _linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), timesteps) ** rho
+    return Path(torch.ones_like(sigma), sigma)
+
+
+@implements(FlowPath)
+def flow(timesteps: int, shift: float) -> Path:
+    """Return the straight path from the data to noise, (1 - u) x0 + u eps (Lipman et al. 2022; Liu et al. 2022).
+
+    `shift` moves the levels u towards noise, as Esser et al. 2024 (arXiv:2403.03206), eq. 23, do for large images.
+    """
+    u = _linspace(1 / timesteps, 1, timesteps)
+    sigma = shift * u / (1 + (shift - 1) * u)
+    return Path(1 - sigma, sigma)
 
 
 def _zero_terminal_snr(betas: Tensor) -> Tensor:

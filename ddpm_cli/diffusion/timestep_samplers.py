@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_cli.config import LossSecondMoment, UniformTimesteps, implements
+from ddpm_cli.config import LogitNormal, LogNormal, LossSecondMoment, LowDiscrepancy, UniformTimesteps, implements
+from ddpm_cli.diffusion.process import Process
 from ddpm_cli.distributed import collectives
 
 
@@ -14,8 +15,8 @@ from ddpm_cli.distributed import collectives
 class Uniform:
     """Draw all timesteps with the same probability."""
 
-    def __init__(self, timesteps: int, device: torch.device | str) -> None:
-        self.timesteps = timesteps
+    def __init__(self, process: Process, device: torch.device | str) -> None:
+        self.timesteps = process.timesteps
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return timesteps in 0..T-1 and the weights of their losses, both (count,) on the generator's device."""
@@ -43,8 +44,9 @@ class SecondMoment(Uniform):
     never waits for the device.
     """
 
-    def __init__(self, timesteps: int, device: torch.device | str, history: int, uniform_mix: float) -> None:
-        super().__init__(timesteps, device)
+    def __init__(self, process: Process, device: torch.device | str, history: int, uniform_mix: float) -> None:
+        super().__init__(process, device)
+        timesteps = self.timesteps
         self.history, self.uniform_mix = history, uniform_mix
         self.seen = torch.zeros(timesteps, dtype=torch.int64, device=device)
         # A ring buffer per timestep, and an extra column for losses that later ones of the same batch replace.
@@ -81,6 +83,59 @@ class SecondMoment(Uniform):
     def restore(self, state: dict[str, Tensor]) -> None:
         self.seen.copy_(state["seen"])
         self.losses.copy_(state["losses"])
+
+
+@implements(LogNormal)
+class LogNormalLevels(Uniform):
+    """Draw log(sigma / signal) from a normal distribution (Karras et al. 2022, arXiv:2206.00364, section 5).
+
+    The timestep is the one whose level is the nearest. Losses are not weighted: the distribution is part of the
+    objective, as in the paper.
+    """
+
+    def __init__(self, process: Process, device: torch.device | str, mean: float, std: float) -> None:
+        super().__init__(process, device)
+        self.mean, self.std = mean, std
+        levels = torch.tensor([-process.logsnr(t) / 2 for t in range(self.timesteps)], dtype=torch.float64)
+        self.bounds = ((levels[1:] + levels[:-1]) / 2).float().to(device)
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        normal = torch.randn(count, generator=generator, device=generator.device)
+        t = torch.searchsorted(self.bounds, self.mean + self.std * normal)
+        return t, torch.ones(count, device=generator.device)
+
+
+@implements(LogitNormal)
+class LogitNormalTimesteps(Uniform):
+    """Draw t / T whose logit is normal (Esser et al. 2024, arXiv:2403.03206, eq. 19). Losses are not weighted."""
+
+    def __init__(self, process: Process, device: torch.device | str, mean: float, std: float) -> None:
+        super().__init__(process, device)
+        self.mean, self.std = mean, std
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        normal = torch.randn(count, generator=generator, device=generator.device)
+        t = _timesteps_of((self.mean + self.std * normal).sigmoid(), self.timesteps)
+        return t, torch.ones(count, device=generator.device)
+
+
+@implements(LowDiscrepancy)
+class Stratified(Uniform):
+    """Draw one timestep from each of B equal parts of 0..T-1, all at the same random offset.
+
+    Each is uniform, and their mean loss varies less (Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+    """
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        offset = torch.rand(1, generator=generator, device=generator.device)
+        order = torch.arange(count, device=generator.device)
+        t = _timesteps_of((offset + order) / count, self.timesteps)
+        return t, torch.ones(count, device=generator.device)
+
+
+def _timesteps_of(u: Tensor, timesteps: int) -> Tensor:
+    """Return the timesteps, of 0..T-1, in whose T-th parts of [0, 1] the numbers u (B,) are."""
+    return (u * timesteps).long().clamp(max=timesteps - 1)
 
 
 def cumulative(p: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def _visited(process: Process, steps: int | None, sections: list[int] | None, sp
         case "stride":
             return stride(T, steps)
         case "logsnr":
-            return even_in_logsnr(process.alphas_cumprod, steps)
+            return even_in_logsnr([process.logsnr(t) for t in range(T)], steps)
     raise ValueError(f"spacing={spacing}")
 
 
@@ -62,17 +62,15 @@ def in_sections(timesteps: int, counts: list[int]) -> list[int]:
     return visited
 
 
-def even_in_logsnr(alphas_cumprod: list[float], steps: int) -> list[int]:
-    """Return `steps` timesteps of 0..T-1, including both ends, as even in log-SNR as integers allow.
+def even_in_logsnr(levels: list[float], steps: int) -> list[int]:
+    """Return `steps` timesteps of 0..T-1, including both ends, as even in log-SNR (T,) as integers allow.
 
     That is uniform in lambda (Lu et al. 2022, arXiv:2206.00927, section 3.3). If they lie closer together than
     timesteps do, neighbours are used. If the log-SNR falls below `LEAST_LOGSNR` at the end, as for the cosine
     schedule, the first step is at T-1 and the others are above that limit, because there is nothing to solve between.
     """
-    T = len(alphas_cumprod)
-    signal = np.array(alphas_cumprod)
-    with np.errstate(divide="ignore"):
-        logsnr = np.log(signal / (1 - signal))
+    T = len(levels)
+    logsnr = np.array(levels)
     useful = int((logsnr >= LEAST_LOGSNR).sum())
     head = [] if useful == T else [T - 1]
     if steps < 2 + len(head) or useful < 2:

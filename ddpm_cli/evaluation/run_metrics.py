@@ -252,8 +252,7 @@ def val_loss(trained: Trained, examples: Examples, n: int, batch_size: int) -> f
             eps = torch.stack(noise).to(device)
             y = labels[part].to(device) if trained.classes and labels is not None else None
             x_t = process.q_sample(x0, t, eps)
-            output = denoiser(x_t, t, y).prediction
-            found = process.eps_from(denoiser.prediction, output, x_t, t)
+            found = denoiser.eps(denoiser(x_t, t, y), x_t, t)
             bar.update(len(numbers))
             return (found - eps).square().flatten(1).mean(1).cpu().double()
 

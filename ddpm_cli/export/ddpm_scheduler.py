@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddpm_cli.config import Cosine, Ddpm, Linear, Quadratic, Sampler, Schedule, Sigmoid, TrainConfig
+from ddpm_cli.config import BetaSchedule, Cosine, Ddpm, Linear, Quadratic, Sampler, Schedule, Sigmoid, TrainConfig
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.export.settings import complete, require
@@ -55,7 +55,16 @@ class SchedulerOptions:
 
 
 def to_scheduler_config(config: TrainConfig) -> dict[str, Any]:
-    """Return the content of scheduler_config.json for the DDPMScheduler equivalent to sampler=ddpm with `config`."""
+    """Return the content of scheduler_config.json for the DDPMScheduler equivalent to sampler=ddpm with `config`.
+
+    Raise `UserError` for a path or a prediction that it does not have.
+    """
+    if not isinstance(config.schedule, BetaSchedule) or config.prediction not in PREDICTIONS:
+        raise UserError(
+            f"format=diffusers: DDPMScheduler has no schedule={config.schedule.name} with prediction="
+            f"{config.prediction}; it needs a variance-preserving schedule and prediction={one_of(PREDICTIONS)}; use "
+            "format=safetensors or onnx"
+        )
     thresholding = config.sampler.thresholding
     if thresholding == "dynamic":
         log.warning(
@@ -123,10 +132,10 @@ def _thresholding(full: Mapping[str, Any]) -> str:
     return "none"
 
 
-def _schedule_to_settings(schedule: Schedule) -> dict[str, Any]:
+def _schedule_to_settings(schedule: BetaSchedule) -> dict[str, Any]:
     """Return the settings of `schedule`: a name and end points if DDPMScheduler supports it, otherwise all betas."""
     match schedule:
-        case Schedule(zero_terminal_snr=True):
+        case BetaSchedule(zero_terminal_snr=True):
             pass
         case Linear() | Quadratic() | Sigmoid():
             names = {Linear: "linear", Quadratic: "scaled_linear", Sigmoid: "sigmoid"}

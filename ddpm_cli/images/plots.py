@@ -55,16 +55,19 @@ def save_loss_plot(
     _save_figure(figure, path)
 
 
-def save_schedule_plot(alphas_cumprod: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Plot alphas_cumprod and the log-SNR over t, with a line for each schedule."""
+def save_schedule_plot(amplitudes: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path) -> None:
+    """Plot the share of signal in the variance of x_t and the log-SNR over t, with a line for each schedule.
+
+    `amplitudes` are those of x0 and of eps for each t. For a variance-preserving schedule the share is alphas_cumprod.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, table in alphas_cumprod.items():
-        signal = np.array(table)
-        left.plot(signal, label=name)
+    for name, tables in amplitudes.items():
+        signal, noise = (np.square(table) for table in tables)
+        left.plot(signal / (signal + noise), label=name)
         with np.errstate(divide="ignore"):  # the last timestep may have no signal
-            right.plot(np.log(signal / (1 - signal)), label=name)
-    left.set(xlabel="t", ylabel="alphas_cumprod")
+            right.plot(np.log(signal / noise), label=name)
+    left.set(xlabel="t", ylabel="share of signal in the variance")
     right.set(xlabel="t", ylabel="log SNR")
     for axes in (left, right):
         axes.grid(alpha=0.3)

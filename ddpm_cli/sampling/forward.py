@@ -13,7 +13,7 @@ from ddpm_cli.data.sources import open_examples
 from ddpm_cli.data.table import Examples, StreamedExamples, to_float
 from ddpm_cli.data.user_images import read_file
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.images.plots import save_labelled_rows, save_schedule_plot
 from ddpm_cli.tracking.terminal import status
@@ -28,7 +28,7 @@ def check_schedules(config: ForwardConfig) -> None:
     for name in config.show:
         schedule = config.schedules[name]
         try:
-            betas_of(schedule)
+            path_of(schedule)
         except UserError as error:  # it names the group, but the keys of this command have the name of the schedule
             message = str(error).replace(f"schedule={schedule.name}", f"schedules.{name}")
             raise UserError(message.replace("schedule.", f"schedules.{name}.")) from error
@@ -36,7 +36,7 @@ def check_schedules(config: ForwardConfig) -> None:
 
 def draw_forward(config: ForwardConfig, folder: Path) -> None:
     """Write forward.png and schedules.png to `folder`, which must be new or empty."""
-    processes = {name: Process(betas_of(config.schedules[name])) for name in config.show}
+    processes = {name: Process(path_of(config.schedules[name])) for name in config.show}
     with status("reading the example"):
         x0 = _example(config)
     eps = torch.randn(x0.shape, generator=rng.generator(config.seed, "forward"))
@@ -48,7 +48,7 @@ def draw_forward(config: ForwardConfig, folder: Path) -> None:
     new_folder(folder)
     with status("drawing"):
         save_labelled_rows(rows, [f"t={t}" for t in config.t], folder / "forward.png")
-        curves = {name: process.alphas_cumprod for name, process in processes.items()}
+        curves = {name: (process.signals, process.sigmas) for name, process in processes.items()}
         save_schedule_plot(curves, folder / "schedules.png")
     log.info("forward.png and schedules.png are in %s", folder)
 

@@ -59,7 +59,11 @@ class SampleGenerator:
         depend on the batch in which they are drawn.
         """
         noise = ImageNoise(seed, images, self.shape, self.device)
-        return self.steps_from(noise(), noise, self.guidance(labels[images.start : images.stop]))
+        return self.steps_from(self.initial(noise), noise, self.guidance(labels[images.start : images.stop]))
+
+    def initial(self, noise: Noise) -> Tensor:
+        """Return the x (B, C, ...) of pure noise that the sampler starts from."""
+        return self.denoiser.process.initial_std(self.pairs()[0][0]) * noise()
 
     def steps_from(
         self, x: Tensor, noise: Noise, guidance: Guidance | None, start: int | None = None

@@ -157,7 +157,9 @@ def _inpaint(config: SampleConfig, generator: SampleGenerator, wanted: list[int]
         noise = ImageNoise(config.seed, images, generator.shape, generator.device)
         guidance = generator.guidance([labels[i] for i in images])
         how = generator.sampler.thresholding
-        return inpaint(pairs, generator.denoiser, x0, inside, resamplings, noise(), noise, how, guidance)
+        return inpaint(
+            pairs, generator.denoiser, x0, inside, resamplings, generator.initial(noise), noise, how, guidance
+        )
 
     def draw(samples: Tensor) -> Image.Image:
         row = torch.stack([image, torch.where(hole, 128, image).byte(), *to_uint8(samples)])

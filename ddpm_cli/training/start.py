@@ -22,7 +22,7 @@ from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, TrainConfig, Us
 from ddpm_cli.data.sources import check_labels, check_trained, open_examples
 from ddpm_cli.data.stream import batches_of
 from ddpm_cli.data.table import Batches, fingerprint, numbered_by
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import processes_of, resolve_device
 from ddpm_cli.distributed.launch import WorkerFailed, run_distributed, worker_group
@@ -78,7 +78,7 @@ class TrainingJob:
 def check_config(config: TrainConfig) -> None:
     """Raise `UserError` for a config that cannot run, as far as that is known without the data."""
     count = processes_of(config.devices, config.device)
-    betas_of(config.schedule)
+    path_of(config.schedule)
     check_loggers(config)
     if config.checkpoint.sharded:
         check_supported()
@@ -122,6 +122,8 @@ def train(job: TrainingJob) -> float | None:
             config = state["config"]
         device = resolve_device(config.device)
         table, data = _load_data(config, device, str(job.resume), state)
+        if state is None and config.prediction == "edm" and config.sigma_data == "auto":
+            config = replace(config, sigma_data=table.std())
         with status("building the network"):
             trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none

@@ -143,7 +143,7 @@ def deep() -> str:
         (lambda about: json.dumps(about | {"config": {}}), "cannot be used: config: "),
         (
             lambda about: json.dumps(about | {"config": about["config"] | {"prediction": "noise"}}),
-            "cannot be used: prediction=noise: must be eps, x0 or v",
+            "cannot be used: prediction=noise: must be eps, x0, v, edm or flow",
         ),
         (
             lambda about: json.dumps(about | {"config": about["config"] | {"model": {"name": "os.system"}}}),

@@ -8,7 +8,8 @@ import torch
 
 from ddpm_cli.checkpoints.stored_config import train_config
 from ddpm_cli.config import GROUPS, implementation_of
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.predictions import parameterization
+from ddpm_cli.diffusion.schedules import betas_of, path_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.models import build_network
 from ddpm_cli.sampling.build import network_of
@@ -29,6 +30,8 @@ REQUIRED_BY_OPTION = {
     "model=mlp": ["dataset=swiss_roll"],
     "model=ddpm_cifar10": ["dataset=cifar10"],
     "model=improved_cifar10": ["dataset=cifar10"],
+    "schedule=edm": ["prediction=edm"],
+    "schedule=flow": ["prediction=flow"],
     "loss=hybrid": ["variance=learned_range"],
 }
 """Overrides without which some options are invalid."""
@@ -39,11 +42,11 @@ def test_each_option_composes_builds_and_survives_a_checkpoint(option: str) -> N
     config = composed(option, *REQUIRED_BY_OPTION.get(option, []))
     assert train_config(asdict(config)) == config
 
-    betas = betas_of(config.schedule)
-    assert betas.shape == (config.schedule.timesteps,)
+    path = path_of(config.schedule)
+    assert path.signal.shape == path.sigma.shape == (config.schedule.timesteps,)
     for part in (config.loss, config.sampler, config.timestep_sampler):
         assert callable(implementation_of(part))
-    weights = implementation_of(config.weighting)(config.prediction, torch.tensor([0.1, 10.0]))
+    weights = implementation_of(config.weighting)(parameterization(config.prediction, 0.5), torch.tensor([0.1, 10.0]))
     assert weights.shape == (2,)
     assert (weights > 0).all()
     with torch.device("meta"):  # computes shapes only

@@ -130,7 +130,7 @@ def test_checkpoint_names_a_missing_plugin(plain: Path, run: Run, monkeypatch: p
         (OPTION.format(base="Loss", name="__class__"), "loss=__class__: names consist of a-z"),
         (
             OPTION.format(base="Schedule", name="mine"),
-            "configs/schedule/mine.yaml: no such file; write it, or give defaults to timesteps or",
+            "configs/schedule/mine.yaml: no such file; write it, or give defaults to timesteps of",
         ),
         (
             OPTION.format(base="Loss", name="mine"),

@@ -22,7 +22,7 @@ from ddpm_cli.api import (
     Loss,
     Model,
     Sampler,
-    Schedule,
+    BetaSchedule,
     Step,
     TimestepSampler,
     Uniform,
@@ -51,7 +51,7 @@ def jump(denoise, x, process, pairs, noise, share):
 
 
 @dataclass(kw_only=True)
-class Geometric(Schedule):
+class Geometric(BetaSchedule):
     name: str = "geometric"
     ratio: float
 
@@ -90,8 +90,8 @@ class LateTimesteps(TimestepSampler):
 
 @implements(LateTimesteps)
 class LateSampler(Uniform):
-    def __init__(self, timesteps, device, *, first):
-        super().__init__(timesteps, device)
+    def __init__(self, process, device, *, first):
+        super().__init__(process, device)
         self.first = first
 
     def sample(self, count, generator):

@@ -11,10 +11,10 @@ from ddpm_cli.config import Cosine, Linear
 from ddpm_cli.diffusion.denoiser import Denoiser, Output
 from ddpm_cli.diffusion.likelihood import bound_term, discretised_nll, normal_kl, normal_nll, prior_term, reverse_term
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.schedules import path_of
 from tests.diffusion.toys import COSINE, LINEAR
 
-SHORT = Process(torch.linspace(0.01, 0.5, 20, dtype=torch.float64))
+SHORT = Process.from_betas(torch.linspace(0.01, 0.5, 20, dtype=torch.float64))
 VARIANCE = 0.3
 """The data are x0 ~ N(0, VARIANCE), independent in each dimension."""
 
@@ -109,7 +109,7 @@ def test_bound_equals_the_entropy_for_the_true_reverse_process() -> None:
     for t in range(process.timesteps):
         at = torch.full((len(x0),), t)
         x_t = process.q_sample(x0, at, torch.randn_like(x0))
-        small, large = process.log_posterior_variance[t], process.log_betas[t]
+        small, large = process.log_posterior_variance[t], process.log_forward_variance[t]
         fraction = (math.log(true_reverse_variance(process, t)) - small) / (large - small)
         denoiser = perfect(process, "learned_range")
         output = Output(denoiser(x_t, at).prediction, fraction.expand_as(x0))
@@ -139,7 +139,7 @@ def test_kl_terms_are_zero_for_the_true_posterior() -> None:
     larger = Denoiser(lambda x, t, y: x0, SHORT, "x0", "fixed_large")
     output = larger(x_t, t)
     terms = reverse_term(larger, output, output.prediction, x0, x_t, t, discrete=False)
-    small, large = SHORT.log_posterior_variance[t], SHORT.log_betas[t]
+    small, large = SHORT.log_posterior_variance[t], SHORT.log_forward_variance[t]
     expected = 0.5 * (large - small + (small - large).exp() - 1) / math.log(2)
     assert torch.allclose(terms, expected, atol=1e-5)
 
@@ -149,13 +149,13 @@ def test_prior_term_is_zero_only_if_the_schedule_ends_in_noise() -> None:
     assert prior_term(LINEAR, x0).item() < 1e-4
     assert prior_term(COSINE, x0).item() < 1e-4
     short = Linear(timesteps=300, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False)
-    process = Process(betas_of(short))
+    process = Process(path_of(short))
     ac = process.alphas_cumprod[-1]
     expected = 0.5 * (ac * 0.25 + (1 - ac) - 1 - math.log(1 - ac)) / math.log(2)
     assert prior_term(process, x0).item() == pytest.approx(expected, rel=1e-3)
     assert expected > 0.005
     nothing_left = Cosine(timesteps=100, s=0.008, max_beta=0.999, zero_terminal_snr=True)
-    assert prior_term(Process(betas_of(nothing_left)), x0).item() == 0
+    assert prior_term(Process(path_of(nothing_left)), x0).item() == 0
 
 
 def test_clipping_the_estimate_of_8_bit_data_lowers_the_bound() -> None:

@@ -18,7 +18,7 @@ BETAS = torch.linspace(0.01, 0.3, 20, dtype=torch.float64)
 def test_distances_by_hand() -> None:
     output, target = torch.tensor([[0.0, 3.0], [1.0, 1.0]]), torch.tensor([[0.5, 0.0], [1.0, 1.0]])
 
-    denoiser = Denoiser(lambda x, t, y: output, Process(BETAS), "x0")
+    denoiser = Denoiser(lambda x, t, y: output, Process.from_betas(BETAS), "x0")
 
     def first(loss: Option) -> float:
         objective = Objective(denoiser, implementation_of(loss), unweighted)
@@ -33,12 +33,12 @@ def test_distances_by_hand() -> None:
     assert first(Huber(delta=2.0)) == pytest.approx((0.125 + 2 * (3 - 1)) / 2)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "edm"])
 def test_perfect_network_has_zero_loss(prediction: str) -> None:
     torch.manual_seed(0)
-    process = Process(BETAS)
+    process = Process.from_betas(BETAS)
     x0, eps, t = torch.randn(20, 1, 4, 4), torch.randn(20, 1, 4, 4), torch.arange(20)
-    answer = process.target(prediction, x0, t, eps)
+    answer = Denoiser(lambda x, t, y: x, process, prediction).target(x0, t, eps)
     denoiser = Denoiser(lambda x, t, y: answer, process, prediction)
     assert plain(denoiser)(x0, t, eps).tolist() == [0] * 20
     wrong = Denoiser(lambda x, t, y: answer + 2, process, prediction)
@@ -46,7 +46,7 @@ def test_perfect_network_has_zero_loss(prediction: str) -> None:
 
 
 def test_self_conditioning_shows_the_first_estimate_without_gradient() -> None:
-    process = Process(BETAS)
+    process = Process.from_betas(BETAS)
     weight = torch.tensor(0.5, requires_grad=True)
     seen: list[Tensor] = []
 

@@ -46,9 +46,10 @@ def test_zero_terminal_snr() -> None:
 
 def in_float64(scheduler: Any, process: Process) -> Any:
     """Return `scheduler` with the float64 tables of `process` in place of its own float32 tables."""
-    scheduler.betas = torch.tensor(process.betas, dtype=torch.float64)
-    scheduler.alphas = 1 - scheduler.betas
     scheduler.alphas_cumprod = torch.tensor(process.alphas_cumprod, dtype=torch.float64)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), scheduler.alphas_cumprod[:-1]])
+    scheduler.alphas = scheduler.alphas_cumprod / before
+    scheduler.betas = 1 - scheduler.alphas
     scheduler.one = torch.tensor(1.0, dtype=torch.float64)
     scheduler.final_alpha_cumprod = scheduler.one
     scheduler.alpha_t = scheduler.alphas_cumprod.sqrt()

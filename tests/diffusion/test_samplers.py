@@ -13,8 +13,8 @@ from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.editing import inpaint
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, dpmpp_2m, heun, posterior
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, dpmpp_2m, heun
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr
 from tests.conftest import a_sampler
 from tests.diffusion.toys import (
@@ -36,22 +36,9 @@ def pairs_over(process: Process, steps: int | None) -> Pairs:
     return pairs_of(a_sampler(steps=steps), process)
 
 
-@pytest.mark.parametrize(("t", "t_prev"), [(999, 998), (500, 499), (1, 0), (999, 979), (520, 13)])
-def test_posterior_is_bayes_rule(t: int, t_prev: int) -> None:
-    """Check that q(x_prev | x_t, x0) is proportional to q(x_t | x_prev) q(x_prev | x0), two Gaussians in x_prev."""
-    ac, ac_prev = LINEAR.alphas_cumprod[t], LINEAR.alphas_cumprod[t_prev]
-    alpha = ac / ac_prev
-    x0, x_t = 0.3, -1.2
-    precision = alpha / (1 - alpha) + 1 / (1 - ac_prev)
-    mean = (math.sqrt(alpha) * x_t / (1 - alpha) + math.sqrt(ac_prev) * x0 / (1 - ac_prev)) / precision
-    a, b, std = posterior(LINEAR, t, t_prev)
-    assert a * x0 + b * x_t == pytest.approx(mean, rel=1e-9)
-    assert std**2 == pytest.approx(1 / precision, rel=1e-9)
-
-
 def test_the_last_step_lands_on_x0() -> None:
-    assert posterior(LINEAR, 0, -1) == (pytest.approx(1), 0, 0)
-    assert posterior(LINEAR, 700, -1) == (pytest.approx(1), 0, 0)
+    for t in (0, 700):
+        assert LINEAR.posterior(t, -1)[:3] == (pytest.approx(1), 0, 0)
 
 
 def test_the_mean_is_equation_11_where_x0_is_not_clipped() -> None:
@@ -59,7 +46,7 @@ def test_the_mean_is_equation_11_where_x0_is_not_clipped() -> None:
     ac, ac_prev = LINEAR.alphas_cumprod[t], LINEAR.alphas_cumprod[t - 1]
     alpha = ac / ac_prev
     text = (x_t - (1 - alpha) / math.sqrt(1 - ac) * eps) / math.sqrt(alpha)
-    a, b, _ = posterior(LINEAR, t, t - 1)
+    a, b, _, _ = LINEAR.posterior(t, t - 1)
     x0 = (x_t - math.sqrt(1 - ac) * eps) / math.sqrt(ac)
     assert a * x0 + b * x_t == pytest.approx(text, rel=1e-9)
 
@@ -180,7 +167,7 @@ def test_solver_has_its_order_of_convergence(name: str, spacing: str) -> None:
     """
     order, solve = ORDERS[name]
     ramp = Linear(timesteps=FINE, beta_start=1e-4, beta_end=0.02, rescale=True, zero_terminal_snr=False)
-    process = Process(betas_of(ramp))
+    process = Process(path_of(ramp))
     mean, variance = 0.3, 0.04
 
     def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
@@ -197,11 +184,11 @@ def test_solver_has_its_order_of_convergence(name: str, spacing: str) -> None:
     exact = at(end)[0] + (x - at(start)[0]) / at(start)[1] * at(end)[1]
 
     def error(steps: int) -> float:
-        signal = torch.tensor(process.alphas_cumprod[end : start + 1], dtype=torch.float64)
+        levels = [process.logsnr(t) for t in range(end, start + 1)]
         if spacing == "time":
             visited = torch.linspace(end, start, steps + 1).round().int().tolist()
         else:
-            visited = [end + t for t in even_in_logsnr(signal.tolist(), steps + 1)]
+            visited = [end + t for t in even_in_logsnr(levels, steps + 1)]
         pairs = list(zip(visited[:0:-1], visited[-2::-1], strict=True))
         *_, last = solve(denoise, x, process, pairs, lambda: x)
         return float((last.x - exact).abs().max())
@@ -248,7 +235,7 @@ def test_variances_of_a_stride(t: int, t_prev: int) -> None:
 def test_samplers_with_zero_terminal_snr(kind: type[Sampler]) -> None:
     """With zero_terminal_snr no coefficient is infinite, and samples of Gaussian data keep mean and covariance."""
     ramp = Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=True)
-    process = Process(betas_of(ramp))
+    process = Process(path_of(ramp))
     assert process.alphas_cumprod[-1] == 0
     mean, variance = 0.3, 0.04
 

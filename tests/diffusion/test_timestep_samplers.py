@@ -19,16 +19,21 @@ LOSSES = torch.linspace(3, 0.1, T) ** 3
 """Loss at each timestep."""
 
 
+def of(timesteps: int) -> Process:
+    """Return a process with so many timesteps."""
+    return Process.from_betas(torch.full((timesteps,), 1e-3, dtype=torch.float64))
+
+
 def filled(history: int = 3, uniform_mix: float = 0.001) -> SecondMoment:
     """Return a sampler whose history is filled with LOSSES."""
-    sampler = SecondMoment(T, "cpu", history, uniform_mix)
+    sampler = SecondMoment(of(T), "cpu", history, uniform_mix)
     for _ in range(history):
         sampler.update(torch.arange(T), LOSSES)
     return sampler
 
 
 def test_uniform_until_every_timestep_has_its_history() -> None:
-    sampler = SecondMoment(T, "cpu", 2, 0.001)
+    sampler = SecondMoment(of(T), "cpu", 2, 0.001)
     sampler.update(torch.arange(T), LOSSES)
     sampler.update(torch.arange(T - 1), LOSSES[:-1])
     assert sampler.probabilities().tolist() == pytest.approx([1 / T] * T)
@@ -38,7 +43,7 @@ def test_uniform_until_every_timestep_has_its_history() -> None:
 
 
 def test_probabilities_are_the_rms_of_the_recent_losses() -> None:
-    sampler = SecondMoment(2, "cpu", 2, 0.01)
+    sampler = SecondMoment(of(2), "cpu", 2, 0.01)
     for losses in ([9.0, 1.0], [3.0, 1.0], [4.0, 1.0]):  # the first losses drop out of the history
         sampler.update(torch.tensor([0, 1]), torch.tensor(losses))
     rms = 12.5**0.5
@@ -61,7 +66,7 @@ def test_deterministic_cumulative_sums(timesteps: int, deterministic: None) -> N
 
 def test_rare_timesteps_are_drawn_as_often_as_their_weight_says() -> None:
     """A timestep is drawn if a uniform number is in its interval of the cumulative sums, whose length must be p."""
-    sampler = SecondMoment(4000, "cpu", 1, 0.001)
+    sampler = SecondMoment(of(4000), "cpu", 1, 0.001)
     sampler.update(torch.arange(4000), torch.tensor([1e6] + [1e-6] * 3999))
     p = sampler.probabilities()
     assert torch.allclose(cumulative(p).diff(), p[1:], rtol=1e-8)
@@ -71,7 +76,7 @@ def test_rare_timesteps_are_drawn_as_often_as_their_weight_says() -> None:
 
 def test_repeated_timesteps_in_a_batch() -> None:
     """Losses of one batch enter the history in order: of five, the last three stay."""
-    at_once, one_by_one = SecondMoment(2, "cpu", 3, 0.01), SecondMoment(2, "cpu", 3, 0.01)
+    at_once, one_by_one = SecondMoment(of(2), "cpu", 3, 0.01), SecondMoment(of(2), "cpu", 3, 0.01)
     t, losses = torch.tensor([0, 1, 0, 0, 0, 1, 0]), torch.arange(1.0, 8.0)
     at_once.update(t, losses)
     for i in range(7):
@@ -97,7 +102,7 @@ def estimates(sampler: Uniform, losses: Tensor, count: int = 200_000) -> Tensor:
 
 
 def test_importance_sampling_is_unbiased_with_less_variance() -> None:
-    importance, uniform = estimates(filled(), LOSSES), estimates(Uniform(T, "cpu"), LOSSES)
+    importance, uniform = estimates(filled(), LOSSES), estimates(Uniform(of(T), "cpu"), LOSSES)
     assert importance.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.01)
     assert uniform.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.02)
     assert importance.var() < uniform.var() / 10
@@ -107,7 +112,7 @@ def test_importance_sampling_is_unbiased_with_less_variance() -> None:
 
 def test_importance_sampling_of_the_bound() -> None:
     """Check L_vlb of a simple model of 1-D data, whose terms differ by orders of magnitude over t."""
-    process = Process(torch.linspace(1e-3, 0.2, T, dtype=torch.float64))
+    process = Process.from_betas(torch.linspace(1e-3, 0.2, T, dtype=torch.float64))
     denoiser = Denoiser(lambda x, t, y: 0.9 * x, process, "eps")
     objective = Objective(denoiser, vlb, unweighted, discrete=False)
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +121,7 @@ def test_importance_sampling_of_the_bound() -> None:
         x0 = 0.5 * torch.randn(len(t), 8, generator=generator)
         return objective(x0, t, torch.randn(x0.shape, generator=generator))
 
-    importance, uniform = SecondMoment(T, "cpu", 10, 0.001), Uniform(T, "cpu")
+    importance, uniform = SecondMoment(of(T), "cpu", 10, 0.001), Uniform(of(T), "cpu")
     for _ in range(10):
         importance.update(torch.arange(T), losses(torch.arange(T)))
     by_importance, by_chance = (
@@ -128,13 +133,13 @@ def test_importance_sampling_of_the_bound() -> None:
 
 
 def test_state_can_be_restored() -> None:
-    sampler, again = filled(), SecondMoment(T, "cpu", 3, 0.001)
+    sampler, again = filled(), SecondMoment(of(T), "cpu", 3, 0.001)
     again.restore({key: value.clone() for key, value in sampler.state().items()})
     assert torch.equal(again.probabilities(), sampler.probabilities())
 
 
 def half_each() -> dict[str, torch.Tensor]:
-    sampler, rank = SecondMoment(T, "cpu", 3, 0.001), collectives.rank()
+    sampler, rank = SecondMoment(of(T), "cpu", 3, 0.001), collectives.rank()
     for _ in range(3):
         half = torch.arange(T).chunk(2)[rank]
         sampler.update(half, LOSSES[half])

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_cli.config import Linear
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.diffusion.timesteps import even, even_in_logsnr, in_sections, stride
 from tests.conftest import a_sampler
 from tests.diffusion.toys import COSINE, LINEAR, pairs_of
@@ -35,7 +35,7 @@ def test_pairs_are_explicit_and_end_at_the_data() -> None:
 def test_pairs_from_a_start_timestep() -> None:
     sampler = a_sampler(sections=[4])
     process = Process(
-        betas_of(Linear(timesteps=10, beta_start=0.1, beta_end=0.2, rescale=False, zero_terminal_snr=False))
+        path_of(Linear(timesteps=10, beta_start=0.1, beta_end=0.2, rescale=False, zero_terminal_snr=False))
     )
     assert pairs_of(sampler, process) == [(9, 6), (6, 3), (3, 0), (0, -1)]
     assert pairs_of(sampler, process, start=7) == [(7, 6), (6, 3), (3, 0), (0, -1)]
@@ -70,10 +70,14 @@ def test_stride_is_the_smallest_integer_with_the_number_of_steps() -> None:
         assert stride(timesteps, steps) == list(range(0, timesteps, search))
 
 
+def levels(process: Process) -> list[float]:
+    return [process.logsnr(t) for t in range(process.timesteps)]
+
+
 @pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
 @pytest.mark.parametrize("steps", [2, 10, 20, 50, 500, 1000])
 def test_even_in_logsnr(process: Process, steps: int) -> None:
-    visited = even_in_logsnr(process.alphas_cumprod, steps)
+    visited = even_in_logsnr(levels(process), steps)
     assert len(visited) == steps
     assert (visited[0], visited[-1]) == (0, 999)
     assert all(t < after for t, after in itertools.pairwise(visited))
@@ -83,7 +87,7 @@ def test_even_in_logsnr(process: Process, steps: int) -> None:
 def test_even_in_logsnr_down_to_noise(process: Process) -> None:
     """Log-SNRs are as evenly spaced as integers allow, down to -10.2; T - 1 is the only one below that."""
     logsnr = np.array([math.log(ac / (1 - ac)) for ac in process.alphas_cumprod])
-    visited = even_in_logsnr(process.alphas_cumprod, 20)
+    visited = even_in_logsnr(levels(process), 20)
     above = [t for t in visited if logsnr[t] >= -10.2]
     assert [t for t in visited if t not in above] == ([999] if process is COSINE else [])
     wanted = np.linspace(logsnr[0], logsnr[above[-1]], len(above))
@@ -92,8 +96,8 @@ def test_even_in_logsnr_down_to_noise(process: Process) -> None:
 
 
 def test_logsnr_spacing_with_zero_terminal_snr() -> None:
-    signal = [*LINEAR.alphas_cumprod[:-1], 0.0]
-    visited = even_in_logsnr(signal, 20)
+    logsnr = [*levels(LINEAR)[:-1], -math.inf]
+    visited = even_in_logsnr(logsnr, 20)
     assert len(set(visited)) == 20
     assert visited[-2:] == [998, 999]
-    assert visited[:-1] == even_in_logsnr(signal[:-1], 19)
+    assert visited[:-1] == even_in_logsnr(logsnr[:-1], 19)

@@ -11,13 +11,13 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Noise, Process
 from ddpm_cli.diffusion.samplers import Denoise, Estimate, Step
 from ddpm_cli.diffusion.sampling import Guidance, sample
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 
 LINEAR = Process(
-    betas_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
+    path_of(Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=False))
 )
-COSINE = Process(betas_of(Cosine(timesteps=1000, s=0.008, max_beta=0.999, zero_terminal_snr=False)))
+COSINE = Process(path_of(Cosine(timesteps=1000, s=0.008, max_beta=0.999, zero_terminal_snr=False)))
 
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.30, 0.12], [0.12, 0.10]], dtype=torch.float64)

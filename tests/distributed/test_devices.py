@@ -49,7 +49,7 @@ def fake_cuda() -> Iterator[None]:
 
 
 # Created outside the fake mode, because it computes Python floats from the values of tensors.
-PROCESS = Process(torch.linspace(0.01, 0.2, 50, dtype=torch.float64))
+PROCESS = Process.from_betas(torch.linspace(0.01, 0.2, 50, dtype=torch.float64))
 
 
 def fake_cuda_denoiser(self_condition: bool, variance: str = "fixed_small") -> Denoiser:
@@ -88,7 +88,7 @@ def test_samplers_run_on_fake_cuda(fake_cuda: None, kind: type[Sampler], thresho
 
 
 def test_loss_history_stays_on_fake_cuda(fake_cuda: None) -> None:
-    sampler = SecondMoment(50, "cuda", 10, 0.001)
+    sampler = SecondMoment(PROCESS, "cuda", 10, 0.001)
     sampler.update(torch.zeros(4, dtype=torch.int64), torch.empty(4))
     p = sampler.probabilities()
     assert p.device.type == "cuda"

@@ -8,7 +8,7 @@ from torch import Tensor
 from ddpm_cli.config import Ddim, DpmPp2M, FashionMnist, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.samples import GeneratedSamples, read_sample_images
 from ddpm_cli.images.png_gif import save_png, to_image, to_uint8
@@ -22,7 +22,7 @@ def generator(kind: type[Sampler] = Ddim, classes: int = 0, scale: float = 1.0) 
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         return x * 0.3 if y is None else x * 0.1 * y.view(-1, 1, 1, 1)
 
-    process = Process(betas_of(composed("schedule=cosine", "schedule.timesteps=40", "sampler.steps=8").schedule))
+    process = Process(path_of(composed("schedule=cosine", "schedule.timesteps=40", "sampler.steps=8").schedule))
     denoiser = Denoiser(network, process, "eps")
     return SampleGenerator(denoiser, a_sampler(kind, steps=8), (1, 6, 4), torch.device("cpu"), classes, scale)
 

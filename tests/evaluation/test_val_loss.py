@@ -10,7 +10,7 @@ from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.data.table import Examples, to_float
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.evaluation.run_metrics import val_loss
 from tests.conftest import composed
 
@@ -24,7 +24,7 @@ IMAGES = Examples(
 
 def trained(network: Any, prediction: str = "eps", classes: tuple[str, ...] = ()) -> Trained:
     config = composed("dataset=digits", "schedule=cosine", "schedule.timesteps=20", "sampler.steps=5")
-    process = Process(betas_of(config.schedule))
+    process = Process(path_of(config.schedule))
     return Trained(Path(), 0, config, nn.Identity(), Denoiser(network, process, prediction), list(classes), CPU)
 
 
@@ -47,9 +47,9 @@ def test_perfect_prediction_gives_a_loss_of_zero(prediction: str) -> None:
     process = subject.denoiser.process
 
     def predict_exactly(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        a = process.at(process.sqrt_alphas_cumprod, t, x)
-        b = process.at(process.sqrt_one_minus_alphas_cumprod, t, x)
-        return process.target(prediction, x0.expand_as(x), t, (x - a * x0) / b)
+        a = process.at(process.signal, t, x)
+        b = process.at(process.sigma, t, x)
+        return subject.denoiser.target(x0.expand_as(x), t, (x - a * x0) / b)
 
     subject = replace(subject, denoiser=replace(subject.denoiser, network=predict_exactly))
     assert val_loss(subject, one, 30, 8) < 1e-8

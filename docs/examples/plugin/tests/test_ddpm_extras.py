@@ -18,7 +18,7 @@ from ddpm_cli.api import Estimate, Process, UserError
 @pytest.mark.parametrize("steps", [50, 100])
 def test_euler_follows_the_flow_of_gaussian_data(steps: int) -> None:
     """The flow maps x = std(T) z to std(0) z, where std(t) is that of x_t, and Euler's error is of first order."""
-    process = Process(torch.linspace(1e-3, 0.05, 100, dtype=torch.float64))
+    process = Process.from_betas(torch.linspace(1e-3, 0.05, 100, dtype=torch.float64))
     power = torch.tensor(process.alphas_cumprod, dtype=torch.float64)
     variance = 4 * power + 1 - power  # of x_t, for data of standard deviation 2
 
@@ -33,7 +33,7 @@ def test_euler_follows_the_flow_of_gaussian_data(steps: int) -> None:
 
 
 def test_last_step_is_the_estimate_of_x0() -> None:
-    process = Process(torch.full((4,), 0.1, dtype=torch.float64))
+    process = Process.from_betas(torch.full((4,), 0.1, dtype=torch.float64))
     noise = torch.ones(1, 1)
     steps = list(euler(lambda x, t, last: Estimate(x / 2), noise, process, [(3, 1), (1, -1)], lambda: noise, "x0"))
     assert [step.t for step in steps] == [3, 1]
