@@ -235,8 +235,9 @@ def _save_features(tensors: dict[str, Tensor], file: Path) -> None:
 def _count_classes(classifier: TrainedClassifier, samples: Features) -> dict[str, Any]:
     """Return the number of samples in each predicted class, with facts about the classifier (see `Comparison`)."""
     (layers,) = samples.values()
+    head = classifier.network.head  # where the extractor has put it; moving it would break the next comparison
     with torch.no_grad():
-        logits = classifier.network.cpu().head(layers["features"]) if "features" in layers else layers["logits"]
+        logits = head(layers["features"].to(head.weight.device)).cpu() if "features" in layers else layers["logits"]
     confidence, found = logits.softmax(dim=1).max(dim=1)
     counts = torch.bincount(found, minlength=len(classifier.classes)).tolist()
     return {

@@ -37,6 +37,18 @@ def test_distance_to_itself_is_zero(evaluator: SampleEvaluator, splits: dict[str
     torch.testing.assert_close(found.first, splits["test"].values[:64])
 
 
+def test_comparing_does_not_move_the_classifier(
+    evaluator: SampleEvaluator, splits: dict[str, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run compares at several milestones, with the classifier on the GPU all the time."""
+
+    def moved(*args: object) -> None:
+        raise AssertionError("the classifier was moved")
+
+    monkeypatch.setattr(classifier.Classifier, "_apply", moved)
+    evaluator.compare([splits["train"].values[:50]], 0)
+
+
 def test_noise_is_farther_than_real_images(evaluator: SampleEvaluator, splits: dict[str, Examples]) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (297, 1, 8, 8), dtype=torch.uint8, generator=generator)

@@ -450,7 +450,8 @@ def graph_exact(names):
             del trainer
         a, b = states[0][0], states[1][0]
         found[name] = {
-            "same_bits": all(torch.equal(a[key], b[key]) for key in a) and states[0][1] == states[1][1],
+            "same_bits": all(torch.equal(a[key], b[key]) for key in a)
+            and str(states[0][1]) == str(states[1][1]),  # NaN is not equal to NaN
             "weights_apart": float(f"{max(relative(a[key].float(), b[key].float()) for key in a):.2g}"),
             "graphs": captured,
             "said": list(said),
@@ -569,41 +570,33 @@ def out_of_memory():
 
 
 def fsdp_one_device():
-    """FSDP2 with a process alone: the same loss and gradients, eager and compiled; how many graphs that takes."""
+    """FSDP2 with a process alone: the loss of the network as it is, eager and compiled block by block."""
+    import copy
+
     import torch
     from torch import distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
-    from ddpm_cli.distributed.sharding import _blocks
+    from ddpm_cli.distributed.sharding import wrap_distributed
     from ddpm_cli.sampling.build import in_precision
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("nccl" if CUDA else "gloo")
     try:
         device, found = torch.device(device_name()), {}
-        network, batch = network_and_batch(CIFAR, 8)
+        network, batch = network_and_batch([], 8)
         network = network.to(device)
-        call = in_precision(network, device, torch.bfloat16)
-        output = both_ways(call, network, batch, device)[0]
-        mesh = init_device_mesh(device.type, (1,))
-        for block in list(_blocks(network)):
-            fully_shard(block, mesh=mesh)
-        fully_shard(network, mesh=mesh)
-        for kind in ("eager", "compiled"):
+        output = both_ways(in_precision(network, device, torch.bfloat16), network, batch, device)[0]
+        x, t, y = (None if part is None else part.to(device) for part in batch)
+        for compiled in (False, True):
             begun = time.perf_counter()
-            x, t, y = (part.to(device) for part in batch)
-            network.zero_grad(set_to_none=True)
-            again = call(x, t, y).float()
+            sharded, average = copy.deepcopy(network), copy.deepcopy(network)
+            wrap_distributed(sharded, average, "fsdp", device, torch.bfloat16, compiled)
+            again = in_precision(sharded, device, torch.bfloat16)(x, t, y).float()
             again.square().mean().backward()
             sync()
-            found[kind] = {"apart": float(f"{relative(again, output):.2g}"), "s": round(time.perf_counter() - begun, 1)}
-            assert found[kind]["apart"] < 0.05, found
-            network.compile()
-        from torch._dynamo.utils import counters
-
-        found["graphs"] = counters["stats"].get("unique_graphs")
-        found["breaks"] = sum(counters["graph_break"].values())
+            key = "compiled" if compiled else "eager"
+            found[key] = {"apart": float(f"{relative(again, output):.2g}"), "s": round(time.perf_counter() - begun, 1)}
+            assert found[key]["apart"] < 0.05, found
         return found
     finally:
         dist.destroy_process_group()
@@ -633,6 +626,8 @@ def two_ranks(strategy):
     import torch
     from torch import multiprocessing
 
+    if CUDA and strategy == "fsdp":
+        return {"skipped": "NCCL needs a GPU for each process, and FSDP by gloo crashes in torch (2.11)"}
     torch.backends.cudnn.allow_tf32 = False
     path, port = WORK / f"ranks_{strategy}.json", 29612 if strategy == "ddp" else 29613
     os.environ["CHECK_DEVICE"], os.environ["CHECK_TINY"] = device_name(), str(int(TINY))
@@ -689,12 +684,12 @@ def cli_improved():
 
 
 def cli_kill_resume():
-    """Killed by SIGKILL after its first milestone, and gone on: against a run that never was."""
+    """Killed by SIGKILL after its first milestone, and gone on, deterministic: against a run that never was."""
     import torch
 
     steps, every = (8, 4) if TINY else (300, 100)
     typed = ["experiment=quickstart", f"dataset.root={DATA}", "compile=false", f"train.steps={steps}",
-             f"train.milestone_every={every}", "train.samples=4"]  # fmt: skip
+             f"train.milestone_every={every}", "train.samples=4", "train.deterministic=true"]  # fmt: skip
     train_cli("whole", *typed, limit=120)
     run = WORK / "killed"
     subprocess.run(["rm", "-rf", str(run)], check=True)
@@ -712,9 +707,9 @@ def cli_kill_resume():
     last = [torch.load(WORK / name / "checkpoints" / "last.pt", weights_only=True) for name in ("whole", "killed")]
     assert last[0]["step"] == last[1]["step"] == steps
     a, b = (one["model"] for one in last)
+    assert all(torch.equal(a[key], b[key]) for key in a), "resumed elsewhere"
     return {
         "killed_by": process.returncode,
-        "same_bits": all(torch.equal(a[key], b[key]) for key in a),
         "weights_apart": float(f"{max(relative(b[key].float(), a[key].float()) for key in a):.2g}"),
         "resume_s": round(seconds, 1),
     }
@@ -722,8 +717,9 @@ def cli_kill_resume():
 
 def cli_quality():
     """All of experiment=quickstart, and the distance of 2000 samples: on CPUs it was 1.30 (1.21 to 1.38)."""
-    found = train_cli("quickstart", "experiment=quickstart", f"dataset.root={DATA}",
-                      *(["train.steps=3", "train.log_every=1"] if TINY else []), limit=200)  # fmt: skip
+    few = ["train.steps=3", "train.log_every=1", "evaluate.n=10"]
+    found = train_cli("quickstart", "experiment=quickstart", f"dataset.root={DATA}", "evaluate.every=1",
+                      *(few if TINY else ["evaluate.n=500"]), limit=200)  # fmt: skip
     if TINY:
         return found
     out = WORK / "evaluated"
@@ -942,15 +938,15 @@ def time_milestone(name):
 
 
 STEPS = [  # network and batch, compiled, what is otherwise
-    ("cifar_adam", True, ""),
-    ("cifar_adam", True, "torch's norm"),
     ("small_muon", False, ""),
     ("quickstart", False, ""),
     ("cifar_adam", False, ""),
-    ("small_muon", True, ""),
     ("cifar_muon", False, ""),
-    ("cifar_512", True, ""),
+    ("small_muon", True, ""),
+    ("cifar_adam", True, ""),
     ("fast", True, ""),
+    ("cifar_512", True, ""),
+    ("cifar_adam", True, "torch's norm"),
 ]
 
 
@@ -999,7 +995,7 @@ def time_steps():
 # name: (function, its arguments, seconds at most). The first ones go side by side, the others one by one.
 SIDE_BY_SIDE = {
     "samplers": (samplers, (), 100),
-    "fsdp_one_device": (fsdp_one_device, (), 100),
+    "fsdp_one_device": (fsdp_one_device, (), 200),
     "graph_exact": (graph_exact, (list(RUNS),), 170),
     "cli_kill_resume": (cli_kill_resume, (), 150),
     "two_ranks_ddp": (two_ranks, ("ddp",), 150),
