@@ -62,11 +62,11 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
     return replace(weights, config=config)
 
 
-def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Trained:
-    """Return the network that `ckpt` names with its `ema` or `model` weights. Raise `UserError`."""
-    path = find_checkpoint("ckpt", ckpt)
+def load_trained(ckpt: str, weights: str, device: str, precision: str, key: str = "ckpt") -> Trained:
+    """Return the network that `ckpt` names with its `ema` or `model` weights. Raise `UserError`, which names `key`."""
+    path = find_checkpoint(key, ckpt)
     on = resolve_device(device)
-    held = load_weights("ckpt", path, weights)
+    held = load_weights(key, path, weights)
     configure_arithmetic(precision)
     network = network_of(held.config, held.classes)
     network.load_state_dict(held.tensors)
@@ -74,3 +74,8 @@ def load_trained(ckpt: str, weights: str, device: str, precision: str) -> Traine
     network = network.to(device=on, memory_format=layout).eval().requires_grad_(False)  # type: ignore[call-overload]
     denoiser = build_denoiser(held.config, network, on, resolve_precision(precision, on))
     return Trained(path, held.step, held.config, network, denoiser, held.classes, on)
+
+
+def load_guide(guide: str | None, device: str, precision: str) -> Trained | None:
+    """Return the averaged network that guidance.guide=`guide` names, or None. Raise `UserError`."""
+    return None if guide is None else load_trained(guide, "ema", device, precision, key="guidance.guide")

@@ -30,6 +30,7 @@ from ddpm_cli.config.dataset import (
     SwissRoll,
     UserImages,
 )
+from ddpm_cli.config.guidance import GuidanceChanges, GuidanceOptions, check_guidance
 from ddpm_cli.config.model import ConvUNetOptions, DdpmUNetOptions, MlpOptions, Model, UNetOptions
 from ddpm_cli.config.objective import (
     L1,
@@ -76,7 +77,6 @@ from ddpm_cli.config.train import (
     Sweep,
     Train,
     TrainConfig,
-    check_guidance,
 )
 
 __all__ = [
@@ -113,6 +113,8 @@ __all__ = [
     "FashionMnist",
     "FlowPath",
     "ForwardConfig",
+    "GuidanceChanges",
+    "GuidanceOptions",
     "Heun",
     "Huber",
     "Hybrid",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ddpm_cli.config.dataset import Dataset, ImageDataset, ImageFolder
+from ddpm_cli.config.guidance import GuidanceChanges
 from ddpm_cli.config.processes import check_devices, check_threads
 from ddpm_cli.config.registry import GROUPS, MAX_SIZE, Option, option_name
 from ddpm_cli.config.sampler import Sampler
@@ -53,6 +54,7 @@ class CheckpointConfig:
     sampler_changes: dict[str, Any] = field(default_factory=dict)
     variance: str | None
     guidance_scale: float | None
+    guidance: GuidanceChanges
     weights: str
     device: str
     devices: Any  # number of devices, each with its own process, or auto
@@ -159,6 +161,9 @@ class EvaluateConfig(CheckpointConfig):
         for key in ("sampler", "variance", "guidance_scale"):
             if getattr(self, key) is not None:
                 raise UserError(f"{key}: has no effect on samples=…, which are drawn already; leave it out")
+        for key in ("interval", "rescale", "guide"):
+            if getattr(self.guidance, key) is not None:
+                raise UserError(f"guidance.{key}: has no effect on samples=…, which are drawn already; leave it out")
         if self.sampler_changes:
             key = f"sampler.{next(iter(self.sampler_changes))}"
             raise UserError(f"{key}: has no effect on samples=…, which are drawn already; leave it out")

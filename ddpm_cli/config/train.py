@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ddpm_cli.config.dataset import Dataset
+from ddpm_cli.config.guidance import GuidanceOptions, check_guidance
 from ddpm_cli.config.model import Model
 from ddpm_cli.config.objective import (
-    ClassLabels,
     Conditioning,
     Hybrid,
     Loss,
@@ -196,6 +196,7 @@ class TrainConfig:
     variance: str  # of the reverse process
     sampler: Sampler  # of the milestones' pictures, as guidance_scale is
     guidance_scale: float
+    guidance: GuidanceOptions
     train: Train
     evaluate: MilestoneEvaluation
     checkpoint: Checkpointing
@@ -221,6 +222,7 @@ class TrainConfig:
         self.sampler.check_against(self.schedule, self.dataset)
         self.sampler = self.sampler.for_data(self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)
+        self.guidance.check_has_effect(self.guidance_scale)
         check_devices(self.devices)
         check_threads(self.threads)
         check(self.init_weights in ("ema", "model"), "init_weights", self.init_weights, "ema or model")
@@ -280,19 +282,3 @@ class TrainConfig:
                 f"{ending}: not with prediction={prediction}, because at the last timestep x_t is pure noise, and "
                 f"{why}; use prediction=v"
             )
-
-
-def check_guidance(guidance_scale: float, conditioning: Conditioning) -> None:
-    """Raise `UserError` for a scale out of range or a network that does not support guidance."""
-    check(0 <= guidance_scale <= 1000, "guidance_scale", guidance_scale, "in [0, 1000]")
-    if guidance_scale == 1:
-        return
-    if not isinstance(conditioning, ClassLabels):
-        raise UserError(
-            f"guidance_scale={guidance_scale}: this network is unconditional; train one with conditioning=class"
-        )
-    if conditioning.dropout == 0:
-        raise UserError(
-            f"guidance_scale={guidance_scale}: this network was never trained without a class; train one with "
-            "conditioning.dropout=0.1"
-        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddpm_cli.checkpoints.loading import Trained, load_trained
+from ddpm_cli.checkpoints.loading import Trained, load_guide, load_trained
 from ddpm_cli.checkpoints.run_folder import RunFolder, new_folder
 from ddpm_cli.config import MIN_SAMPLES, Dataset, EvaluateConfig, ImageDataset
 from ddpm_cli.data.sources import load_examples, moved
@@ -133,7 +133,8 @@ def _batches(config: EvaluateConfig, trained: Trained | None, dataset: Dataset) 
 
 
 def _generated(config: EvaluateConfig, trained: Trained, n: int) -> GeneratedSamples:
-    dtype = resolve_precision(_precision_of_samples(config, n, trained.device), trained.device)
+    precision = _precision_of_samples(config, n, trained.device)
+    dtype = resolve_precision(precision, trained.device)
     denoiser = build_denoiser(trained.config, trained.network, trained.device, dtype)
     generator = generator_of(
         replace(trained, denoiser=denoiser),
@@ -141,6 +142,8 @@ def _generated(config: EvaluateConfig, trained: Trained, n: int) -> GeneratedSam
         config.variance,
         config.guidance_scale,
         config.sampler_changes,
+        config.guidance,
+        load_guide(config.guidance.guide, config.device, precision),
     )
     compile_for_inference(trained.network, trained.device, config.compile, n, config.batch_size, generator.calls)
     return GeneratedSamples(generator, n, config.seed, config.batch_size)
@@ -197,7 +200,8 @@ def _sampling(config: EvaluateConfig, drawn: GeneratedSamples) -> dict[str, Any]
         "precision": _precision_of_samples(config, drawn.n, generator.device),
         "sampler": asdict(generator.sampler),
         "variance": generator.denoiser.variance,
-        "guidance_scale": generator.guidance_scale,
+        "guidance_scale": generator.rule.scale,
+        "guidance": asdict(config.guidance),
         "nfe": drawn.nfe,
     }
 

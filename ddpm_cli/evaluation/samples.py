@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_cli.config import ImageDataset, ImageFolder
 from ddpm_cli.data.image_folder import read_image_folder
 from ddpm_cli.data.table import to_tensor
-from ddpm_cli.diffusion.denoiser import Network
+from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.errors import UserError
 from ddpm_cli.images.png_gif import to_uint8
 from ddpm_cli.sampling.sample_generator import SampleGenerator, batches_with_oom_retry, cycle_labels
@@ -32,8 +32,10 @@ class GeneratedSamples:
 
     def __init__(self, generator: SampleGenerator, n: int, seed: int, batch_size: int) -> None:
         self._evaluated = 0
-        counted = replace(generator.denoiser, network=self._count_evaluations(generator.denoiser.network))
-        self.generator = replace(generator, denoiser=counted)
+        rule = generator.rule
+        if rule.guide is not None:
+            rule = replace(rule, guide=self._counted(rule.guide))
+        self.generator = replace(generator, denoiser=self._counted(generator.denoiser), rule=rule)
         self.n, self.seed, self.batch_size = n, seed, batch_size
         self.nfe = 0.0
 
@@ -53,14 +55,15 @@ class GeneratedSamples:
         self.nfe = self._evaluated / len(images)
         return to_uint8(x)
 
-    def _count_evaluations(self, network: Network) -> Network:
-        """Return `network` with a count of its evaluations."""
+    def _counted(self, denoiser: Denoiser) -> Denoiser:
+        """Return `denoiser` with a count of its network's evaluations."""
+        network = denoiser.network
 
         def call(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
             self._evaluated += len(x)
             return network(x, t, y)
 
-        return call
+        return replace(denoiser, network=call)
 
 
 def read_sample_images(samples: str, dataset: ImageDataset, cache: Path) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_cli.checkpoints.loading import load_trained
+from ddpm_cli.checkpoints.loading import load_guide, load_trained
 from ddpm_cli.checkpoints.run_folder import new_folder
 from ddpm_cli.config import SampleConfig
 from ddpm_cli.distributed import collectives
@@ -45,7 +45,16 @@ def draw(config: SampleConfig, folder: Path) -> None:
     """Draw samples and write them to `folder`. Each of several processes draws a share; rank 0 writes."""
     with status("loading the checkpoint"):
         trained = load_trained(config.ckpt, config.weights, config.device, config.precision or "fp32")
-    generator = generator_of(trained, config.sampler, config.variance, config.guidance_scale, config.sampler_changes)
+        guide = load_guide(config.guidance.guide, config.device, config.precision or "fp32")
+    generator = generator_of(
+        trained,
+        config.sampler,
+        config.variance,
+        config.guidance_scale,
+        config.sampler_changes,
+        config.guidance,
+        guide,
+    )
     task = plan(config, generator, trained)
     n, calls = len(task.labels), task.steps * generator.sampler.calls_per_step
     compile_for_inference(trained.network, trained.device, config.compile, n, config.batch_size, calls)

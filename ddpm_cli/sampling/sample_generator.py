@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.checkpoints.loading import Trained
-from ddpm_cli.config import Ddpm, Sampler, check_guidance, implementation_of
+from ddpm_cli.config import Ddpm, GuidanceOptions, Sampler, check_guidance, implementation_of
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Noise
 from ddpm_cli.diffusion.samplers import Step
-from ddpm_cli.diffusion.sampling import Guidance, sample
+from ddpm_cli.diffusion.sampling import Guidance, GuidanceRule, sample
 from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
@@ -36,7 +36,7 @@ class SampleGenerator:
 
     Attributes:
         classes: number of classes of a conditional network, 0 for an unconditional one.
-        guidance_scale: scale of classifier-free guidance.
+        rule: the guidance of all samples.
     """
 
     denoiser: Denoiser
@@ -44,13 +44,14 @@ class SampleGenerator:
     shape: tuple[int, ...]
     device: torch.device
     classes: int = 0
-    guidance_scale: float = 1.0
+    rule: GuidanceRule = GuidanceRule()  # noqa: RUF009, it is frozen
 
     def guidance(self, labels: Sequence[int]) -> Guidance | None:
-        """Return guidance to the classes `labels`, one for each sample; None for an unconditional network."""
-        if self.classes == 0:
+        """Return guidance to the classes `labels`, one for each sample; None if there is nothing to guide to."""
+        if self.classes == 0 and self.rule.guide is None:
             return None
-        return Guidance(torch.tensor(labels, device=self.device), self.classes, self.guidance_scale)
+        y = torch.tensor(labels, device=self.device) if self.classes else None
+        return Guidance(y, self.classes, self.rule)
 
     def steps(self, seed: int, labels: Sequence[int], images: range) -> Iterator[Step]:
         """Yield the steps of the sampler for the samples numbered `images` of `seed`.
@@ -88,8 +89,9 @@ class SampleGenerator:
 
     @property
     def evaluations(self) -> int:
-        """Approximate number of network evaluations (NFE) for a sample; guidance evaluates two in one call."""
-        return self.calls * (2 if self.guidance_scale not in (0, 1) else 1)
+        """Approximate number of network evaluations (NFE) for a sample; guidance takes two in one call."""
+        each = [self.rule.evaluations(self.denoiser.process, t) for t, _ in self.pairs()]
+        return sum(each) * self.sampler.calls_per_step
 
     def pairs(self, start: int | None = None) -> Pairs:
         """Return the steps of the sampler as pairs (t, t_prev), from t = `start` if it is given."""
@@ -103,18 +105,21 @@ def generator_of(
     variance: str | None,
     guidance_scale: float | None,
     sampler_changes: Mapping[str, Any] | None = None,
+    guidance: GuidanceOptions | None = None,
+    guide: Trained | None = None,
 ) -> SampleGenerator:
     """Return the sample generator of a checkpoint; None means the sampler, variance or guidance of the run.
 
-    `sampler_changes` are values of the sampler's keys that replace its own. Raise `UserError` if they do not fit the
-    schedule, the data or the network.
+    `sampler_changes` are values of the sampler's keys that replace its own. `guide` is a worse network. Raise
+    `UserError` if they do not fit the schedule, the data or the network.
     """
     own = trained.config
     sampler = (sampler or own.sampler).changed(sampler_changes or {})
     sampler.check_against(own.schedule, own.dataset)
     sampler = sampler.for_data(own.dataset)
     scale = own.guidance_scale if guidance_scale is None else guidance_scale
-    check_guidance(scale, own.conditioning)
+    check_guidance(scale, own.conditioning, guide is not None)
+    rule = _rule(trained, scale, guidance, guide)
     variance = variance or own.variance
     if (variance == "learned_range") != (own.variance == "learned_range"):
         raise UserError(
@@ -123,7 +128,33 @@ def generator_of(
         )
     warn_of_few_steps(sampler, variance, own.schedule.timesteps)
     denoiser = for_inference(replace(trained.denoiser, variance=variance), trained.device)
-    return SampleGenerator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), scale)
+    return SampleGenerator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), rule)
+
+
+def _rule(trained: Trained, scale: float, guidance: GuidanceOptions | None, guide: Trained | None) -> GuidanceRule:
+    """Return the guidance rule of the run with what `guidance` changes."""
+    own = trained.config.guidance
+    if guidance is not None:
+        guidance.check_has_effect(scale)
+        values = {name: getattr(own if getattr(guidance, name) is None else guidance, name) for name in vars(own)}
+        own = GuidanceOptions(**values)
+    rule = GuidanceRule(scale, own.bounds(), own.rescale or 0.0)
+    if guide is None:
+        return rule
+    check_guide(trained, guide)
+    return replace(rule, guide=for_inference(guide.denoiser, trained.device), guide_has_classes=bool(guide.classes))
+
+
+def check_guide(trained: Trained, guide: Trained) -> None:
+    """Raise `UserError` unless the estimates of `guide` can be compared with those of `trained`."""
+    ours, theirs, key = trained.config, guide.config, f"guidance.guide={guide.path}"
+    if ours.dataset.shape != theirs.dataset.shape:
+        shapes = ["x".join(map(str, config.dataset.shape)) for config in (theirs, ours)]
+        raise UserError(f"{key}: its images are {shapes[0]}, those of ckpt are {shapes[1]}; name a network for these")
+    if ours.schedule != theirs.schedule:
+        raise UserError(f"{key}: has another schedule than ckpt; name a network that was trained with the same")
+    if guide.classes not in ([], trained.classes):
+        raise UserError(f"{key}: has other classes than ckpt; name a network with the same classes, or without")
 
 
 def batches_with_oom_retry(n: int, batch_size: int, work: Callable[[range], T]) -> Iterator[tuple[range, T]]:

@@ -14,6 +14,7 @@ from ddpm_cli.data.table import to_float
 from ddpm_cli.data.user_images import load_user_images, read_mask
 from ddpm_cli.diffusion.editing import inpaint, mix_noised
 from ddpm_cli.diffusion.samplers import Step
+from ddpm_cli.diffusion.sampling import GuidanceRule
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.images.png_gif import grid, to_uint8
 from ddpm_cli.images.samples import picture
@@ -52,7 +53,7 @@ def plan(config: SampleConfig, generator: SampleGenerator, trained: Trained) -> 
         raise UserError(f"task={config.task}: is for images, and this network was trained on points; use task=generate")
     wanted = _wanted_for_editing(config, trained)
     if config.classes is None:
-        generator = replace(generator, guidance_scale=1.0)  # without a class there is no guidance
+        generator = replace(generator, rule=GuidanceRule())  # without a class there is no guidance
     work = _interpolate if config.task == "interpolate" else _inpaint
     return work(config, generator, wanted, moved(dataset, config.root))
 

@@ -14,7 +14,7 @@ from ddpm_cli import rng
 from ddpm_cli.checkpoints.stored_config import plugins_of, to_stored
 from ddpm_cli.config import ClassLabels, TrainConfig
 from ddpm_cli.data.table import Batches
-from ddpm_cli.diffusion.sampling import hide_labels
+from ddpm_cli.diffusion.sampling import GuidanceRule, hide_labels
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.distributed.devices import IMAGES_WORTH_COMPILING, configure_arithmetic, resolve_precision, should_compile
@@ -94,7 +94,7 @@ class Trainer:
             config.dataset.shape,
             device,
             len(self.classes),
-            config.guidance_scale,
+            GuidanceRule(config.guidance_scale, config.guidance.bounds(), config.guidance.rescale or 0.0),
         )
         self._losses: Losses = self.objective
         if compiled and collectives.world_size() == 1:  # the noising, the network and the loss in one

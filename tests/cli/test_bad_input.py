@@ -100,6 +100,7 @@ TRAIN = {
     "conditioning=class conditioning.dropout=1": "conditioning.dropout=1.0: must be in [0, 1)",
     "conditioning=class experiment=swiss_roll": "conditioning=class: dataset=swiss_roll has no labels",
     "guidance_scale=2": "guidance_scale=2.0: this network is unconditional; train one with conditioning=class",
+    "guidance.interval=[0.2,3] conditioning=class": "guidance.interval=[0.2, 3.0]: has no effect with guidance_scale=1",
     "guidance_scale=-1 conditioning=class": "guidance_scale=-1.0: must be in [0, 1000]",
     "guidance_scale=2 conditioning=class conditioning.dropout=0": "guidance_scale=2.0: this network was never trained",
     "prediction=eps schedule.zero_terminal_snr=true": "schedule.zero_terminal_snr=true: not with prediction=eps, "
@@ -280,6 +281,13 @@ SAMPLE = {
     "points guidance_scale=0": "guidance_scale=0.0: this network is unconditional",
     "always guidance_scale=0": "guidance_scale=0.0: this network was never trained without a class; train one with "
     "conditioning.dropout=0.1",
+    "plain guidance.rescale=0.5": "guidance.rescale=0.5: has no effect with guidance_scale=1.0; set guidance_scale=…",
+    "classes guidance_scale=2 guidance.rescale=2": "guidance.rescale=2.0: must be in [0, 1]",
+    "classes guidance_scale=2 guidance.interval=[1]": "guidance.interval=[1.0]: must be two rising numbers from 0 up",
+    "classes guidance_scale=2 guidance.interval=[2,1]": "guidance.interval=[2.0, 1.0]: must be two rising numbers",
+    "plain guidance_scale=2 guidance.guide=nowhere": "guidance.guide=nowhere: ",
+    "plain guidance_scale=2 guidance.guide={runs}/points": "its images are 2, those of ckpt are 1x8x8",
+    "plain guidance_scale=2 guidance.guide={runs}/classes": "has other classes than ckpt",
     "classes guidance_scale=-1": "guidance_scale=-1.0: must be in [0, 1000]",
     "plain variance=learned_range": "variance=learned_range: this network was trained with variance=fixed_small",
     "learned variance=fixed_small": "variance=fixed_small: this network was trained with variance=learned_range",
@@ -311,7 +319,7 @@ def test_sample_option_that_the_run_does_not_support_is_refused(
     for name, size, value in [("white", (8, 8), 255), ("black", (8, 8), 0), ("large", (9, 8), 255)]:
         Image.new("L", size, value).save(tmp_path / f"{name}.png")
     before = sorted(tmp_path.iterdir())
-    ckpt, *overrides = words.split()
+    ckpt, *overrides = words.format(runs=runs).split()
     last = {override.split("=")[0]: override for override in overrides}  # Hydra accepts each key only once
     assert_refused(run("sample", f"ckpt={runs / ckpt}", *last.values()), SAMPLE[words])
     assert sorted(tmp_path.iterdir()) == before

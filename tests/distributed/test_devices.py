@@ -17,7 +17,7 @@ from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Loss, Objective, hybrid, l2, min_snr, unweighted, vlb
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.sampling import Guidance
+from ddpm_cli.diffusion.sampling import Guidance, GuidanceRule
 from ddpm_cli.diffusion.timestep_samplers import SecondMoment
 from ddpm_cli.distributed import devices
 from ddpm_cli.distributed.devices import configure_arithmetic, resolve_device, resolve_precision, should_compile
@@ -80,7 +80,7 @@ def test_loss_runs_on_fake_cuda(fake_cuda: None, self_condition: bool, loss: Los
 def test_samplers_run_on_fake_cuda(fake_cuda: None, kind: type[Sampler], thresholding: str) -> None:
     denoiser = fake_cuda_denoiser(True, "learned_range")
     sampler = a_sampler(kind, steps=3, thresholding=thresholding, **({"eta": 0.5} if kind is Ddim else {}))
-    guidance = Guidance(torch.zeros(2, dtype=torch.int64), null=3, scale=2.0)
+    guidance = Guidance(torch.zeros(2, dtype=torch.int64), 3, GuidanceRule(2.0))
     with ForbidFloat64():
         steps = list(steps_of(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8), guidance))
     assert len(steps) == 3

@@ -8,6 +8,7 @@ from torch import Tensor
 from ddpm_cli.config import Ddim, DpmPp2M, FashionMnist, Heun, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.sampling import GuidanceRule
 from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.evaluation.samples import GeneratedSamples, read_sample_images
@@ -24,7 +25,9 @@ def generator(kind: type[Sampler] = Ddim, classes: int = 0, scale: float = 1.0) 
 
     process = Process(path_of(composed("schedule=cosine", "schedule.timesteps=40", "sampler.steps=8").schedule))
     denoiser = Denoiser(network, process, "eps")
-    return SampleGenerator(denoiser, a_sampler(kind, steps=8), (1, 6, 4), torch.device("cpu"), classes, scale)
+    return SampleGenerator(
+        denoiser, a_sampler(kind, steps=8), (1, 6, 4), torch.device("cpu"), classes, GuidanceRule(scale)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])

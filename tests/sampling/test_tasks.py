@@ -106,6 +106,35 @@ def test_guidance_scale_0_ignores_the_class(sample: Sample, classes: Path) -> No
     assert not np.array_equal(at_1, images(3, 4))
 
 
+def test_interval_and_guide_of_guidance(sample: Sample, classes: Path, plain: Path) -> None:
+    """Without noise levels in the interval, and away from itself, the network is not guided at all."""
+    images = {
+        typed: sample(f"guided{i}", classes, "n=3", *typed.split())["images"].astype(int)
+        for i, typed in enumerate(
+            [
+                "guidance_scale=1",
+                "guidance_scale=4 guidance.interval=[0,1e-6]",
+                f"guidance_scale=4 guidance.guide={classes}",
+                "guidance_scale=4",
+                "guidance_scale=4 guidance.interval=[0,inf]",
+                "guidance_scale=4 guidance.rescale=0.7",
+                f"guidance_scale=4 guidance.guide={plain}",
+            ]
+        )
+    }
+    apart = {typed: np.abs(found - images["guidance_scale=1"]).max() for typed, found in images.items()}
+    free, guided = list(apart.values())[:3], list(apart.values())[3:]
+    assert max(free) <= 1
+    assert min(guided) > 1
+    assert apart["guidance_scale=4 guidance.interval=[0,inf]"] == apart["guidance_scale=4"]
+
+
+def test_unconditional_network_is_guided_by_another(sample: Sample, classes: Path, plain: Path) -> None:
+    own = sample("own", plain, "n=3")["images"].astype(int)
+    away = sample("away", plain, "n=3", "guidance_scale=0", f"guidance.guide={plain}")["images"]
+    assert np.abs(own - away).max() <= 1
+
+
 def test_default_guidance_scale_is_that_of_the_run(sample: Sample, tmp_path: Path) -> None:
     run = train_into(tmp_path / "run", *TINY, *LEARN, "conditioning=class", "guidance_scale=3")
     default, same = sample("a", run, "n=4"), sample("b", run, "n=4", "guidance_scale=3")
