@@ -30,7 +30,15 @@ from ddpm_cli.config.dataset import (
     SwissRoll,
     UserImages,
 )
-from ddpm_cli.config.model import ConvUNetOptions, DdpmUNetOptions, MlpOptions, Model, UNetOptions
+from ddpm_cli.config.model import (
+    ConvUNetOptions,
+    DdpmPpOptions,
+    DdpmUNetOptions,
+    DitOptions,
+    MlpOptions,
+    Model,
+    UNetOptions,
+)
 from ddpm_cli.config.objective import (
     L1,
     L2,
@@ -85,9 +93,11 @@ __all__ = [
     "Dataset",
     "Ddim",
     "Ddpm",
+    "DdpmPpOptions",
     "DdpmUNetOptions",
     "Digits",
     "Distributed",
+    "DitOptions",
     "DpmPp2M",
     "Emoji",
     "EvaluateConfig",

@@ -3,9 +3,9 @@
 from torch import nn
 
 from ddpm_cli.config import Model, implementation_of
-from ddpm_cli.models import conv_unet, ddpm_unet, mlp, unet
+from ddpm_cli.models import conv_unet, ddpm_unet, ddpmpp, dit, mlp, unet
 
-__all__ = ["build_network", "conv_unet", "ddpm_unet", "mlp", "unet"]
+__all__ = ["build_network", "conv_unet", "ddpm_unet", "ddpmpp", "dit", "mlp", "unet"]
 
 
 def build_network(model: Model, channels: int, classes: int = 0, outputs: int = 1) -> nn.Module:

@@ -120,6 +120,18 @@ TRAIN = {
     "model=conv model.time_dim=3": "model.time_dim=3: must be an even number in 4..4096",
     "model=conv model.attention=[none]": "model.attention: only model=base, model=large, model=small",
     "model=conv dataset.image_size=30": "dataset.image_size=30: must be divisible by 4 for this model: 28 or 32",
+    "dataset=swiss_roll model=dit_s": "dataset=swiss_roll: has points, and this model is for images; use model=mlp",
+    "model=dit_s dataset.image_size=29": "dataset.image_size=29: must be divisible by 2 for this model: 28 or 30 would "
+    "do, or another model.patch_size",
+    "model=dit_s model.patch_size=0": "model.patch_size=0: must be in 1..64",
+    "model=dit_s model.heads=5": "model.heads=5: must be a divisor of model.width=384",
+    "model=dit_s model.depth=0": "model.depth=0: must be in 1..128",
+    "model=dit_s model.positions=learned": "model.positions=learned: must be sine or rotary",
+    "model=dit_s model.width=6": "model.width=6: must be divisible by 4 for model.positions=sine",
+    "model=dit_tiny model.heads=64": "model.heads=64: must be such that model.width / model.heads is divisible by 4 "
+    "for model.positions=rotary",
+    "model=ddpmpp model.attention=[none,linear,none]": "model.attention=['none', 'linear', 'none']: must be none or full",
+    "model=ddpmpp model.groups=8": "model.groups: only model=",
     "model.time_scale=0": "model.time_scale=0.0: must be a finite number above 0",
     "model.time_scale=inf": "model.time_scale=inf: must be a finite number above 0",
     "train.ema_start=-1": "train.ema_start=-1: must be 0 or more",

@@ -211,6 +211,8 @@ MODELS = {
     "points": ["experiment=swiss_roll"],
     "cifar": CIFAR,
     "improved": ["experiment=improved"],
+    "dit": ["model=dit_s", "model.positions=rotary", "model.qk_norm=true"],
+    "ddpmpp": ["model=ddpmpp", "dataset=cifar10"],
 }
 RUNS = {
     "default": [],
