@@ -39,9 +39,12 @@ def to_7(state: State) -> dict[str, Any]:
 
 
 def to_8(state: State) -> dict[str, Any]:
-    """Add `sigma_data`."""
+    """Add `sigma_data` and, for images, `dataset.augment`."""
     config = state["config"]
-    return {**state, "format": 8, "config": {**config, "sigma_data": "auto"}}
+    dataset = dict(config["dataset"])
+    if "flip" in dataset:
+        dataset["augment"] = 0.0
+    return {**state, "format": 8, "config": {**config, "dataset": dataset, "sigma_data": "auto"}}
 
 
 MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7, 7: to_8}

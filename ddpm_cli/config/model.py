@@ -17,6 +17,7 @@ class Model(Option):
     """A network (x, t, class) -> output."""
 
     group: ClassVar[str] = "model"
+    augmentable: ClassVar[bool] = False  # whether its implementation takes `augmentations`, the number of their labels
     width: int
     dropout: float
     time_scale: float  # t is multiplied by it before its embedding
@@ -32,6 +33,14 @@ class Model(Option):
     def check_against(self, dataset: Dataset) -> None:
         """Raise `UserError` if the network does not accept the examples of `dataset`."""
         raise NotImplementedError
+
+    def check_augmentation(self, dataset: Dataset) -> None:
+        """Raise `UserError` if the examples are augmented and the network does not take their labels."""
+        augment = getattr(dataset, "augment", 0.0)
+        if augment and not self.augmentable:
+            raise UserError(
+                f"dataset.augment={augment}: model={self.name} takes no augmentation labels; use model=ddpmpp or dit_s"
+            )
 
 
 @dataclass(kw_only=True)
@@ -133,6 +142,7 @@ class DdpmPpOptions(LevelledUNet):
     """DDPM++, the U-Net of Song et al. 2021 as in the code of Karras et al. 2022."""
 
     name: str = "ddpmpp"
+    augmentable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,6 +154,7 @@ class DitOptions(ImageModel):
     """The diffusion transformer of Peebles & Xie 2023."""
 
     name: str = "dit"
+    augmentable: ClassVar[bool] = True
     remedy: ClassVar[str] = ", or another model.patch_size"
     depth: int  # transformer blocks
     heads: int  # of the attention

@@ -82,21 +82,25 @@ class DdpmPpAttention(nn.Module):
 
 
 class NoiseEmbedding(nn.Module):
-    """The embedding (B, out_dim) of times t (B,) and classes y (B,), which may be None.
+    """The embedding (B, out_dim) of times t (B,), classes y (B,) and augmentation labels (B, augmentations).
 
-    Sinusoids of `scale` times t, plus a learned vector of the class, go through two layers.
+    Sinusoids of `scale` times t, plus a learned vector of the class, plus a linear function of the augmentation labels,
+    go through two layers. Classes and augmentation labels may be None.
     """
 
-    def __init__(self, dim: int, out_dim: int, scale: float, classes: int) -> None:
+    def __init__(self, dim: int, out_dim: int, scale: float, classes: int, augmentations: int) -> None:
         super().__init__()
         self.dim, self.scale = dim, scale
         self.classes = class_vectors(classes, dim)
+        self.augmentation = nn.Linear(augmentations, dim, bias=False) if augmentations else None
         self.mlp = nn.Sequential(nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim), nn.SiLU())
 
-    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, y: Tensor | None, augmentation: Tensor | None) -> Tensor:
         emb = sinusoidal_embedding(t * self.scale, self.dim)
         if self.classes is not None and y is not None:
             emb = emb + self.classes(y)
+        if self.augmentation is not None and augmentation is not None:
+            emb = emb + self.augmentation(augmentation)
         return self.mlp(emb)
 
 
@@ -150,6 +154,7 @@ class DdpmPp(nn.Module):
         x: (B, in_channels, H, W), with H and W divisible by 2**(levels - 1).
         t: (B,) numbers.
         y: (B,) classes, or None for an unconditional network.
+        augmentation: (B, augmentations) labels of augmented images; None is the same as zeros.
 
     Returns:
         (B, out_channels, H, W), float32 or the dtype of autocast.
@@ -168,11 +173,12 @@ class DdpmPp(nn.Module):
         dropout: float,
         time_scale: float,
         gradient_checkpointing: bool = False,
+        augmentations: int = 0,
     ) -> None:
         super().__init__()
         levels = list(zip([width * multiplier for multiplier in multipliers], attention, strict=True))
         block = partial(DdpmPpBlock, emb_dim=4 * width, dropout=dropout)
-        self.embedding = NoiseEmbedding(width, 4 * width, time_scale, classes)
+        self.embedding = NoiseEmbedding(width, 4 * width, time_scale, classes, augmentations)
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
         self.downs, skips = _encoder(levels, width, blocks, block)
         deepest, shallowest = levels[-1][0], levels[0][0]
@@ -199,8 +205,8 @@ class DdpmPp(nn.Module):
             bound = math.sqrt(6 * classes / (classes + dim))
             nn.init.uniform_(table.weight, -bound, bound)[-1] = 0
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        emb = self.embedding(t, y)
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
+        emb = self.embedding(t, y, augmentation)
         x = self.stem(x)
         skips = [x]
         for layer in self.downs:

@@ -136,6 +136,7 @@ class Dit(nn.Module):
         x: (B, in_channels, H, W), with H and W divisible by patch_size.
         t: (B,) numbers.
         y: (B,) classes, or None for an unconditional network.
+        augmentation: (B, augmentations) labels of augmented images; None is the same as zeros.
 
     Returns:
         (B, out_channels, H, W), float32 or the dtype of autocast.
@@ -156,10 +157,12 @@ class Dit(nn.Module):
         dropout: float,
         time_scale: float,
         gradient_checkpointing: bool = False,
+        augmentations: int = 0,
     ) -> None:
         super().__init__()
         self.patch_size, self.positions, self.head_dim = patch_size, positions, width // heads
         self.embedding = Embedding(TIME_DIM, width, time_scale, classes)
+        self.augmentation = nn.Linear(augmentations, width, bias=False) if augmentations else None
         self.stem = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
         self.blocks = nn.ModuleList(DitBlock(width, heads, qk_norm, dropout) for _ in range(depth))
         self.adaptive = AdaptiveNorm(width, 2)
@@ -180,8 +183,10 @@ class Dit(nn.Module):
                 nn.init.zeros_(module.linear.weight)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augmentation: Tensor | None = None) -> Tensor:
         emb = self.embedding(t, y)
+        if self.augmentation is not None and augmentation is not None:
+            emb = emb + self.augmentation(augmentation)
         x = self.stem(x)
         width, rows, columns = x.shape[1:]
         x, rotation = x.flatten(2).mT, None

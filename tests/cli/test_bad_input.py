@@ -130,7 +130,11 @@ TRAIN = {
     "model=dit_s model.width=6": "model.width=6: must be divisible by 4 for model.positions=sine",
     "model=dit_tiny model.heads=64": "model.heads=64: must be such that model.width / model.heads is divisible by 4 "
     "for model.positions=rotary",
-    "model=ddpmpp model.attention=[none,linear,none]": "model.attention=['none', 'linear', 'none']: must be none or full",
+    "model=ddpmpp model.attention=[none,linear,none]": "model.attention=['none', 'linear', 'none']: must be none or",
+    "dataset.augment=1.5": "dataset.augment=1.5: must be a probability in [0, 1]",
+    "dataset.augment=0.12": "dataset.augment=0.12: model=unet takes no augmentation labels; use model=ddpmpp or dit_s",
+    "dataset=digits model=dit_s dataset.image_size=2 dataset.augment=0.1": "dataset.image_size=2: must be at least 4",
+    "dataset=swiss_roll model=mlp dataset.augment=0.1": "dataset.augment: only dataset=",
     "model=ddpmpp model.groups=8": "model.groups: only model=",
     "model.time_scale=0": "model.time_scale=0.0: must be a finite number above 0",
     "model.time_scale=inf": "model.time_scale=inf: must be a finite number above 0",

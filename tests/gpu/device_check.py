@@ -83,7 +83,8 @@ def trainer_of(overrides, batch_size=None, compile=False):
     device = torch.device(device_name())
     points = len(config.dataset.shape) == 1
     examples = load_examples(config.dataset, True) if points else noise_images(config.dataset.shape)
-    trainer = Trainer(config, Table(examples, getattr(config.dataset, "flip", False), 0, device), device)
+    flip, augment = (getattr(config.dataset, key, False) for key in ("flip", "augment"))
+    trainer = Trainer(config, Table(examples, flip, 0, device, float(augment)), device)
     trainer.network.train()
     return trainer
 
@@ -223,6 +224,7 @@ RUNS = {
     "fp16": ["train.precision=fp16"],
     "self_condition": ["model.self_condition=true"],
     "accumulate": ["train.accumulate=2"],
+    "augment": ["model=ddpmpp", "dataset=cifar10", "dataset.augment=0.12"],
 }
 
 # ------------------------------------------------------------------------------------------------ checks: it is right

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddpm_cli.models import build_network
 from ddpm_cli.models.ddpmpp import DdpmPp
+from ddpm_cli.sampling.build import network_of
 from tests.conftest import TINY, composed
 from tests.models.test_networks import randomized
 
@@ -69,12 +70,13 @@ def layer(w: Weights, name: str, x: Tensor, emb: Tensor, resample: str, attends:
     return x
 
 
-def reference(w: Weights, x: Tensor, t: Tensor, y: Tensor, blocks: int) -> Tensor:
+def reference(w: Weights, x: Tensor, t: Tensor, y: Tensor, labels: Tensor, blocks: int) -> Tensor:
     """Return the output by the order of layers in the code of Karras et al."""
     width = len(w["stem.bias"])
     frequencies = 10_000 ** (-torch.arange(width // 2).double() / (width // 2 - 1))
     angles = t[:, None] * frequencies
     emb = torch.cat([angles.sin(), angles.cos()], dim=1) + w["embedding.classes.weight"][y]
+    emb = emb + labels @ w["embedding.augmentation.weight"].T
     for i in (0, 2):
         emb = silu(emb @ w[f"embedding.mlp.{i}.weight"].T + w[f"embedding.mlp.{i}.bias"])
     x = conv(w, "stem", x)
@@ -98,19 +100,24 @@ def reference(w: Weights, x: Tensor, t: Tensor, y: Tensor, blocks: int) -> Tenso
 def test_output_matches_its_definition() -> None:
     torch.manual_seed(0)
     more = ["model.attention=[none,full,none]", "model.self_condition=true"]
-    network = randomized(build_network(composed(*SMALL, *more).model, 1, classes=3, outputs=2)).double().eval()
+    network = randomized(build_network(composed(*SMALL, *more).model, 1, 3, outputs=2, augmentations=9)).double().eval()
     x, t, y = torch.randn(2, 2, 8, 12).double(), torch.tensor([7.0, -0.3]).double(), torch.tensor([1, 3])
+    labels, w = torch.randn(2, 9).double(), dict(network.state_dict())
     with torch.no_grad():
-        output, expected = network(x, t, y), reference(dict(network.state_dict()), x, t, y, blocks=2)
+        output, expected = network(x, t, y, augmentation=labels), reference(w, x, t, y, labels, blocks=2)
+        untold, zero = network(x, t, y), reference(w, x, t, y, torch.zeros(2, 9).double(), blocks=2)
+    assert torch.allclose(untold, zero, rtol=1e-4, atol=1e-5)
     assert output.shape == (2, 2, 8, 12)
     assert torch.allclose(output, expected, rtol=1e-4, atol=1e-5)  # sinusoids are float32
 
 
 def test_network_for_cifar10_has_55_7_million_parameters() -> None:
     """Karras et al.'s network has 55,733,891 for unconditional CIFAR-10, 9 x 128 of which embed augmentations."""
+    config = composed("model=ddpmpp", "dataset=cifar10", "dataset.augment=0.12")
     with torch.device("meta"):
-        network = build_network(composed("model=ddpmpp", "dataset=cifar10").model, 3)
-    assert sum(parameter.numel() for parameter in network.parameters()) == 55_733_891 - 9 * 128
+        told, plain = network_of(config, []), build_network(config.model, 3)
+    assert sum(parameter.numel() for parameter in told.parameters()) == 55_733_891
+    assert sum(parameter.numel() for parameter in plain.parameters()) == 55_733_891 - 9 * 128
 
 
 def test_initial_weights_are_those_of_karras_et_al() -> None:

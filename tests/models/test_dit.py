@@ -159,6 +159,18 @@ def test_positions_of_patches_differ() -> None:
     assert torch.allclose(table.square().sum(dim=1), torch.full((196,), 16.0))
 
 
+def test_augmentation_labels_are_added_to_the_embedding() -> None:
+    torch.manual_seed(0)
+    network = randomized(build_network(composed(*SMALL).model, 1, augmentations=9)).eval()
+    x, t, labels = torch.randn(2, 1, 4, 4), torch.tensor([3.0, 9.0]), torch.randn(2, 9)
+    told = network(x, t, augmentation=labels)
+    assert torch.equal(network(x, t), network(x, t, augmentation=torch.zeros(2, 9)))
+    assert not torch.allclose(told, network(x, t), atol=1e-3)
+    with torch.no_grad():
+        network.embedding.mlp[2].bias += network.augmentation.weight @ labels[0]
+    assert torch.allclose(network(x, t)[0], told[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(("model", "width", "depth", "millions"), [("dit_s", 384, 12, 33), ("dit_b", 768, 12, 130)])
 def test_parameters_are_those_of_the_paper(model: str, width: int, depth: int, millions: int) -> None:
     """Count them for latents of 4 channels, 1000 classes and learned variances, as in table 1 of the paper."""
