@@ -30,7 +30,13 @@ CUDA, TINY = True, False  # set from the arguments
 # ------------------------------------------------------------------------------------------------- what checks share
 
 CIFAR = ["experiment=cifar10_conditional"]
-NOT_MUCH = ["model.width=8", "model.groups=4"]  # of --tiny
+NOT_MUCH = {
+    "conv_fashion": [],
+    "swiss_roll": [],
+    "dit_s": ["model.width=24"],
+    "ddpmpp": ["model.width=8"],
+    "": ["model.width=8", "model.groups=4"],
+}  # of --tiny, by words of the overrides
 
 
 def device_name():
@@ -56,7 +62,7 @@ def sized(overrides, batch_size=None):
     more = [f"device={device_name()}"]
     if TINY:
         typed = " ".join(overrides)
-        more += [] if any(word in typed for word in ("conv_fashion", "swiss_roll")) else NOT_MUCH
+        more += next(few for word, few in NOT_MUCH.items() if word in typed)
         batch_size = 4
     return [*overrides, *more, *([f"train.batch_size={batch_size}"] if batch_size else [])]
 
