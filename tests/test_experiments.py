@@ -99,7 +99,7 @@ def test_the_small_variant_learns(name: str) -> None:
     config = composed(f"experiment={name}", *SMALL[name], *few, "train.epochs=null")
     trainer = trainer_of(config)
     generator = torch.Generator().manual_seed(1)
-    x0, y = trainer.table.batch(0, 32)
+    x0, y, _ = trainer.table.batch(0, 32)
     t = torch.linspace(0, config.schedule.timesteps - 1, 32).long()
     eps = torch.randn(x0.shape, generator=generator)
     given = y if trainer.classes else None

@@ -39,9 +39,12 @@ def to_7(state: State) -> dict[str, Any]:
 
 
 def to_8(state: State) -> dict[str, Any]:
-    """Add `sigma_data` and refinements of guidance."""
+    """Add `sigma_data`, refinements of guidance and, for images, `dataset.augment`."""
     config = state["config"]
-    new = {"sigma_data": "auto", "guidance": {"interval": None, "rescale": 0.0}}
+    dataset = dict(config["dataset"])
+    if "flip" in dataset:
+        dataset["augment"] = 0.0
+    new = {"dataset": dataset, "sigma_data": "auto", "guidance": {"interval": None, "rescale": 0.0}}
     return {**state, "format": 8, "config": {**config, **new}}
 
 

@@ -31,7 +31,15 @@ from ddpm_cli.config.dataset import (
     UserImages,
 )
 from ddpm_cli.config.guidance import GuidanceChanges, GuidanceOptions, check_guidance
-from ddpm_cli.config.model import ConvUNetOptions, DdpmUNetOptions, MlpOptions, Model, UNetOptions
+from ddpm_cli.config.model import (
+    ConvUNetOptions,
+    DdpmPpOptions,
+    DdpmUNetOptions,
+    DitOptions,
+    MlpOptions,
+    Model,
+    UNetOptions,
+)
 from ddpm_cli.config.objective import (
     L1,
     L2,
@@ -101,9 +109,11 @@ __all__ = [
     "Dataset",
     "Ddim",
     "Ddpm",
+    "DdpmPpOptions",
     "DdpmUNetOptions",
     "Digits",
     "Distributed",
+    "DitOptions",
     "DpmPp2M",
     "EdmPath",
     "EdmWeighting",

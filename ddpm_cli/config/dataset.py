@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 from ddpm_cli.config.registry import MAX_SIZE, Option
 from ddpm_cli.errors import check
 
+MIN_AUGMENTED = 4
+"""Smallest side of images that are augmented, from which on their reflections fill what the filter needs."""
+
 
 @dataclass(kw_only=True)
 class Dataset(Option):
@@ -27,6 +30,7 @@ class ImageDataset(Dataset):
     image_size: Any
     channels: int  # 1 gray, 3 RGB; the network takes it from here
     flip: bool  # mirror every other image, at random, in training
+    augment: float = 0.0  # probability of each geometric augmentation; a default, for options older than this key
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,6 +38,11 @@ class ImageDataset(Dataset):
         sides = self.image_size if isinstance(self.image_size, list) else [self.image_size]
         ok = len(sides) in (1, 2) and all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides)
         check(ok, "dataset.image_size", self.image_size, f"a side in 1..{MAX_SIZE} pixels, or [height,width]")
+        check(0 <= self.augment <= 1, "dataset.augment", self.augment, "a probability in [0, 1]")
+        ok = self.augment == 0 or min(self.shape[1:]) >= MIN_AUGMENTED
+        check(
+            ok, "dataset.image_size", self.image_size, f"at least {MIN_AUGMENTED} with dataset.augment={self.augment}"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from ddpm_cli.config.registry import MAX_SIZE, Option
 from ddpm_cli.errors import UserError, check, one_of
 
 ATTENTIONS = ("none", "linear", "full")
+POSITIONS = ("sine", "rotary")
 
 
 @dataclass(kw_only=True)
@@ -16,6 +17,7 @@ class Model(Option):
     """A network (x, t, class) -> output."""
 
     group: ClassVar[str] = "model"
+    augmentable: ClassVar[bool] = False  # whether its implementation takes `augmentations`, the number of their labels
     width: int
     dropout: float
     time_scale: float  # t is multiplied by it before its embedding
@@ -31,6 +33,14 @@ class Model(Option):
     def check_against(self, dataset: Dataset) -> None:
         """Raise `UserError` if the network does not accept the examples of `dataset`."""
         raise NotImplementedError
+
+    def check_augmentation(self, dataset: Dataset) -> None:
+        """Raise `UserError` if the examples are augmented and the network does not take their labels."""
+        augment = getattr(dataset, "augment", 0.0)
+        if augment and not self.augmentable:
+            raise UserError(
+                f"dataset.augment={augment}: model={self.name} takes no augmentation labels; use model=ddpmpp or dit_s"
+            )
 
 
 @dataclass(kw_only=True)
@@ -65,8 +75,6 @@ class LevelledUNet(ImageModel):
     multipliers: list[int]
     blocks: int  # residual blocks a level
     attention: list[str]  # a kind per level
-    groups: int  # of the group norms
-    heads: int  # of the attention
     gradient_checkpointing: bool = False  # a default, for options that were written before this key existed
 
     def __post_init__(self) -> None:
@@ -77,9 +85,6 @@ class LevelledUNet(ImageModel):
         ok = len(self.attention) == len(self.multipliers) and all(a in ATTENTIONS for a in self.attention)
         kinds = f"one of {one_of(ATTENTIONS)} for each of the {len(self.multipliers)} levels of model.multipliers"
         check(ok, "model.attention", self.attention, kinds)
-        ok = self.groups >= 1 and self.width % self.groups == 0
-        check(ok, "model.groups", self.groups, f"a divisor of model.width={self.width}")
-        check(1 <= self.heads <= 64, "model.heads", self.heads, "in 1..64")
 
     @property
     def stride(self) -> int:
@@ -87,7 +92,21 @@ class LevelledUNet(ImageModel):
 
 
 @dataclass(kw_only=True)
-class UNetOptions(LevelledUNet):
+class GroupedUNet(LevelledUNet):
+    """A U-Net with a choice of the groups of its norms and the heads of its attention."""
+
+    groups: int  # of the group norms
+    heads: int  # of the attention
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ok = self.groups >= 1 and self.width % self.groups == 0
+        check(ok, "model.groups", self.groups, f"a divisor of model.width={self.width}")
+        check(1 <= self.heads <= 64, "model.heads", self.heads, "in 1..64")
+
+
+@dataclass(kw_only=True)
+class UNetOptions(GroupedUNet):
     """The U-Net of "The Annotated Diffusion Model"."""
 
     name: str = "unet"
@@ -105,7 +124,7 @@ class UNetOptions(LevelledUNet):
 
 
 @dataclass(kw_only=True)
-class DdpmUNetOptions(LevelledUNet):
+class DdpmUNetOptions(GroupedUNet):
     """The U-Net of Ho et al. 2020 and of Nichol & Dhariwal 2021."""
 
     name: str = "ddpm_unet"
@@ -116,6 +135,50 @@ class DdpmUNetOptions(LevelledUNet):
         check("linear" not in self.attention, "model.attention", self.attention, "none or full at each level")
         ok = self.width % self.heads == 0
         check(ok, "model.heads", self.heads, f"a divisor of model.width={self.width}")
+
+
+@dataclass(kw_only=True)
+class DdpmPpOptions(LevelledUNet):
+    """DDPM++, the U-Net of Song et al. 2021 as in the code of Karras et al. 2022."""
+
+    name: str = "ddpmpp"
+    augmentable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("linear" not in self.attention, "model.attention", self.attention, "none or full at each level")
+
+
+@dataclass(kw_only=True)
+class DitOptions(ImageModel):
+    """The diffusion transformer of Peebles & Xie 2023."""
+
+    name: str = "dit"
+    augmentable: ClassVar[bool] = True
+    remedy: ClassVar[str] = ", or another model.patch_size"
+    depth: int  # transformer blocks
+    heads: int  # of the attention
+    patch_size: int  # side of the square patches that are the tokens
+    positions: str  # sine: added to the tokens; rotary: queries and keys are rotated
+    qk_norm: bool  # RMS norm of the queries and keys of each head
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(1 <= self.depth <= 128, "model.depth", self.depth, "in 1..128")
+        ok = self.heads >= 1 and self.width % self.heads == 0
+        check(ok, "model.heads", self.heads, f"a divisor of model.width={self.width}")
+        check(1 <= self.patch_size <= 64, "model.patch_size", self.patch_size, "in 1..64")
+        check(self.positions in POSITIONS, "model.positions", self.positions, one_of(POSITIONS))
+        if self.positions == "sine":
+            check(self.width % 4 == 0, "model.width", self.width, "divisible by 4 for model.positions=sine")
+        else:
+            ok, allowed = self.width // self.heads % 4 == 0, "such that model.width / model.heads is divisible by 4"
+            check(ok, "model.heads", self.heads, f"{allowed} for model.positions=rotary")
+
+    @property
+    def stride(self) -> int:
+        return self.patch_size
 
 
 @dataclass(kw_only=True)

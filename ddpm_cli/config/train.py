@@ -219,6 +219,7 @@ class TrainConfig:
         check(ok, "sigma_data", self.sigma_data, "in (0, 100], or auto")
         check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         self.model.check_against(self.dataset)
+        self.model.check_augmentation(self.dataset)
         self.sampler.check_against(self.schedule, self.dataset)
         self.sampler = self.sampler.for_data(self.dataset)
         check_guidance(self.guidance_scale, self.conditioning)

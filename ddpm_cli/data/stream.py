@@ -29,8 +29,10 @@ class Stream(Batches):
     is kept in memory.
     """
 
-    def __init__(self, examples: StreamedExamples, flip: bool, seed: int, device: torch.device) -> None:
-        super().__init__(examples, flip, seed, device, torch.device("cpu"))
+    def __init__(
+        self, examples: StreamedExamples, flip: bool, seed: int, device: torch.device, augment: float = 0.0
+    ) -> None:
+        super().__init__(examples, flip, seed, device, torch.device("cpu"), augment)
         self._read = examples.read
         self._pool = ThreadPoolExecutor(THREADS, "decode")
         self._pending: dict[tuple[int, int, int], Decoding] = {}
@@ -51,7 +53,9 @@ class Stream(Batches):
         return Decoding([self._pool.submit(self._read, index) for index in indices.tolist()], indices)
 
 
-def batches_of(examples: Examples | StreamedExamples, flip: bool, seed: int, device: torch.device) -> Batches:
+def batches_of(
+    examples: Examples | StreamedExamples, flip: bool, seed: int, device: torch.device, augment: float = 0.0
+) -> Batches:
     """Return the training batches of `examples`."""
     kind = Stream if isinstance(examples, StreamedExamples) else Table
-    return kind(examples, flip, seed, device)  # type: ignore[arg-type]
+    return kind(examples, flip, seed, device, augment)  # type: ignore[arg-type]

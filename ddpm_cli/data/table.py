@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli import rng
+from ddpm_cli.data.augmentation import augment
 from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import UserError, first_of
 from ddpm_cli.files import write
@@ -145,10 +146,15 @@ def with_fingerprint(examples: Examples, stem: Path) -> Examples:
 
 
 class ExampleBatch(NamedTuple):
-    """A batch of examples. x0: (B, C, ...) float32. y: class indices (B,) int64, or None for data without labels."""
+    """A batch of examples.
+
+    x0: (B, C, ...) float32. y: class indices (B,) int64, or None for data without labels. augmentation: the labels
+    (B, 9) of the augmentation, see `augment`; None without augmentation.
+    """
 
     x0: Tensor
     y: Tensor | None
+    augmentation: Tensor | None = None
 
 
 class Batches(ABC):
@@ -161,6 +167,7 @@ class Batches(ABC):
     part of the batch. With `flip`, images are mirrored with probability 1/2.
 
     Args:
+        augment: the probability of each augmentation; 0 for none. If it is not 0, `flip` is one of them.
         device: the training device.
         home: the device of the examples and their labels.
     """
@@ -172,12 +179,13 @@ class Batches(ABC):
         seed: int,
         device: torch.device,
         home: torch.device,
+        augment: float = 0.0,
     ) -> None:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" and home != device else None
         self.labels = None if examples.labels is None else examples.labels.to(home)
         self.classes = examples.classes
         self.source, self.counts = examples.source, examples.counts
-        self.flip = flip
+        self.flip, self.augment = flip, augment
         self.seed = seed
         self.device = device
         self._home = home
@@ -198,12 +206,19 @@ class Batches(ABC):
         """
         values, indices = self._part(step, batch_size, offset)
         x0 = to_float(self._on_device(values))
+        y = None if self.labels is None else self._on_device(self.labels[indices])
+        part = collectives.shard_slice(batch_size)
+        if self.augment:
+            generator = rng.generator(self.seed, "augment", step, device=self.device)
+            uniform = torch.rand(batch_size, 11, generator=generator, device=self.device)[part]
+            normal = torch.randn(batch_size, 4, generator=generator, device=self.device)[part]
+            x0, labels = augment(x0, uniform, normal, self.augment, 1.0 if self.flip else self.augment)
+            return ExampleBatch(x0, y, labels)
         if self.flip:
-            part = collectives.shard_slice(batch_size)
             generator = rng.generator(self.seed, "flip", step, device=self.device)
             coins = torch.rand(batch_size, 1, 1, 1, generator=generator, device=self.device)[part]
             x0.lerp_(x0.flip(-1), (coins < 0.5).float())  # exact for weights 0 and 1, and faster than torch.where
-        return ExampleBatch(x0, None if self.labels is None else self._on_device(self.labels[indices]))
+        return ExampleBatch(x0, y)
 
     def std(self) -> float:
         """Return the standard deviation of the values of some examples, to three digits. All ranks must call it."""
@@ -251,10 +266,10 @@ class Batches(ABC):
 class Table(Batches):
     """Batches of examples that are in memory: on the training device if there is room, or else on the CPU."""
 
-    def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device) -> None:
+    def __init__(self, examples: Examples, flip: bool, seed: int, device: torch.device, augment: float = 0.0) -> None:
         values = examples.values
         home = device if values.numel() * values.element_size() <= room_on(device) else values.device
-        super().__init__(examples, flip, seed, device, home)
+        super().__init__(examples, flip, seed, device, home, augment)
         self.values = values.to(home)
 
     def _part(self, step: int, batch_size: int, offset: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ A weight w of the squared error of x0 is w / f of the squared error of a predict
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +150,13 @@ class Objective:
     discrete: bool = True
 
     def __call__(
-        self, x0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None = None, self_condition: bool = False
+        self,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        y: Tensor | None = None,
+        self_condition: bool = False,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each example at given t and noise: (B,) float32. The host does not wait for the device.
 
@@ -159,8 +166,12 @@ class Objective:
             y: (B,) classes, or None.
             self_condition: show the network its first estimate of x0, without gradient. Training does so for every
                 other batch (Chen et al. 2022, Algorithm 1), so that both cases are learned.
+            augmentation: the labels (B, 9) of augmented images, for a network that takes them; or None.
         """
         denoiser = self.denoiser
+        if augmentation is not None:
+            network = partial(denoiser.network, augmentation=augmentation)  # type: ignore[call-arg]  # not all take it
+            denoiser = replace(denoiser, network=network)
         x_t = denoiser.process.q_sample(x0, t, eps)
         last_x0 = None
         if self_condition:

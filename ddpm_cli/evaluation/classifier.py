@@ -115,7 +115,7 @@ def _train_classifier(train: Examples, device: torch.device) -> Classifier:
     table = Table(train, flip=False, seed=SEED, device=device)
     dtype = resolve_precision("auto", device)
     for step in tqdm(range(steps), "classifier", unit="step", leave=False, disable=None):
-        x0, y = table.batch(step, BATCH_SIZE)
+        x0, y, _ = table.batch(step, BATCH_SIZE)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = network(x0)
         loss = F.cross_entropy(logits.float(), torch.as_tensor(y), label_smoothing=SMOOTHING)

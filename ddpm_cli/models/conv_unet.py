@@ -33,7 +33,7 @@ class ConvUNet(nn.Module):
 
     Args of forward:
         x: (B, in_channels, H, W), with H and W divisible by 4.
-        t: (B,) integers.
+        t: (B,) numbers.
         y: (B,) classes, or None for an unconditional network.
 
     Returns:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_cli.config import DdpmUNetOptions, implements
-from ddpm_cli.models.layers import Embedding, GroupNorm, attend, recomputable, set_recompute
+from ddpm_cli.models.layers import Embedding, GroupNorm, Layer, attend, init_xavier, set_recompute
 
 Levels = Sequence[tuple[int, str]]
 """Channels and kind of attention of each level."""
@@ -25,13 +25,6 @@ def _zero(conv: nn.Conv2d) -> nn.Conv2d:
     """Set the weights to zero, so that the residual branch that ends in `conv` starts as the identity."""
     nn.init.zeros_(conv.weight)
     return conv
-
-
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class PreNormBlock(nn.Module):
@@ -74,19 +67,6 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.to_out(attend(self.to_qkv(self.norm(x)), self.heads))
-
-
-class Layer(nn.Module):
-    """A residual block, followed by attention at the levels that have it."""
-
-    def __init__(self, block: nn.Module, attention: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self.attention = attention
-
-    @recomputable
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.attention(self.block(x, emb))
 
 
 def _layer(block: Callable[[int, int], nn.Module], dim_in: int, dim: int, kind: str, groups: int, heads: int) -> Layer:
@@ -157,7 +137,7 @@ class DdpmUNet(nn.Module):
 
     Args of forward:
         x: (B, in_channels, H, W), with H and W divisible by 2**(levels - 1).
-        t: (B,) integers.
+        t: (B,) numbers.
         y: (B,) classes, or None for an unconditional network.
 
     Returns:
@@ -199,7 +179,7 @@ class DdpmUNet(nn.Module):
             set_recompute(self)
 
     def _initialise(self) -> None:
-        self.apply(_init)
+        self.apply(init_xavier)
         _zero(self.head)
         for module in self.modules():
             if isinstance(module, PreNormBlock):

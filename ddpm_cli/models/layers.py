@@ -1,4 +1,4 @@
-"""Building blocks of the U-Nets. Images are (B, C, H, W), embeddings of t are (B, D)."""
+"""Building blocks of the networks. Images are (B, C, H, W), embeddings of t are (B, D)."""
 
 import math
 from collections.abc import Callable
@@ -52,6 +52,14 @@ class Embedding(nn.Module):
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         emb = self.mlp(sinusoidal_embedding(t * self.scale, self.dim))
         return emb if self.classes is None or y is None else emb + self.classes(y)
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Initialise a convolution or linear layer as Glorot & Bengio 2010, eq. 16, with biases of zero."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -124,6 +132,19 @@ def set_recompute(network: nn.Module) -> None:
     """Let the `recomputable` modules of a network recompute their activations in the backward pass."""
     for module in network.modules():
         module.recompute = True  # type: ignore[assignment]
+
+
+class Layer(nn.Module):
+    """A residual block, followed by attention at the levels of a U-Net that have it."""
+
+    def __init__(self, block: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    @recomputable
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.attention(self.block(x, emb))
 
 
 class Attention(nn.Module):

@@ -28,7 +28,7 @@ class Mlp(nn.Module):
 
     Args of forward:
         x: (B, in_channels).
-        t: (B,) integers.
+        t: (B,) numbers.
         y: (B,) classes, or None for an unconditional network.
 
     Returns:

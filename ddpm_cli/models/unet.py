@@ -100,7 +100,7 @@ class UNet(nn.Module):
 
     Args of forward:
         x: (B, in_channels, H, W), with H and W divisible by patch_size * 2**(levels - 1).
-        t: (B,) integers.
+        t: (B,) numbers.
         y: (B,) classes, or None for an unconditional network.
 
     Returns:

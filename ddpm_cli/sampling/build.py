@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli.config import ClassLabels, ImageDataset, TrainConfig, implementation_of
+from ddpm_cli.data.augmentation import AUGMENTATIONS
 from ddpm_cli.diffusion.denoiser import Denoiser, Network
 from ddpm_cli.diffusion.objective import Objective
 from ddpm_cli.diffusion.process import Process
@@ -30,7 +31,8 @@ def network_of(config: TrainConfig, classes: list[str]) -> nn.Module:
     """Return the network of a run; it is conditional on `classes` if the config says so."""
     num_classes = len(classes) if isinstance(config.conditioning, ClassLabels) else 0
     outputs = 2 if config.variance == "learned_range" else 1
-    return build_network(config.model, config.dataset.shape[0], num_classes, outputs)
+    augmentations = AUGMENTATIONS if getattr(config.dataset, "augment", 0.0) else 0
+    return build_network(config.model, config.dataset.shape[0], num_classes, outputs, augmentations)
 
 
 def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device, dtype: torch.dtype) -> Denoiser:
@@ -62,9 +64,9 @@ def in_precision(network: nn.Module, device: torch.device, dtype: torch.dtype) -
     if dtype == torch.float32:
         return network
 
-    def call(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def call(x: Tensor, t: Tensor, y: Tensor | None, **augmentation: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=dtype):
-            return network(x, t, y)
+            return network(x, t, y, **augmentation)
 
     return call
 

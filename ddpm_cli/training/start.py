@@ -218,8 +218,9 @@ def _load_data(
         else:
             examples = numbered_by(state["classes"], examples, f"resume={resume}: the train split", "the network knows")
     collectives.on_rank_zero(lambda: check_metrics(config, examples.classes if conditional else []))
-    flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
-    return batches_of(examples, flip, config.train.seed, device), fingerprint(examples)
+    images = config.dataset if isinstance(config.dataset, ImageDataset) else None
+    flip, augment = (images.flip, images.augment) if images else (False, 0.0)
+    return batches_of(examples, flip, config.train.seed, device, augment), fingerprint(examples)
 
 
 def _run_loop(

@@ -43,18 +43,22 @@ SCALER_MOVES = ("scale", "_growth_tracker")
 """Keys of the state of a gradient scaler that change while training."""
 
 
-Losses = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
-"""(x0, t, eps, y, show estimate) -> loss of each example (B,)."""
+Losses = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, Tensor | None], Tensor]
+"""(x0, t, eps, y, show estimate, augmentation) -> loss of each example (B,)."""
 
 
 class Batch(NamedTuple):
-    """This process's share of a step's examples, timesteps, noise and loss weights, each (B, ...); y may be None."""
+    """This process's share of a step's examples, timesteps, noise and loss weights, each (B, ...).
+
+    The classes y and the augmentation labels may be None.
+    """
 
     x0: Tensor
     t: Tensor
     eps: Tensor
     weights: Tensor
     y: Tensor | None
+    augmentation: Tensor | None
 
 
 class Trainer:
@@ -131,7 +135,14 @@ class Trainer:
         return loss, grad_norm
 
     def _optimize(
-        self, show_estimate: bool, x0: Tensor, t: Tensor, eps: Tensor, weights: Tensor, y: Tensor | None
+        self,
+        show_estimate: bool,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        weights: Tensor,
+        y: Tensor | None,
+        augmentation: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Forward, backward and the optimizer's step for a batch.
 
@@ -146,10 +157,10 @@ class Trainer:
         seen: list[Tensor] = []
         loss = torch.zeros((), device=self.device)
         columns = [column.chunk(accumulate) for column in (x0, t, eps, weights)]
-        labels = [None] * accumulate if y is None else y.chunk(accumulate)
-        for i, (x0, t, eps, weights, y) in enumerate(zip(*columns, labels, strict=True), start=1):
+        labels = [[None] * accumulate if column is None else column.chunk(accumulate) for column in (y, augmentation)]
+        for i, (x0, t, eps, weights, y, augmentation) in enumerate(zip(*columns, *labels, strict=True), start=1):
             with gradient_sync(self.wrapped, now=i == accumulate):
-                losses = self._losses(x0, t, eps, y, show_estimate)
+                losses = self._losses(x0, t, eps, y, show_estimate, augmentation)
                 mean = (weights * losses).mean() / accumulate
                 self.scaler.scale(mean).backward()
             loss += mean.detach()
@@ -242,11 +253,11 @@ class Trainer:
         Every rank draws the timesteps and the noise of the whole batch, so that they do not depend on the world size.
         """
         train, own = self.config.train, collectives.shard_slice(self.config.train.batch_size)
-        x0, y = self.table.batch(self.step, train.batch_size, self.timeline.offset)
+        x0, y, augmentation = self.table.batch(self.step, train.batch_size, self.timeline.offset)
         generator = rng.generator(train.seed, "noise", self.step, device=self.device)
         t, weights = self.timestep_sampler.sample(train.batch_size, generator)
         eps = torch.randn((train.batch_size, *x0.shape[1:]), generator=generator, device=self.device)
-        return Batch(x0, t[own], eps[own], weights[own], self._labels(y))
+        return Batch(x0, t[own], eps[own], weights[own], self._labels(y), augmentation)
 
     def _labels(self, y: Tensor | None) -> Tensor | None:
         """Return the class labels with a part of them replaced by the null label; None for an unconditional network."""

@@ -14,6 +14,7 @@ def of_format_5(*overrides: str) -> dict[str, Any]:
     config = to_stored(composed(*overrides))
     del config["train"]["deterministic"]
     config["model"].pop("gradient_checkpointing", None)
+    del config["dataset"]["augment"]
     return {"format": 5, "config": config, "step": 3}
 
 

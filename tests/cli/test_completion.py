@@ -18,7 +18,7 @@ COMPLETED = {
     "ddpm-train schedule=": ["constant", "cosine", "linear", "quadratic", "sigmoid"],
     "ddpm-train schedule=co": ["constant", "cosine"],
     "ddpm-train train.ba": ["train.batch_size="],
-    "ddpm-train experiment=annotated model=d": ["ddpm_cifar10"],
+    "ddpm-train experiment=annotated model=d": ["ddpm_cifar10", "ddpmpp", "dit_b", "dit_s", "dit_tiny"],
     "ddpm-train -m loss=h": ["huber", "hybrid"],
     "ddpm-sample sampler=d": ["ddim", "ddpm", "dpmpp_2m"],
     "ddpm-export form": ["format="],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_cli.data.stream import AHEAD, Stream
-from ddpm_cli.data.table import Examples, StreamedExamples, Table
+from ddpm_cli.data.table import ExampleBatch, Examples, StreamedExamples, Table
 from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Failure
 from tests.processes import in_two
@@ -33,7 +33,7 @@ def table() -> Table:
 def test_batches_are_those_of_a_table(steps: list[int]) -> None:
     ours, theirs = stream(), table()
     for step in steps:
-        (x0, y), (expected, labels) = ours.batch(step, 4), theirs.batch(step, 4)
+        (x0, y, _), (expected, labels, _) = ours.batch(step, 4), theirs.batch(step, 4)
         assert torch.equal(x0, expected)
         assert torch.equal(torch.as_tensor(y), torch.as_tensor(labels))
 
@@ -64,6 +64,27 @@ def test_resume_with_more_processes_has_the_same_bits(ranks: dict[str, int]) -> 
             parts.append([own.batch(step, 8).x0 for step in steps])
         for i, step in enumerate(steps):
             assert torch.equal(torch.cat([part[i] for part in parts]), expected[step])
+
+
+def test_augmentation_does_not_depend_on_the_number_of_processes(ranks: dict[str, int]) -> None:
+    pixels = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def batches(step: int) -> ExampleBatch:
+        return Table(Examples(pixels), True, 3, CPU, augment=0.5).batch(step, 8)
+
+    whole = batches(2)
+    parts = []
+    for rank in range(4):
+        ranks |= {"rank": rank, "size": 4}
+        parts.append(batches(2))
+    assert torch.allclose(torch.cat([part.x0 for part in parts]), whole.x0, atol=1e-5)
+    labels = [torch.as_tensor(part.augmentation) for part in parts]
+    assert torch.equal(torch.cat(labels), torch.as_tensor(whole.augmentation))
+    assert whole.augmentation is not None
+    assert whole.augmentation.any()
+    ranks |= {"rank": 0, "size": 1}
+    assert torch.equal(batches(2).x0, whole.x0)
+    assert not torch.equal(torch.as_tensor(batches(3).augmentation), whole.augmentation)
 
 
 def test_another_batch_size_goes_on_in_the_same_order(ranks: dict[str, int]) -> None:

@@ -13,22 +13,17 @@ from ddpm_cli.export.onnx_file import write_onnx
 from ddpm_cli.sampling.build import network_of
 from tests.conftest import TINY, TINY_POINTS, composed
 
-DDPM = [
-    *TINY[:1],
-    *TINY[4:],
-    "model=ddpm_cifar10",
-    "model.width=8",
-    "model.groups=4",
-    "model.multipliers=[1,2]",
-    "model.attention=[none,full]",
-    "model.blocks=1",
-    "model.self_condition=true",
-    "variance=learned_range",
-    "loss=hybrid",
-]
+PLAIN = [*TINY[:1], *TINY[4:]]
+"""`TINY` without the keys of its network."""
+LEVELS = ["model.width=8", "model.multipliers=[1,2]", "model.attention=[none,full]", "model.blocks=1"]
+LEARNED = ["model.self_condition=true", "variance=learned_range", "loss=hybrid"]
+SMALL_DIT = ["model.width=16", "model.heads=2", "model.depth=2"]
 KINDS = {
-    "unet with classes": (["model.attention=[none,linear]", "conditioning=class"], ["0", "1", "2"]),
-    "ddpm_unet": (None, []),
+    "unet with classes": ([*TINY, "model.attention=[none,linear]", "conditioning=class"], ["0", "1", "2"]),
+    "ddpm_unet": ([*PLAIN, "model=ddpm_cifar10", *LEVELS, "model.groups=4", *LEARNED], []),
+    "ddpmpp with classes": ([*PLAIN, "model=ddpmpp", *LEVELS, *LEARNED, "conditioning=class"], ["0", "1", "2"]),
+    "dit": ([*PLAIN, "model=dit_s", *SMALL_DIT, *LEARNED], []),
+    "rotary dit with classes": ([*PLAIN, "model=dit_tiny", *SMALL_DIT, "conditioning=class"], ["0", "1", "2"]),
     "points": (TINY_POINTS, []),
 }
 
@@ -38,9 +33,8 @@ KINDS = {
     [pytest.param(*KINDS[kind], id=kind, marks=[] if kind == "points" else pytest.mark.slow) for kind in KINDS],
 )
 @torch.no_grad()
-def test_onnxruntime_gives_the_output_of_torch(overrides: list[str] | None, classes: list[str], tmp_path: Path) -> None:
-    given = DDPM if overrides is None else overrides if overrides is TINY_POINTS else [*TINY, *overrides]
-    config = composed(*given)
+def test_onnxruntime_gives_the_output_of_torch(overrides: list[str], classes: list[str], tmp_path: Path) -> None:
+    config = composed(*overrides)
     torch.manual_seed(0)
     network = network_of(config, classes).eval()
     for parameter in network.parameters():

@@ -30,7 +30,13 @@ CUDA, TINY = True, False  # set from the arguments
 # ------------------------------------------------------------------------------------------------- what checks share
 
 CIFAR = ["experiment=cifar10_conditional"]
-NOT_MUCH = ["model.width=8", "model.groups=4"]  # of --tiny
+NOT_MUCH = {
+    "conv_fashion": [],
+    "swiss_roll": [],
+    "dit_s": ["model.width=24"],
+    "ddpmpp": ["model.width=8"],
+    "": ["model.width=8", "model.groups=4"],
+}  # of --tiny, by words of the overrides
 
 
 def device_name():
@@ -56,7 +62,7 @@ def sized(overrides, batch_size=None):
     more = [f"device={device_name()}"]
     if TINY:
         typed = " ".join(overrides)
-        more += [] if any(word in typed for word in ("conv_fashion", "swiss_roll")) else NOT_MUCH
+        more += next(few for word, few in NOT_MUCH.items() if word in typed)
         batch_size = 4
     return [*overrides, *more, *([f"train.batch_size={batch_size}"] if batch_size else [])]
 
@@ -83,7 +89,8 @@ def trainer_of(overrides, batch_size=None, compile=False):
     device = torch.device(device_name())
     points = len(config.dataset.shape) == 1
     examples = load_examples(config.dataset, True) if points else noise_images(config.dataset.shape)
-    trainer = Trainer(config, Table(examples, getattr(config.dataset, "flip", False), 0, device), device)
+    flip, augment = (getattr(config.dataset, key, False) for key in ("flip", "augment"))
+    trainer = Trainer(config, Table(examples, flip, 0, device, float(augment)), device)
     trainer.network.train()
     return trainer
 
@@ -211,6 +218,8 @@ MODELS = {
     "points": ["experiment=swiss_roll"],
     "cifar": CIFAR,
     "improved": ["experiment=improved"],
+    "dit": ["model=dit_s", "model.positions=rotary", "model.qk_norm=true"],
+    "ddpmpp": ["model=ddpmpp", "dataset=cifar10"],
 }
 RUNS = {
     "default": [],
@@ -221,6 +230,7 @@ RUNS = {
     "fp16": ["train.precision=fp16"],
     "self_condition": ["model.self_condition=true"],
     "accumulate": ["train.accumulate=2"],
+    "augment": ["model=ddpmpp", "dataset=cifar10", "dataset.augment=0.12"],
 }
 
 # ------------------------------------------------------------------------------------------------ checks: it is right

@@ -36,6 +36,15 @@ NETWORKS = {
         "model.attention=[none,full]",
     ],
     "conv": ["model=conv", "model.width=8", "model.time_dim=8"],
+    "dit": ["model=dit_s", "model.width=8", "model.heads=2", "model.depth=2"],
+    "rotary": ["model=dit_tiny", "model.width=16", "model.heads=2", "model.depth=2"],
+    "ddpmpp": [
+        "model=ddpmpp",
+        "model.width=8",
+        "model.multipliers=[1,2]",
+        "model.blocks=1",
+        "model.attention=[none,full]",
+    ],
 }
 
 
@@ -154,6 +163,16 @@ def test_time_scale_multiplies_t(name: str) -> None:
     assert not torch.equal(halving(x, torch.tensor([40])), plain(x, torch.tensor([40])))
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_times_may_be_fractions(name: str) -> None:
+    torch.manual_seed(0)
+    network = randomized(build_network(config_of(name).model, 1)).eval()
+    x = torch.randn(3, 1, 8, 8)
+    whole, between = network(x, torch.tensor([0, 2, 9])), network(x, torch.tensor([-0.25, 2.5, 9.75]))
+    assert torch.equal(network(x, torch.tensor([0.0, 2.0, 9.0])), whole)
+    assert all(not torch.allclose(a, b) for a, b in zip(between, whole, strict=True))
+
+
 def test_mlp_accepts_points() -> None:
     torch.manual_seed(0)
     config = composed("experiment=swiss_roll", "model.width=8", "model.blocks=2", "model.self_condition=true")
@@ -167,8 +186,9 @@ def test_mlp_accepts_points() -> None:
     assert not torch.allclose(output, network(x, t, y.flip(0)))
 
 
-def test_initial_output_of_the_ddpm_network_is_zero() -> None:
-    network = build_network(config_of("ddpm").model, 1)
+@pytest.mark.parametrize("name", ["ddpm", "dit", "rotary"])
+def test_initial_output_is_zero(name: str) -> None:
+    network = build_network(config_of(name).model, 1)
     assert not network(torch.randn(1, 1, 8, 8), torch.tensor([5])).any()
 
 
@@ -190,7 +210,7 @@ def test_dropout_is_off_in_evaluation(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "conv", *(pytest.param(x, marks=pytest.mark.slow) for x in ("ddpm", "improved"))]
+    "name", ["linear", "conv", "ddpmpp", *(pytest.param(x, marks=pytest.mark.slow) for x in ("ddpm", "improved"))]
 )
 def test_network_compiles_without_graph_breaks(name: str) -> None:
     network = build_network(config_of(name).model, 1)
@@ -199,7 +219,7 @@ def test_network_compiles_without_graph_breaks(name: str) -> None:
     assert report.graph_count == 1
 
 
-@pytest.mark.parametrize("name", ["linear", "ddpm"])
+@pytest.mark.parametrize("name", ["linear", "ddpm", "dit", "rotary", "ddpmpp"])
 def test_gradient_checkpointing_saves_memory_and_changes_nothing(name: str) -> None:
     """Output and gradients have the same bits, dropout included; less is kept for the backward pass."""
     outputs, kept = [], []

@@ -45,12 +45,27 @@ EVERYTHING = [
 ]
 
 
+AUGMENTED = [
+    *TINY[:1],
+    *TINY[4:],
+    "model=ddpmpp",
+    "model.width=8",
+    "model.multipliers=[1]",
+    "model.attention=[none]",
+    "model.blocks=1",
+    "model.dropout=0",
+    "model.self_condition=true",
+    "dataset.augment=0.5",
+]
+
+
 def trainer_of(config: TrainConfig, count: int = 20) -> Trainer:
     examples = load_examples(config.dataset, train=True)
     labels = None if examples.labels is None else examples.labels[:count]
     few = Examples(examples.values[:count], labels, examples.classes)
-    flip = isinstance(config.dataset, ImageDataset) and config.dataset.flip
-    return Trainer(config, Table(few, flip, config.train.seed, CPU), CPU)
+    images = config.dataset if isinstance(config.dataset, ImageDataset) else None
+    flip, augment = (images.flip, images.augment) if images else (False, 0.0)
+    return Trainer(config, Table(few, flip, config.train.seed, CPU, augment), CPU)
 
 
 def loop_of(
@@ -151,9 +166,10 @@ def test_milestones_are_at_global_steps_and_the_end(tmp_path: Path) -> None:
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
 
 
-def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
-    whole = trainer_of(composed(*TINY, "train.accumulate=1"))
-    parts = trainer_of(composed(*TINY, "train.accumulate=4"))
+@pytest.mark.parametrize("overrides", [TINY, AUGMENTED], ids=["tiny", "augmented"])
+def test_accumulation_does_not_change_the_step(overrides: list[str]) -> None:
+    whole = trainer_of(composed(*overrides, "train.accumulate=1"))
+    parts = trainer_of(composed(*overrides, "train.accumulate=4"))
     for _ in range(3):
         loss, _ = whole.train_step()
         loss_of_parts, _ = parts.train_step()
@@ -162,8 +178,36 @@ def test_accumulation_does_not_change_the_step(tmp_path: Path) -> None:
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_nothing_in_a_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = trainer_of(composed(*TINY, *EVERYTHING))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_network_is_told_the_augmentation_in_training_and_not_in_sampling(precision: str) -> None:
+    trainer = trainer_of(composed(*AUGMENTED, f"train.precision={precision}"))
+    told: list[torch.Tensor | None] = []
+    for network in (trainer.network, trainer.ema.network):
+        network.register_forward_pre_hook(lambda _, __, given: told.append(given.get("augmentation")), with_kwargs=True)
+    expected = [trainer.table.batch(step, 8).augmentation for step in range(2)]
+    for labels in expected:
+        told.clear()
+        trainer.train_step()
+        assert told
+        assert all(torch.equal(torch.as_tensor(seen), torch.as_tensor(labels)) for seen in told)
+    assert not torch.equal(*map(torch.as_tensor, expected))
+    told.clear()
+    assert len([*_draw_samples(trainer.generator, [0] * 4, trainer.config.train, False, lambda: None)]) > 0
+    assert told
+    assert not any(seen is not None for seen in told)
+
+
+def test_objective_with_augmentation_compiles_without_graph_breaks() -> None:
+    trainer = trainer_of(composed(*AUGMENTED))
+    batch = trainer._batch()
+    given = (batch.x0, batch.t, batch.eps, batch.y, True, batch.augmentation)
+    compiled = torch.compile(trainer.objective.__call__, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(*given), trainer.objective(*given), rtol=1e-4)
+
+
+@pytest.mark.parametrize("overrides", [[*TINY, *EVERYTHING], AUGMENTED], ids=["everything", "augmented"])
+def test_nothing_in_a_step_waits_for_the_device(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(composed(*overrides))
     trainer.train_step()
 
     def refuse(*_: object, **__: object) -> None:
