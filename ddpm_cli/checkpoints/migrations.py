@@ -39,9 +39,14 @@ def to_7(state: State) -> dict[str, Any]:
 
 
 def to_8(state: State) -> dict[str, Any]:
-    """Add `sigma_data`."""
+    """Add `sigma_data`, and averages of several lengths."""
     config = state["config"]
-    return {**state, "format": 8, "config": {**config, "sigma_data": "auto"}}
+    new = {
+        "sigma_data": "auto",
+        "train": {**config["train"], "ema_lengths": None},
+        "checkpoint": {**config["checkpoint"], "keep_averages": 32},
+    }
+    return {**state, "format": 8, "averages": {}, "config": {**config, **new}}
 
 
 MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7, 7: to_8}
