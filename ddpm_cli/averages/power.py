@@ -21,8 +21,12 @@ MAX_RESIDUAL = 0.1
 If the parameters are a constant plus white noise, the variance of the reconstruction's error is then at most 1% of the
 variance that the average itself has. Parameters that change slowly have smaller errors.
 """
-MAX_AMPLIFICATION = 20.0
-"""Largest norm of the coefficients of the snapshots, by which their rounding errors are multiplied."""
+PENALTY = 1e-3
+"""Weight of the squared coefficients of rounded snapshots, which multiply their rounding errors.
+
+In a network that was trained for 1280 steps with a snapshot every 10 steps, the error of length 0.02 is 3.6e-4 of the
+norm of the weights, and 1.3e-3 without a penalty.
+"""
 GRID = tuple(round(0.005 * i, 3) for i in range(1, round(MAX_LENGTH / 0.005) + 1))[:-1]
 """Lengths at which it is tested what can be reconstructed."""
 
@@ -64,38 +68,40 @@ def _columns(profiles: Sequence[Profile]) -> tuple[list[int], list[float]]:
 
 
 class Fit(NamedTuple):
-    """Coefficients (profiles, targets) of reconstructions, and for each target whether it is accurate enough."""
+    """Coefficients (profiles, targets) of reconstructions, and the residual of each target.
+
+    A residual is the norm of the difference of the profiles as a fraction of that of the target.
+    """
 
     coefficients: Array
     residuals: Array
-    amplifications: Array
 
     @property
     def accurate(self) -> NDArray[np.bool_]:
-        """Whether each target has a small residual and a small amplification of rounding errors."""
-        return (self.residuals <= MAX_RESIDUAL) & (self.amplifications <= MAX_AMPLIFICATION)
+        """Whether each target has a small residual."""
+        return self.residuals <= MAX_RESIDUAL
 
 
 def fit(profiles: Sequence[Profile], targets: Sequence[Profile]) -> Fit:
-    """Return the combinations of `profiles` that are closest to each target in the L2 norm.
+    """Return the combinations of `profiles` that are closest to each target in the L2 norm (section 3.2).
 
     Unlike those of the paper, the coefficients sum to 1, so that parameters which do not change stay as they are. This
-    matters where few snapshots are known: two at one step would otherwise shrink them by up to 5%.
+    matters where few snapshots are known: the two of one step would otherwise shrink them by up to 5%. The coefficients
+    of rounded snapshots have a small penalty.
     """
     gram, mixed = inner_products(profiles, profiles), inner_products(profiles, targets)
     norms = np.sqrt(np.array([inner_products([target], [target])[0, 0] for target in targets]))
     scale = 1 / np.sqrt(np.diag(gram))  # of the unknowns, so that profiles of different norms are comparable
     count = len(profiles)
     system = np.zeros((count + 1, count + 1))  # with a Lagrange multiplier
-    system[:count, :count] = gram * np.outer(scale, scale)
+    rounded = np.array([not profile.exact for profile in profiles])
+    system[:count, :count] = gram * np.outer(scale, scale) + PENALTY * np.diag(rounded)
     system[:count, count] = system[count, :count] = scale / scale.max()
     right = np.vstack([mixed * scale[:, None], np.full((1, len(targets)), 1 / scale.max())])
     solved = np.linalg.lstsq(system, right, rcond=1e-14)[0][:count]
     coefficients = solved * scale[:, None]
     squares = norms**2 - 2 * (coefficients * mixed).sum(0) + (coefficients * (gram @ coefficients)).sum(0)
-    rounded = [not profile.exact for profile in profiles]
-    amplifications = np.linalg.norm(coefficients[rounded], axis=0)
-    return Fit(coefficients, np.sqrt(np.maximum(squares, 0)) / norms, amplifications)
+    return Fit(coefficients, np.sqrt(np.maximum(squares, 0)) / norms)
 
 
 def lengths_within_reach(profiles: Sequence[Profile], step: int, tracked: Sequence[float]) -> str:
