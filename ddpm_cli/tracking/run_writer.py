@@ -48,18 +48,18 @@ class RunWriter:
         self.metrics.append(row)
         self.loggers.row(row)
 
-    def checkpoint(self, state: dict[str, Any], shards: Shards | None, averages: Averages) -> None:
+    def checkpoint(self, state: dict[str, Any], shards: Shards | None = None, averages: Averages | None = None) -> None:
         """Write a checkpoint after flushing metrics.csv, and remove old ones.
 
         In the background only one is written at a time. Its errors are raised by the next call or by `wait`.
 
         Args:
             shards: those being written of a sharded checkpoint, whose tensors are not among `state`.
-            averages: to write a snapshot of; empty for none.
+            averages: to write a snapshot of, if any.
         """
         self.wait()
         self.metrics.flush()
-        averages = rounded(averages)
+        averages = rounded(averages or {})
         if shards is not None:
             state, averages = on_host((without_tensors(state), averages))
             self._writing = self._thread.submit(self._write_sharded, state, averages, shards)
