@@ -186,7 +186,7 @@ class ExportConfig:
         self.weights = checked_weights("weights", self.weights)
         if self.format == "checkpoint" and self.weights != "ema":
             raise UserError(
-                f"weights={self.weights}: has no effect with format=checkpoint, which has all; leave it out"
+                f"weights={self.weights}: has no effect with format=checkpoint, which has all of them; leave it out"
             )
 
 
