@@ -40,7 +40,7 @@ class Profile(NamedTuple):
 
 
 def exponent_of(length: float) -> float:
-    """Return gamma for a relative length in (0, 0.28).
+    """Return gamma for a relative length in [0.001, 0.28).
 
     The length is (gamma + 1)**(1/2) / ((gamma + 2) (gamma + 3)**(1/2)), and gamma the largest root of a cubic
     (section 3.1 and algorithm 2).

@@ -5,19 +5,20 @@ The relative length of an average over t steps is the standard deviation of its 
 
 from ddpm_cli.errors import check
 
-MAX_LENGTH = 0.28
-"""Relative lengths are below this; 1 / sqrt(12) = 0.289 is that of the mean of all steps."""
+MIN_LENGTH, MAX_LENGTH = 0.001, 0.28
+"""Range of relative lengths. 1 / sqrt(12) = 0.289 is that of the mean of all steps."""
 MAX_COUNT = 8
 """Largest number of averages that a run tracks; each takes the memory of a copy of the network."""
 PREFIX = "ema:"
-ALLOWED = f"ema, model, or the averaged weights of a relative length in (0, {MAX_LENGTH}), as in ema:0.10"
-LENGTHS = f"null, or 2 to {MAX_COUNT} different lengths in (0, {MAX_LENGTH}), as in [0.05,0.10]"
+ALLOWED = f"ema, model, or the averaged weights of a relative length in [{MIN_LENGTH}, {MAX_LENGTH}), as in ema:0.10"
+LENGTHS = f"null, or 2 to {MAX_COUNT} different lengths in [{MIN_LENGTH}, {MAX_LENGTH}), as in [0.05,0.10]"
 
 
 def check_lengths(lengths: list[float] | None) -> None:
     """Raise `UserError` unless train.ema_lengths may have this value."""
     if lengths is not None:
-        ok = 2 <= len(set(lengths)) == len(lengths) <= MAX_COUNT and all(0 < length < MAX_LENGTH for length in lengths)
+        in_range = all(MIN_LENGTH <= length < MAX_LENGTH for length in lengths)
+        ok = in_range and 2 <= len(set(lengths)) == len(lengths) <= MAX_COUNT
         check(ok, "train.ema_lengths", lengths, LENGTHS)
 
 
@@ -29,7 +30,7 @@ def checked_weights(key: str, value: str) -> str:
     if value in ("ema", "model"):
         return value
     length = length_of(value)
-    check(length is not None and 0 < length < MAX_LENGTH, key, value, ALLOWED)
+    check(length is not None and MIN_LENGTH <= length < MAX_LENGTH, key, value, ALLOWED)
     return f"{PREFIX}{length}"
 
 

@@ -254,9 +254,10 @@ class Loop:
         shard_writer = self.shard_writer if self.trainer.step < self.trainer.steps else None
         state = self.state(sharded=shard_writer is not None)
         shards = shard_writer.start(state) if shard_writer is not None else None
-        averages = state["averages"] if shards is None else self.trainer.averages.state(unshard_on_rank_zero)
-        snapshot = averages if self._is_milestone() else {}
-        self._write(lambda writer: writer.checkpoint(state, shards, snapshot))
+        averages = state["averages"] if self._is_milestone() else {}
+        if averages and shards is not None:
+            averages = self.trainer.averages.state(unshard_on_rank_zero)
+        self._write(lambda writer: writer.checkpoint(state, shards, averages))
         self.saved_step = self.trainer.step
         if self.trainer.step == self.trainer.steps:
             self._wait_for_checkpoint()

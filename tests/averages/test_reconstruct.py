@@ -1,6 +1,8 @@
 """Averages of other lengths of a small run, computed after it."""
 
 import csv
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,11 @@ import pytest
 import torch
 
 import ddpm_cli
-from ddpm_cli.averages.power import power_decay
+from ddpm_cli.checkpoints.format import load_checkpoint
 from ddpm_cli.checkpoints.loading import load_weights
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
-from ddpm_cli.errors import UserError
+from ddpm_cli.errors import Stopped, UserError
 from ddpm_cli.training.ema import PowerAverages
 from ddpm_cli.training.trainer import Trainer
 from tests.conftest import TINY_POINTS, Result, train_into
@@ -100,9 +102,14 @@ def test_messages(trained: tuple[Path, dict[float, Weights]], without: Path, run
     for where, weights, message in [
         (folder, "ema:0.01", "11 snapshots before it represent relative lengths of 0.03 to 0.245; choose one of these"),
         (without, "ema:0.1", "has no averages to compute it from; set train.ema_lengths=[0.05,0.10] while training"),
-        (folder, "ema:0.5", "must be ema, model, or the averaged weights of a relative length in (0, 0.28), as in"),
-        (folder, "ema:nan", "must be ema, model, or the averaged weights of a relative length in (0, 0.28), as in"),
-        (folder, "emma", "must be ema, model, or the averaged weights of a relative length in (0, 0.28), as in"),
+        (folder, "ema:0.5", "must be ema, model, or the averaged weights of a relative length in [0.001, 0.28), as in"),
+        (
+            folder,
+            "ema:1e-300",
+            "must be ema, model, or the averaged weights of a relative length in [0.001, 0.28), as in",
+        ),
+        (folder, "ema:nan", "must be ema, model, or the averaged weights of a relative length in [0.001, 0.28), as in"),
+        (folder, "emma", "must be ema, model, or the averaged weights of a relative length in [0.001, 0.28), as in"),
     ]:
         result = run("sample", f"ckpt={where}", f"weights={weights}", "device=cpu")
         assert result.code == 2
@@ -112,7 +119,9 @@ def test_messages(trained: tuple[Path, dict[float, Weights]], without: Path, run
     assert not Path("outputs").exists()
 
 
-@pytest.mark.parametrize("value", ["[0.05]", "[0.05,0.05]", "[0.05,0.28]", "[0,0.1]", "[0.05,nan]", "0.05"])
+@pytest.mark.parametrize(
+    "value", ["[0.05]", "[0.05,0.05]", "[0.05,0.28]", "[0,0.1]", "[0.05,nan]", "0.05", "[1e-300,0.1]"]
+)
 def test_bad_lengths_are_refused(value: str, run: Callable[..., Result]) -> None:
     result = run("train", *POINTS, f"train.ema_lengths={value}", "out=run")
     assert result.code == 2
@@ -190,21 +199,32 @@ def test_python_loads_an_average(trained: tuple[Path, dict[float, Weights]]) -> 
     assert distance(dict(model.network.named_parameters()), direct[0.15]) < 4e-4
 
 
-def test_snapshots_are_written_before_the_checkpoint_and_not_at_other_steps(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A kill between the two leaves a later snapshot, which the resumed run moves aside and writes again."""
+def test_killed_between_a_snapshot_and_its_checkpoint(run: Callable[..., Result]) -> None:
+    """The resumed run moves the snapshot aside and writes the same one again."""
+    more = [*POINTS, "checkpoint.keep_last=null", "train.ema_lengths=[0.05,0.1]", "train.steps=16", "out=run"]
+    assert run("train", *more).code == 0
+    here = RunFolder(Path("run"))
+    before = here.snapshot(16).read_bytes()
+    here.checkpoint(16).unlink()
+    here.last_checkpoint.unlink()
+    result = run("train", "resume=run/checkpoints/step_00000008.pt")
+    assert result.code == 0, result.err
+    assert here.snapshot(16).read_bytes() == before
+    assert [path.read_bytes() for path in here.snapshots.glob("superseded_*/step_00000016.pt")] == [before]
+
+
+def test_a_stopped_run_has_snapshots_of_milestones_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The averages of its last step are in the checkpoint, and count as the newest snapshot."""
     step = Trainer.train_step
 
     def stops_at_ten(trainer: Trainer) -> Any:
-        found = step(trainer)
-        if trainer.step == 10:
-            raise KeyboardInterrupt
-        return found
+        if trainer.step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", stops_at_ten)
-    with pytest.raises(BaseException, match="stopped at once"):
+    with pytest.raises(Stopped, match="stopped after step 10 of 16"):
         train_into(tmp_path / "run", *POINTS, "train.steps=16", "train.ema_lengths=[0.05,0.1]")
-    here = RunFolder(tmp_path / "run")
-    assert [*here.snapshots_by_step()] == [8]
-    assert power_decay(1, 5.0) == 0  # so that the averages of step 0 do not count
+    assert [*RunFolder(tmp_path / "run").snapshots_by_step()] == [8]
+    tracked = load_checkpoint("ckpt", RunFolder(tmp_path / "run").last_checkpoint)["averages"][1]
+    assert distance(weights_of(tmp_path / "run", "ema:0.1"), tracked) < 1e-6
