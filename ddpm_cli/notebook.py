@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddpm_cli.checkpoints.loading import Trained, load_trained
 from ddpm_cli.config import GROUPS, PRECISIONS, Sampler, TrainConfig, option_name
+from ddpm_cli.config.averages import checked_weights
 from ddpm_cli.config.plugins import default_values, load_plugins
 from ddpm_cli.errors import UserError, check, one_of
 from ddpm_cli.images.samples import picture
@@ -132,9 +133,8 @@ class TrainedModel:
 def load(ckpt: str, weights: str, device: str, precision: str, compiled: bool | None) -> TrainedModel:
     """Load a checkpoint; see `ddpm_cli.load`."""
     load_plugins()
-    check(weights in ("ema", "model"), "weights", weights, "ema or model")
     check(precision in PRECISIONS, "precision", precision, one_of(PRECISIONS))
-    return TrainedModel(load_trained(ckpt, weights, device, precision), ckpt, compiled)
+    return TrainedModel(load_trained(ckpt, checked_weights("weights", weights), device, precision), ckpt, compiled)
 
 
 def _stock_sampler(name: str) -> Sampler:

@@ -13,7 +13,7 @@ LAYERS = [
     {"rng", "errors", "files", "shell", "untrusted_files"},
     {"config", "distributed"},
     {"diffusion", "models", "data", "images"},
-    {"sampling", "checkpoints", "tracking"},
+    {"sampling", "averages", "checkpoints", "tracking"},
     {"training", "evaluation", "report", "export", "sweeps"},
     {"notebook", "cli", "api", "commands"},
 ]

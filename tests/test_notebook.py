@@ -121,7 +121,7 @@ def test_bad_sampling_arguments(runs: Path, asked: dict[str, Any], message: str)
 def test_bad_checkpoints(runs: Path) -> None:
     with pytest.raises(UserError, match="ckpt=nowhere: no such file or folder"):
         load("nowhere")
-    with pytest.raises(UserError, match="weights=best: must be ema or model"):
+    with pytest.raises(UserError, match="weights=best: must be ema, model, or"):
         load(runs / "classes", weights="best")
     with pytest.raises(UserError, match="precision=half: must be auto, fp32, fp32_strict, bf16 or fp16"):
         load(runs / "classes", precision="half")

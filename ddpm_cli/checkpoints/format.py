@@ -37,11 +37,12 @@ TYPES = {
     "data": str,  # fingerprint of the examples
     "model": dict,
     "ema": dict,
+    "averages": dict,  # those of train.ema_lengths, by number; empty if there are none
     "optimizer": dict,  # the state of each parameter, by number
     "scaler": dict,  # of the gradient scaler in fp16, else empty
     "timestep_sampler": dict,
     "losses": dict,  # see LossMonitor.state
-    "shards": dict,  # checksums of the files that have model, ema and optimizer, by name; empty if there are none
+    "shards": dict,  # checksums of the files that have the large tensors, by name; empty if there are none
 }
 """The keys of a checkpoint besides `format`, and their types."""
 MAX_ITEMS = 1_000_000
@@ -57,9 +58,14 @@ class CorruptCheckpoint(UserError):
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state`, which has the keys of `TYPES`, with a checksum, atomically. Raise `NoRoom`."""
-    with atomic(path, _bytes_of(state)) as partial:
+    write_tree(path, state)
+
+
+def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a tree of data and tensors and the format, with a checksum, atomically. Raise `NoRoom`."""
+    with atomic(path, _bytes_of(tree)) as partial:
         with partial.open("wb") as stream:
-            torch.save({"format": FORMAT, **state}, stream)
+            torch.save({"format": FORMAT, **tree}, stream)
         append_checksum(partial)
 
 
@@ -73,8 +79,7 @@ def load_checkpoint(key: str, path: Path) -> dict[str, Any]:
     The tensors are views of the mapped file: copy those to keep. Raise `CorruptCheckpoint` for an incomplete or
     damaged file, and `UserError` for one that this version of ddpm-train did not write. `key` is named in errors.
     """
-    _check(key, path, check_checksum)
-    state = _contents(key, path)
+    state = _contents(key, path, read_tree(key, path))
     if not state["shards"]:
         return {**state, "stored_bytes": path.stat().st_size}
     folder = shards_of(path, state["step"])
@@ -99,11 +104,14 @@ def read_head(key: str, path: Path) -> dict[str, Any]:
     The file is checked and refused as by `load_checkpoint`, except that damage to the tensors is not found. It tells
     how to start a process; `load_checkpoint` must still be called before anything of the file is used.
     """
-    _check(key, path, check_mark)
-    return _contents(key, path)
+    return _contents(key, path, read_tree(key, path, check_mark))
 
 
-def _check(key: str, path: Path, check: Callable[[Path], None]) -> None:
+def read_tree(key: str, path: Path, check: Callable[[Path], None] = check_checksum) -> dict[str, Any]:
+    """Return what `write_tree` wrote, as safely as `load_checkpoint` does: its tensors are views of the mapped file.
+
+    check: of the file as a whole. Raise `CorruptCheckpoint` and `UserError`, which name `key`.
+    """
     try:
         check(path)
         check_archive(path)
@@ -111,10 +119,6 @@ def _check(key: str, path: Path, check: Callable[[Path], None]) -> None:
         raise CorruptCheckpoint(f"{key}={path}: {error}; name another checkpoint") from error
     except OSError as error:
         raise UserError(f"{key}={path}: cannot be read ({error.strerror}); name another checkpoint") from error
-
-
-def _contents(key: str, path: Path) -> dict[str, Any]:
-    """Return the contents of a checkpoint that passed `_check`."""
     try:
         check_pickle(path)
         # With mmap, torch checks that each tensor is within the file.
@@ -124,7 +128,12 @@ def _contents(key: str, path: Path) -> dict[str, Any]:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another") from error
     if not plain or not isinstance(state, dict) or type(state.get("format")) is not int:
         raise UserError(f"{key}={path}: not a checkpoint of ddpm-train; name another")
-    written, state = state["format"], in_current_format(key, path, state)
+    return state
+
+
+def _contents(key: str, path: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contents of a checkpoint, of which `read_tree` has read `tree`."""
+    written, state = tree["format"], in_current_format(key, path, tree)
     if wrong := _invalid_keys(state):
         raise UserError(f"{key}={path}: not a checkpoint of a run: invalid {', '.join(wrong)}")
     try:

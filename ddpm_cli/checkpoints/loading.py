@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ddpm_cli.averages.reconstruct import averaged
 from ddpm_cli.checkpoints.format import check_matches, load_checkpoint
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint
 from ddpm_cli.checkpoints.safetensors_file import Weights, read_weights
 from ddpm_cli.checkpoints.stored_config import with_noted_paths
 from ddpm_cli.config import ClassLabels, TrainConfig
+from ddpm_cli.config.averages import length_of
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.distributed.devices import configure_arithmetic, resolve_device, resolve_precision
 from ddpm_cli.errors import UserError
@@ -21,6 +23,12 @@ def weights_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
     """Return the weights of the network of a run on the meta device, to compare shapes with."""
     with torch.device("meta"):
         return dict(network_of(config, classes).state_dict())
+
+
+def parameters_like(config: TrainConfig, classes: list[str]) -> dict[str, Tensor]:
+    """Return the parameters of the network of a run on the meta device: its weights without buffers."""
+    with torch.device("meta"):
+        return dict(network_of(config, classes).named_parameters())
 
 
 def check_classes(key: str, path: Path, config: TrainConfig, classes: list[str]) -> None:
@@ -43,27 +51,35 @@ class Trained:
 
 
 def load_weights(key: str, path: Path, kind: str) -> Weights:
-    """Return the `kind` weights (ema or model) of a checkpoint or a .safetensors file of ddpm-export.
+    """Return the `kind` weights (ema, model, or an average such as ema:0.1) of a checkpoint or a .safetensors file.
 
     They are checked against the network of their config. The folder of the data is taken from the run folder, if the
     checkpoint is in one. Raise `UserError`.
     """
+    length, state = length_of(kind), None
     if path.suffix == ".safetensors":
         weights, size = read_weights(key, path), path.stat().st_size
     else:
         state = load_checkpoint(key, path)
-        size = state["stored_bytes"]
-        weights = Weights(state["config"], state["classes"], state["step"], kind, state[kind], state["phases"])
+        size, tensors = state["stored_bytes"], state[kind if length is None else "ema"]
+        weights = Weights(state["config"], state["classes"], state["step"], kind, tensors, state["phases"])
     if weights.kind != kind:
         raise UserError(f"weights={kind}: {path} contains only the {weights.kind} weights; use weights={weights.kind}")
     config = with_noted_paths(weights.config, path)
     check_classes(key, path, config, weights.classes)
-    check_matches(key, path, {kind: weights.tensors}, {kind: weights_like(config, weights.classes)}, size)
+    like = weights_like(config, weights.classes)
+    check_matches(key, path, {kind: weights.tensors}, {kind: like}, size)
+    if state is not None and length is not None:
+        parameters = averaged(key, path, state, length, parameters_like(config, weights.classes))
+        weights = replace(weights, tensors=weights.tensors | parameters)
     return replace(weights, config=config)
 
 
 def load_trained(ckpt: str, weights: str, device: str, precision: str, key: str = "ckpt") -> Trained:
-    """Return the network that `ckpt` names with its `ema` or `model` weights. Raise `UserError`, which names `key`."""
+    """Return the network that `ckpt` names with its `weights`, see `load_weights`.
+
+    Raise `UserError`, which names `key`.
+    """
     path = find_checkpoint(key, ckpt)
     on = resolve_device(device)
     held = load_weights(key, path, weights)

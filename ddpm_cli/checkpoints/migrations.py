@@ -39,13 +39,19 @@ def to_7(state: State) -> dict[str, Any]:
 
 
 def to_8(state: State) -> dict[str, Any]:
-    """Add `sigma_data`, refinements of guidance and, for images, `dataset.augment`."""
+    """Add `sigma_data`, refinements of guidance, averages of several lengths and, for images, `dataset.augment`."""
     config = state["config"]
     dataset = dict(config["dataset"])
     if "flip" in dataset:
         dataset["augment"] = 0.0
-    new = {"dataset": dataset, "sigma_data": "auto", "guidance": {"interval": None, "rescale": 0.0}}
-    return {**state, "format": 8, "config": {**config, **new}}
+    new = {
+        "dataset": dataset,
+        "sigma_data": "auto",
+        "guidance": {"interval": None, "rescale": 0.0},
+        "train": {**config["train"], "ema_lengths": None},
+        "checkpoint": {**config["checkpoint"], "keep_averages": 32},
+    }
+    return {**state, "format": 8, "averages": {}, "config": {**config, **new}}
 
 
 MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7, 7: to_8}

@@ -35,12 +35,13 @@ OURS = (
     "loss.png",
     "evaluations.jsonl",
     "checkpoints",
+    "averages",
     "samples",
     "tensorboard",
     "wandb",
 )
 """Names of the files and folders that a run writes."""
-FOLDERS = (NOTES, "checkpoints", "samples", "tensorboard", "wandb")
+FOLDERS = (NOTES, "checkpoints", "averages", "samples", "tensorboard", "wandb")
 """Those that are folders."""
 BEFORE_A_CHECKPOINT = {NOTES, LOCK, "train.log", "checkpoints"}
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -106,11 +107,18 @@ class RunFolder:
         return self.checkpoints / "last.pt"
 
     @property
+    def snapshots(self) -> Path:
+        return self.path / "averages"
+
+    @property
     def film(self) -> Path:
         return self.path / "samples" / "film.gif"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:08d}.pt"
+
+    def snapshot(self, step: int) -> Path:
+        return self.snapshots / f"step_{step:08d}.pt"
 
     def grid(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:08d}.png"
@@ -118,6 +126,10 @@ class RunFolder:
     def checkpoints_by_step(self) -> dict[int, Path]:
         """Return the checkpoints, in order."""
         return _by_step(self.checkpoints.glob("step_*.pt"))
+
+    def snapshots_by_step(self) -> dict[int, Path]:
+        """Return the snapshots of the averages, in order."""
+        return _by_step(path for path in self.snapshots.glob("step_*.pt") if path.is_file())
 
     def grids_by_step(self) -> dict[int, Path]:
         """Return the sample grids of the milestones, in order."""

@@ -15,6 +15,7 @@ from ddpm_cli.checkpoints.format import LONGEST, MAX_STEP, in_current_format
 from ddpm_cli.checkpoints.migrations import FORMAT
 from ddpm_cli.checkpoints.stored_config import from_stored, plugins_of, to_stored
 from ddpm_cli.config import TrainConfig
+from ddpm_cli.config.averages import length_of
 from ddpm_cli.errors import UserError
 from ddpm_cli.files import write
 from ddpm_cli.tracking.timeline import are_phases, images_seen
@@ -39,7 +40,8 @@ TYPES = {
 class Weights:
     """Weights with their config.
 
-    kind: ema or model. tensors: on the CPU. phases: of the run, see `Phase`; empty for weights of other libraries.
+    kind: ema, model or an average such as ema:0.1. tensors: on the CPU. phases: of the run, see `Phase`; empty for
+    weights of other libraries.
     """
 
     config: TrainConfig
@@ -144,7 +146,7 @@ def _mismatch(state: Mapping[str, Any]) -> list[str]:
     ok = {
         "step": 0 <= state["step"] <= MAX_STEP,
         "phases": state["phases"] == [] or are_phases(state["phases"], state["step"]),
-        "weights": state["weights"] in ("ema", "model"),
+        "weights": state["weights"] in ("ema", "model") or length_of(state["weights"]) is not None,
         "classes": all(isinstance(name, str) for name in state["classes"]),
     }
     return [name for name in ok if not ok[name]]

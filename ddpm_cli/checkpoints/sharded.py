@@ -22,8 +22,9 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.errors import Failure, UserError
 from ddpm_cli.files import NoRoom, no_room
 
-SHARDED = ("model", "ema", "optimizer")
-"""Items of a state whose tensors are in shards."""
+SHARDED = ("model", "ema", "averages", "optimizer")
+NUMBERED = ("averages", "optimizer")
+"""Items of a state whose tensors are in shards. Those that are NUMBERED have several tensors of each name."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -164,7 +165,10 @@ def _flat(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a state by names such as model.out.bias and optimizer.3.exp_avg."""
     flat = {f"{kind}.{name}": x.detach() for kind in ("model", "ema") for name, x in state[kind].items()}
     return flat | {
-        f"optimizer.{i}.{name}": x.detach() for i, own in state["optimizer"].items() for name, x in own.items()
+        f"{kind}.{i}.{name}": x.detach()
+        for kind in NUMBERED
+        for i, own in state[kind].items()
+        for name, x in own.items()
     }
 
 
@@ -173,7 +177,7 @@ def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
     state: dict[str, Any] = {kind: {} for kind in SHARDED}
     for key, x in flat.items():
         kind, name = key.split(".", 1)
-        if kind == "optimizer":
+        if kind in NUMBERED:
             number, name = name.split(".", 1)
             state[kind].setdefault(int(number), {})[name] = x
         elif kind in state:

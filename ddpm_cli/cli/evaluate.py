@@ -21,6 +21,7 @@ ddpm-evaluate compares a checkpoint of ddpm-train, or samples, with the data.
   ddpm-evaluate ckpt=… features=classifier                           without Inception's weights
   ddpm-evaluate samples=pictures/ dataset=fashion_mnist
   ddpm-evaluate ckpt=… -m sampler=ddpm,ddim,dpmpp_2m sampler.steps=10,20,50,100
+  ddpm-evaluate ckpt=… -m weights=ema:0.02,ema:0.05,ema:0.10,ema:0.15     of a run with train.ema_lengths=[0.05,0.10]
 
 nll: the variational bound on the negative log-likelihood of n images in bits per dimension. All timesteps are
 computed, so an image takes T network calls.
@@ -57,7 +58,7 @@ def evaluate_into(folder: Path, config: EvaluateConfig, overrides: Sequence[str]
 
 
 def after_sweep(folder: Path) -> None:
-    """Write tradeoff.csv and tradeoff.png of a sweep over samplers."""
+    """Write the table and the plot of a sweep over samplers or averages."""
     from ddpm_cli.evaluation.tradeoff import save_tradeoff
 
     save_tradeoff(folder)

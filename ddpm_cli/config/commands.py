@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ddpm_cli.config.averages import checked_weights
 from ddpm_cli.config.dataset import Dataset, ImageDataset, ImageFolder
 from ddpm_cli.config.guidance import GuidanceChanges
 from ddpm_cli.config.processes import check_devices, check_threads
@@ -68,7 +69,7 @@ class CheckpointConfig:
         check(0 <= self.seed < 2**63, "seed", self.seed, "in 0..2**63-1")
         if self.variance is not None:
             check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
-        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
+        self.weights = checked_weights("weights", self.weights)
         check_devices(self.devices)
         check_threads(self.threads)
         ok = self.precision is None or self.precision in PRECISIONS
@@ -187,9 +188,11 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check(self.format in EXPORTS, "format", self.format, one_of(EXPORTS))
-        check(self.weights in ("ema", "model"), "weights", self.weights, "ema or model")
-        if self.format == "checkpoint" and self.weights == "model":
-            raise UserError("weights=model: has no effect with format=checkpoint, which has both; leave it out")
+        self.weights = checked_weights("weights", self.weights)
+        if self.format == "checkpoint" and self.weights != "ema":
+            raise UserError(
+                f"weights={self.weights}: has no effect with format=checkpoint, which has all of them; leave it out"
+            )
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ddpm_cli.config.averages import check_lengths, checked_weights
 from ddpm_cli.config.dataset import Dataset
 from ddpm_cli.config.guidance import GuidanceOptions, check_guidance
 from ddpm_cli.config.model import Model
@@ -67,6 +68,7 @@ class Train:
     ema_decay: float
     ema_warmup: bool
     ema_start: int  # before this step the average is a copy of the network
+    ema_lengths: list[float] | None  # relative lengths of further averages, see config/averages.py
     precision: str
     deterministic: bool  # on CUDA; a CPU always is
     seed: int
@@ -101,6 +103,7 @@ class Train:
             check(ok, "train.grad_clip", self.grad_clip, "a finite norm above 0, or null for no clipping")
         check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "in [0, 1)")
         check(0 <= self.ema_start <= 10**9, "train.ema_start", self.ema_start, "0 or more")
+        check_lengths(self.ema_lengths)
         check(self.precision in PRECISIONS, "train.precision", self.precision, one_of(PRECISIONS))
         check(0 <= self.seed < 2**63, "train.seed", self.seed, "in 0..2**63-1")
         check(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
@@ -131,15 +134,18 @@ class Train:
 
 @dataclass(kw_only=True)
 class Checkpointing:
-    """The checkpoints of a run that are kept."""
+    """The checkpoints of a run and the snapshots of its averages that are kept."""
 
     keep_last: int | None  # None: all
     keep_every: Any  # steps or epochs, or None
+    keep_averages: int | None  # snapshots of train.ema_lengths; None: all
     sharded: bool
 
     def __post_init__(self) -> None:
         ok = self.keep_last is None or 1 <= self.keep_last <= 10**9
         check(ok, "checkpoint.keep_last", self.keep_last, "at least 1, or null for all")
+        ok = self.keep_averages is None or 2 <= self.keep_averages <= 10_000
+        check(ok, "checkpoint.keep_averages", self.keep_averages, "in 2..10000, or null for all")
         if self.keep_every is not None:
             interval_of("checkpoint.keep_every", self.keep_every)
 
@@ -226,7 +232,7 @@ class TrainConfig:
         self.guidance.check_has_effect(self.guidance_scale)
         check_devices(self.devices)
         check_threads(self.threads)
-        check(self.init_weights in ("ema", "model"), "init_weights", self.init_weights, "ema or model")
+        self.init_weights = checked_weights("init_weights", self.init_weights)
         if self.distributed.strategy == "fsdp" and self.train.precision == "fp16":
             raise UserError("train.precision=fp16: not with distributed.strategy=fsdp; use bf16 or fp32")
         if self.checkpoint.sharded and self.distributed.strategy != "fsdp":

@@ -9,6 +9,7 @@ import yaml
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import to_stored
 from ddpm_cli.config import ImageDataset
+from ddpm_cli.config.averages import length_of
 from ddpm_cli.export.run_record import Record
 
 LIBRARY = {"safetensors": "ddpm-cli", "diffusers": "diffusers", "onnx": "onnx"}
@@ -72,6 +73,8 @@ def _model_properties(weights: Weights, record: Record) -> Iterator[tuple[str, s
         yield "optimizer", f"{train.optimizer}, learning rate {train.lr:g}"
     if weights.kind == "ema" and weights.step:
         yield "EMA decay", f"{train.ema_decay:g}"
+    if (length := length_of(weights.kind)) is not None:
+        yield "relative length of the average", f"{length:g}"
     if record.loss is not None and math.isfinite(record.loss):
         yield "final training loss", f"{record.loss:.4g}"
 

@@ -30,7 +30,7 @@ class Record:
 
 
 def record_of(checkpoint: Path, step: int, kind: str) -> Record:
-    """Return the results of the weights of `kind` (ema or model) at `step` from the run folder of `checkpoint`.
+    """Return the results of the weights of `kind`, such as ema, at `step` from the run folder of `checkpoint`.
 
     The record is empty if `checkpoint` is not in a run folder.
     """

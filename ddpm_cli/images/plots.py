@@ -120,11 +120,16 @@ def save_bound_plot(terms: Sequence[float], path: Path) -> None:
 
 
 def save_tradeoff_plot(
-    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], metric: str, floor: float, path: Path
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    metric: str,
+    floor: float,
+    path: Path,
+    over: str = "network calls per image",
 ) -> None:
-    """Plot `metric` over the number of network calls, with a line for each sampler.
+    """Plot `metric` over a quantity such as the number of network calls, with a line for each sampler.
 
-    lines: points (calls, value, low, high) by sampler. floor: the value for real images.
+    lines: points (calls, value, low, high) by sampler. floor: the value for real images, or 0 for none. over: the name
+    of the quantity.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
@@ -136,7 +141,7 @@ def save_tradeoff_plot(
     if floor > 0:
         axes.axhline(floor, color="gray", linestyle=":", label="floor: real images")
     logarithmic = floor > 0 and all(point[2] > 0 for points in lines.values() for point in points)
-    axes.set(xlabel="network calls per image", ylabel=metric, xscale="log", yscale="log" if logarithmic else "linear")
+    axes.set(xlabel=over, ylabel=metric, xscale="log", yscale="log" if logarithmic else "linear")
     if logarithmic:
         _label_log_axis(axes.yaxis)
     ticks = sorted({point[0] for points in lines.values() for point in points})

@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ddpm_cli.averages.snapshots import Averages, rounded, save_snapshot, thin
 from ddpm_cli.checkpoints.run_checkpoints import keep_best, prune, save_checkpoint
 from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.sharded import Shards, without_tensors
@@ -47,21 +48,26 @@ class RunWriter:
         self.metrics.append(row)
         self.loggers.row(row)
 
-    def checkpoint(self, state: dict[str, Any], shards: Shards | None = None) -> None:
+    def checkpoint(self, state: dict[str, Any], shards: Shards | None = None, averages: Averages | None = None) -> None:
         """Write a checkpoint after flushing metrics.csv, and remove old ones.
 
         In the background only one is written at a time. Its errors are raised by the next call or by `wait`.
 
-        shards: those being written of a sharded checkpoint, whose tensors are not among `state`.
+        Args:
+            shards: those being written of a sharded checkpoint, whose tensors are not among `state`.
+            averages: to write a snapshot of, if any.
         """
         self.wait()
         self.metrics.flush()
+        averages = rounded(averages or {})
         if shards is not None:
-            self._writing = self._thread.submit(self._write_sharded, on_host(without_tensors(state)), shards)
+            state, averages = on_host((without_tensors(state), averages))
+            self._writing = self._thread.submit(self._write_sharded, state, averages, shards)
         elif self.background:
-            self._writing = self._thread.submit(self._write_checkpoint, on_host(state))
+            state, averages = on_host((state, averages))
+            self._writing = self._thread.submit(self._write_checkpoint, state, averages)
         else:
-            self._write_checkpoint(state)
+            self._write_checkpoint(state, averages)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written. Raise its error."""
@@ -69,12 +75,15 @@ class RunWriter:
         if writing is not None:
             writing.result()
 
-    def _write_sharded(self, state: dict[str, Any], shards: Shards) -> None:
-        self._write_checkpoint(state | {"shards": shards.checksums()})
+    def _write_sharded(self, state: dict[str, Any], averages: Averages, shards: Shards) -> None:
+        self._write_checkpoint(state | {"shards": shards.checksums()}, averages)
 
-    def _write_checkpoint(self, state: dict[str, Any]) -> None:
-        path = save_checkpoint(self.run.path, state)
+    def _write_checkpoint(self, state: dict[str, Any], averages: Averages) -> None:
         keep, every = self.config.checkpoint, self.config.checkpoint.keep_interval
+        if averages:  # before the checkpoint, so that a run which resumes from it has them
+            save_snapshot(self.run.path, state["step"], self.config.train.ema_lengths or [], averages)
+            thin(self.run.path, keep.keep_averages, self.timeline.milestones_until)
+        path = save_checkpoint(self.run.path, state)
         prune(self.run.path, keep.keep_last, lambda step: self.timeline.intervals(every, step) if every else 0)
         log.debug("checkpoint of step %d: %s", state["step"], path)
 
@@ -111,7 +120,7 @@ class RunWriter:
 
 
 def on_host(value: Any) -> Any:
-    """Return a copy of a tree of dicts, lists and tensors whose tensors are on the CPU.
+    """Return a copy of a tree of dicts, lists, tuples and tensors whose tensors are on the CPU.
 
     All tensors of a CUDA device are copied at once, and the device is not kept waiting for anything else.
     """
@@ -131,4 +140,6 @@ def _copied(value: Any) -> Any:
             return {key: _copied(one) for key, one in value.items()}
         case list():
             return [_copied(one) for one in value]
+        case tuple():
+            return tuple(_copied(one) for one in value)
     return value

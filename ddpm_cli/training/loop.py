@@ -14,6 +14,7 @@ from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.checkpoints.sharded import ShardWriter
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
+from ddpm_cli.distributed.sharding import unshard_on_rank_zero
 from ddpm_cli.distributed.turns import cpu_turn
 from ddpm_cli.errors import Failure, Stopped
 from ddpm_cli.evaluation.run_metrics import Measurement, MilestoneEvaluator, without_improvement
@@ -253,7 +254,10 @@ class Loop:
         shard_writer = self.shard_writer if self.trainer.step < self.trainer.steps else None
         state = self.state(sharded=shard_writer is not None)
         shards = shard_writer.start(state) if shard_writer is not None else None
-        self._write(lambda writer: writer.checkpoint(state, shards))
+        averages = state["averages"] if self._is_milestone() else {}
+        if averages and shards is not None:
+            averages = self.trainer.averages.state(unshard_on_rank_zero)
+        self._write(lambda writer: writer.checkpoint(state, shards, averages))
         self.saved_step = self.trainer.step
         if self.trainer.step == self.trainer.steps:
             self._wait_for_checkpoint()

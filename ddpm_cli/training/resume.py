@@ -102,6 +102,7 @@ def check_resumable(key: str, path: Path, state: dict[str, Any]) -> None:
     like = {
         "model": weights,
         "ema": weights,
+        "averages": {i: dict(network.named_parameters()) for i in range(len(config.train.ema_lengths or []))},
         "optimizer": moments_like(config.train, network) if state["step"] > 0 else {},
         "scaler": {"scale": 1.0, "_growth_tracker": 0} if state["scaler"] else {},
         "timestep_sampler": timesteps.state(),
@@ -149,6 +150,11 @@ def _merged_config(typed: TrainConfig, own: TrainConfig, changes: tuple[str, ...
             f"train.optimizer={after}: this run has the momenta of {before}, which are different; leave it out"
         )
     _check_comparable(own.evaluate, resumed.evaluate)
+    if resumed.train.ema_lengths not in (None, own.train.ema_lengths):
+        raise UserError(
+            f"train.ema_lengths={resumed.train.ema_lengths}: averages start with a run, and this one has "
+            f"{own.train.ema_lengths or 'none'}; leave it out, or start a new run with init="
+        )
     return resumed
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ddpm_cli.averages.snapshots import move_later_snapshots
 from ddpm_cli.checkpoints.notes import key_of, note_resume, note_start
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
@@ -138,6 +139,7 @@ def train(job: TrainingJob) -> float | None:
             state = {key: value for key, value in state.items() if key not in SHARDED}  # which unmaps the file
             lines = _start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: move_later_checkpoints(folder, trainer.step))
+            collectives.on_rank_zero(lambda: move_later_snapshots(folder, trainer.step))
             collectives.on_rank_zero(lambda: _note_resume(job, trainer, folder, before))
         if collectives.is_rank_zero():
             stack.enter_context(log_into(RunFolder(folder).log))

@@ -36,7 +36,7 @@ from ddpm_cli.sampling.build import (
 )
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.tracking.timeline import new_timeline, resumed_timeline
-from ddpm_cli.training.ema import Ema, ema_decay
+from ddpm_cli.training.ema import Ema, PowerAverages, ema_decay
 from ddpm_cli.training.optimizer import build_optimizer, in_groups, learning_rate, set_learning_rate
 
 SCALER_MOVES = ("scale", "_growth_tracker")
@@ -87,6 +87,7 @@ class Trainer:
         if collectives.world_size() > 1:
             strategy = config.distributed.strategy
             self.wrapped = wrap_distributed(self.network, self.ema.network, strategy, device, self.dtype, compiled)
+        self.averages = PowerAverages(config.train.ema_lengths or [], self.network)
         self.optimizer = build_optimizer(config.train, self.network, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.denoiser = build_denoiser(config, self.wrapped, device, self.dtype)
@@ -132,6 +133,7 @@ class Trainer:
         decay = ema_decay(self.step + 1, train.ema_decay, train.ema_warmup, train.ema_start)
         self.ema.update(self.network, decay, finite)
         self.step += 1
+        self.averages.update(self.network, self.step, finite)
         return loss, grad_norm
 
     def _optimize(
@@ -209,6 +211,7 @@ class Trainer:
             "plugins": plugins_of(self.config),
             "model": {name: whole(x) for name, x in self.network.state_dict().items()},
             "ema": {name: whole(x) for name, x in self.ema.network.state_dict().items()},
+            "averages": self.averages.state(whole),
             "optimizer": {i: {name: whole(x) for name, x in own.items()} for i, own in moments.items() if own},
             "scaler": {key: value for key, value in self.scaler.state_dict().items() if key in SCALER_MOVES},
             "timestep_sampler": self.timestep_sampler.state(),
@@ -239,7 +242,11 @@ class Trainer:
         parameters = list(self.network.parameters())
         number = {id(parameter): i for i, parameter in enumerate(in_groups(self.optimizer))}
         moments: dict[int, dict[str, Tensor]] = {}
-        for (i, name), x in collectives.tensors_of_rank_zero(_flat_moments(state), self.device):
+        averages = _flat(state, "averages") if self.averages.tensors else {}
+        for (i, name), x in collectives.tensors_of_rank_zero(averages, self.device):
+            now = self.averages.tensors[i][name]
+            local_part(now).copy_(local_part(shard_like(x, now)))
+        for (i, name), x in collectives.tensors_of_rank_zero(_flat(state, "optimizer"), self.device):
             moments.setdefault(number[id(parameters[i])], {})[name] = shard_like(x, parameters[i])
         groups = self.optimizer.state_dict()["param_groups"]  # of the config, which may have changed on resume
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -276,11 +283,9 @@ class Trainer:
         return self.config.model.self_condition and coin
 
 
-def _flat_moments(state: dict[str, Any]) -> dict[tuple[int, str], Tensor] | None:
-    """Return the state of the optimizer with keys (parameter, name); None on ranks that do not have it."""
-    if "optimizer" not in state:
-        return None
-    return {(i, name): x for i, own in state["optimizer"].items() for name, x in own.items()}
+def _flat(state: dict[str, Any], item: str) -> dict[tuple[int, str], Tensor] | None:
+    """Return the averages or the state of the optimizer with keys (number, name); None on ranks without them."""
+    return {(i, name): x for i, own in state[item].items() for name, x in own.items()} if item in state else None
 
 
 def restore_unless(keep: Tensor, now: list[Tensor], before: list[Tensor]) -> None:

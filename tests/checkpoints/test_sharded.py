@@ -244,7 +244,7 @@ def test_export_writes_one_file(tmp_path: Path, run: Callable[..., Result]) -> N
     result = run("export", f"ckpt={tmp_path}/run", "format=checkpoint", "weights=model", "out=no")
     assert (result.code, result.err) == (
         2,
-        "ddpm-export: weights=model: has no effect with format=checkpoint, which has both; leave it out\n",
+        "ddpm-export: weights=model: has no effect with format=checkpoint, which has all of them; leave it out\n",
     )
 
 

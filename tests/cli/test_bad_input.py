@@ -220,7 +220,7 @@ def test_sweep_is_checked_before_its_first_job(run: Run, tmp_path: Path, overrid
         (["ckpt=empty"], "ckpt=empty: no checkpoint in this folder"),
         (["ckpt=text.pt"], "ckpt=text.pt: not a checkpoint"),
         (["ckpt=x", "n=0"], "n=0: must be in 1..10000000"),
-        (["ckpt=x", "weights=best"], "weights=best: must be ema or model"),
+        (["ckpt=x", "weights=best"], "weights=best: must be ema, model, or"),
         (["ckpt=x", "precision=int8"], "precision=int8: must be auto, fp32, fp32_strict, bf16 or fp16"),
         (["ckpt=x", "sampler=euler"], "sampler=euler: must be"),
         (["ckpt=x", "sampler=null"], "sampler=null: leave it out, it is null by default"),
@@ -375,7 +375,7 @@ def test_sample_option_that_the_run_does_not_support_is_refused(
         (["ckpt=x", "split=val"], "split=val: must be test or train"),
         (["ckpt=x", "batch_size=0"], "batch_size=0: must be in 1..1000000"),
         (["ckpt=x", "seed=-1"], "seed=-1: must be in 0..2**63-1"),
-        (["ckpt=x", "weights=best"], "weights=best: must be ema or model"),
+        (["ckpt=x", "weights=best"], "weights=best: must be ema, model, or"),
         (["ckpt=x", "precision=half"], "precision=half: must be auto, fp32, fp32_strict, bf16 or fp16"),
     ],
 )

@@ -117,7 +117,7 @@ REFUSED = {
     "export": ["ckpt=: missing"],
     "export ckpt=nowhere": ["ckpt=nowhere: no such file or folder"],
     "export ckpt={plain} format=gguf": ["format=gguf: must be safetensors, diffusers, onnx or checkpoint"],
-    "export ckpt={plain} weights=best": ["weights=best: must be ema or model"],
+    "export ckpt={plain} weights=best": ["weights=best: must be ema, model, or"],
     "export ckpt={plain} format=diffusers": ["model=unet: format=diffusers has no counterpart", "format=onnx"],
     "export ckpt={plain} out={plain}": ["already contains files; choose another folder"],
     "export ckpt={plain} sampler=ddim": ["sampler: no such key"],

@@ -187,10 +187,11 @@ def test_sharded_checkpoint_has_the_same_bits(two_processes: list[Any], folder: 
     for key in ("model", "ema"):
         assert read[key].keys() == state[key].keys()
         assert all(torch.equal(x, state[key][name]) for name, x in read[key].items())
-    assert read["optimizer"].keys() == state["optimizer"].keys()
-    for i, own in state["optimizer"].items():
-        assert read["optimizer"][i].keys() == own.keys()
-        assert all(torch.equal(x, own[name]) for name, x in read["optimizer"][i].items())
+    for key in ("averages", "optimizer"):
+        assert read[key].keys() == state[key].keys() != set()
+        for i, own in state[key].items():
+            assert read[key][i].keys() == own.keys()
+            assert all(torch.equal(x, own[name]) for name, x in read[key][i].items())
 
 
 @pytest.mark.parametrize(("strategy", "optimizer"), COMBINATIONS)

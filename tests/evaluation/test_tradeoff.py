@@ -9,7 +9,7 @@ from PIL import Image
 from ddpm_cli.evaluation.tradeoff import save_tradeoff
 
 
-def evaluation(folder: Path, sampler: str, nfe: int, run: str = "one", **metrics: float) -> None:
+def evaluation(folder: Path, sampler: str, nfe: int, run: str = "one", weights: str = "ema", **metrics: float) -> None:
     folder.mkdir(parents=True)
     record: dict[str, Any] = {
         "metrics": metrics,
@@ -17,6 +17,7 @@ def evaluation(folder: Path, sampler: str, nfe: int, run: str = "one", **metrics
         "intervals": {"fd_classifier": [1.0, 9.0]},
         "sampler": {"name": sampler},
         "nfe": nfe,
+        "weights": weights,
         "ckpt": f"/runs/{run}/checkpoints/last.pt",
         "n": 100,
     }
@@ -71,8 +72,34 @@ def test_metric_of_a_plugin_is_plotted_if_no_distance_was_measured(
     assert (row["value"], row["low"], row["high"]) == ("2.0", "", "")  # no interval
 
 
+def test_sweep_over_lengths_is_plotted_over_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("ddpm_cli.evaluation.tradeoff.save_tradeoff_plot", lambda *what: drawn.append(what))
+    evaluation(tmp_path / "0", "ddim", 50, weights="ema:0.1", fd_classifier=2.0)
+    evaluation(tmp_path / "1", "ddim", 50, weights="ema:0.02", fd_classifier=4.0)
+    evaluation(tmp_path / "2", "ddim", 50, weights="model", fd_classifier=8.0)
+    save_tradeoff(tmp_path)
+    (lines, metric, floor, path, over) = drawn[0]
+    assert lines == {"ddim": [(0.02, 4.0, 1.0, 9.0), (0.1, 2.0, 1.0, 9.0)]}
+    assert (metric, floor, path.name, over) == ("fd_classifier", 0.5, "averages.png", "relative length of the average")
+    with (tmp_path / "averages.csv").open(newline="") as stream:
+        assert [row["weights"] for row in csv.DictReader(stream)] == ["ema:0.1", "ema:0.02", "model"]
+    assert not (tmp_path / "tradeoff.csv").exists()
+
+
+def test_lines_over_lengths_are_named_by_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("ddpm_cli.evaluation.tradeoff.save_tradeoff_plot", lambda *what: drawn.append(what))
+    for i, (nfe, weights) in enumerate((nfe, f"ema:{length}") for nfe in (10, 50) for length in (0.05, 0.1)):
+        evaluation(tmp_path / str(i), "ddim", nfe, weights=weights, fd_classifier=2.0)
+    save_tradeoff(tmp_path)
+    assert {name: len(points) for name, points in drawn[0][0].items()} == {"ddim, 10 calls": 2, "ddim, 50 calls": 2}
+
+
 def test_nothing_is_written_without_samples(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
-    (tmp_path / "0/evaluation.json").write_text(json.dumps({"metrics": {"nll": 3.0}}))
+    bound = {"n": 4, "standard_error": 0.1}
+    record = {"metrics": {"nll": 3.0}, "nll": bound, "ckpt": "/runs/one/checkpoints/last.pt", "weights": "ema"}
+    (tmp_path / "0/evaluation.json").write_text(json.dumps(record))
     save_tradeoff(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]

@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ddpm_cli.training.ema import Ema, ema_decay
+from ddpm_cli.training.ema import Ema, PowerAverages, ema_decay
 from ddpm_cli.training.muon import Muon
 from ddpm_cli.training.optimizer import build_optimizer, learning_rate
 from tests.conftest import composed
@@ -58,6 +59,37 @@ def test_a_skipped_step_leaves_the_average_unchanged() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, ema.network.parameters(), strict=True))
     ema.update(network, 0.5, torch.tensor(True))
     assert torch.allclose(ema.network.weight, before[0] + 0.5)
+
+
+def test_power_averages_are_weighted_sums() -> None:
+    """After t steps, the weight of step s is (s**(gamma + 1) - (s - 1)**(gamma + 1)) / t**(gamma + 1)."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    averages = PowerAverages([0.05, 0.1, 0.25], network)
+    history = []
+    for step in range(1, 41):
+        with torch.no_grad():
+            network.weight.add_(torch.randn(2, 3))
+        history.append(network.weight.detach().double().numpy().copy())
+        averages.update(network, step, torch.tensor(True))
+    steps = np.arange(1, 41, dtype=np.float64)
+    for gamma, average in zip((16.972199, 6.937204, 0.719824), averages.tensors, strict=True):
+        weights = (steps ** (gamma + 1) - (steps - 1) ** (gamma + 1)) / 40 ** (gamma + 1)
+        expected = np.tensordot(weights, np.stack(history), 1)
+        assert average["weight"].double().numpy() == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_skipped_step_leaves_the_power_averages_unchanged() -> None:
+    network = nn.Linear(3, 2)
+    averages = PowerAverages([0.05, 0.1], network)
+    averages.update(network, 1, torch.tensor(True))
+    before = averages.state(torch.clone)
+    with torch.no_grad():
+        network.weight.add_(1)
+    averages.update(network, 2, torch.tensor(False))
+    assert all(torch.equal(before[i][name], x) for i in (0, 1) for name, x in averages.tensors[i].items())
+    averages.update(network, 2, torch.tensor(True))
+    assert not torch.equal(before[0]["weight"], averages.tensors[0]["weight"])
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])

@@ -79,7 +79,7 @@ def test_exported_weights_and_the_newest_run(base: Path, run: Run, tmp_path: Pat
     ("overrides", "message"),
     [
         (["init=none"], "init=none: "),
-        (["init={base}", "init_weights=best"], "init_weights=best: must be ema or model"),
+        (["init={base}", "init_weights=best"], "init_weights=best: must be ema, model, or"),
         (["init={base}", "resume={base}"], "init={base}: starts a new run, and resume= continues one"),
         (
             ["init={base}", "model=mlp", "dataset=swiss_roll", "conditioning=none"],

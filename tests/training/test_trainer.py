@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm_cli.checkpoints.format import load_checkpoint
+from ddpm_cli.checkpoints.format import load_checkpoint, read_tree
+from ddpm_cli.checkpoints.run_folder import RunFolder
 from ddpm_cli.config import ImageDataset, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table, to_float
@@ -42,6 +43,7 @@ EVERYTHING = [
     "variance=learned_range",
     "loss=hybrid",
     "weighting=min_snr",
+    "train.ema_lengths=[0.05,0.10]",
 ]
 
 
@@ -134,6 +136,10 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, precision: str,
     for key in ours.keys() - {"seconds", "stored_bytes"}:
         assert_same(ours[key], theirs[key])
     assert rows_of(stopped) == rows_of(whole)
+    snapshots = [RunFolder(folder).snapshots_by_step() for folder in (stopped, whole)]
+    assert [*snapshots[0]] == [*snapshots[1]] == [3, 6, 7]
+    for step in snapshots[0]:
+        assert_same(*(read_tree("averages", paths[step]) for paths in snapshots))
     grid = Path("samples") / "step_00000007.png"
     assert (stopped / grid).read_bytes() == (whole / grid).read_bytes()
 
