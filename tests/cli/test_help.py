@@ -25,14 +25,14 @@ def test_help_lists_every_option(run: Run) -> None:
     out = run("train", "--help").out
     for line in [
         "dataset          cifar10 digits emoji fashion_mnist image_folder mnist parquet shards swiss_roll",
-        "schedule         constant cosine linear quadratic sigmoid",
+        "schedule         constant cosine edm flow linear quadratic sigmoid",
         "loss             huber hybrid l1 l2 vlb",
         "model            base conv ddpm_cifar10 ddpmpp dit_b dit_s dit_tiny improved_cifar10 large",
         "sampler          ddim ddpm dpmpp_2m heun",
-        "weighting        min_snr none p2",
-        "timestep_sampler loss_second_moment uniform",
+        "weighting        edm min_snr none p2 sigmoid",
+        "timestep_sampler log_normal logit_normal loss_second_moment low_discrepancy uniform",
         "conditioning     class none",
-        "experiment       annotated cifar10_conditional cifar10_fast conv_fashion_mnist emoji improved",
+        "experiment       annotated cifar10_conditional cifar10_fast conv_fashion_mnist dit_cifar10",
     ]:
         assert line in out
     assert "sampler          ddim ddpm" in run("sample", "--help").out
