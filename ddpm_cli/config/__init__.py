@@ -56,7 +56,7 @@ from ddpm_cli.config.objective import (
 )
 from ddpm_cli.config.processes import Distributed
 from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
-from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Heun, Sampler
+from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Edm, Euler, Heun, Sampler
 from ddpm_cli.config.schedule import (
     BetaSchedule,
     Constant,
@@ -105,9 +105,11 @@ __all__ = [
     "Digits",
     "Distributed",
     "DpmPp2M",
+    "Edm",
     "EdmPath",
     "EdmWeighting",
     "Emoji",
+    "Euler",
     "EvaluateConfig",
     "ExportConfig",
     "FashionMnist",

@@ -1,5 +1,6 @@
 """The config group `sampler`: how samples are drawn."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -138,3 +139,26 @@ class DpmPp2M(Sampler):
 class Heun(Sampler):
     calls_per_step: ClassVar[int] = 2
     name: str = "heun"
+
+
+@dataclass(kw_only=True)
+class Euler(Sampler):
+    name: str = "euler"
+
+
+@dataclass(kw_only=True)
+class Edm(Sampler):
+    calls_per_step: ClassVar[int] = 2
+    name: str = "edm"
+    s_churn: float  # noise added in all steps together, as a share of the noise there is; 0: none, as heun
+    s_tmin: float  # bounds of sigma / signal between which it is added
+    s_tmax: float
+    s_noise: float  # factor of its standard deviation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.s_churn < math.inf, "sampler.s_churn", self.s_churn, "0 or more")
+        check(0 <= self.s_tmin < math.inf, "sampler.s_tmin", self.s_tmin, "0 or more")
+        bounds = f"above sampler.s_tmin={self.s_tmin}, and finite"
+        check(self.s_tmin < self.s_tmax < math.inf, "sampler.s_tmax", self.s_tmax, bounds)
+        check(0 < self.s_noise <= 2, "sampler.s_noise", self.s_noise, "in (0, 2]")
