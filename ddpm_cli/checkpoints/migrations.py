@@ -39,9 +39,10 @@ def to_7(state: State) -> dict[str, Any]:
 
 
 def to_8(state: State) -> dict[str, Any]:
-    """Add `sigma_data`."""
+    """Add `sigma_data` and `sampler.rho`."""
     config = state["config"]
-    return {**state, "format": 8, "config": {**config, "sigma_data": "auto"}}
+    new = {"sigma_data": "auto", "sampler": {**config["sampler"], "rho": 7.0}}
+    return {**state, "format": 8, "config": {**config, **new}}
 
 
 MIGRATIONS: dict[int, Callable[[State], dict[str, Any]]] = {5: to_6, 6: to_7, 7: to_8}

@@ -10,9 +10,7 @@ from ddpm_cli.config.registry import Option
 from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.errors import UserError, check, one_of
 
-SPACINGS = ("time", "stride", "logsnr")
-MIN_START = 0.75
-"""Smallest share of T at which a sampler may start."""
+SPACINGS = ("time", "trailing", "stride", "quadratic", "logsnr", "karras")
 THRESHOLDINGS = ("auto", "clip", "dynamic", "none")
 
 
@@ -24,7 +22,8 @@ class Sampler(Option):
     calls_per_step: ClassVar[int] = 1  # network calls, without guidance
     steps: int | None
     sections: list[int] | None  # instead of steps: their numbers in equal parts of 0..T-1
-    spacing: str  # even in time, with DDIM's integer stride, or even in the log-SNR
+    spacing: str  # where the timesteps lie, see `timesteps.py`
+    rho: float = 7.0  # of spacing=karras; a default, because plugins have samplers without it
     thresholding: str  # of the estimate of x0 at each step; auto: clip for images, none for points
 
     def __post_init__(self) -> None:
@@ -35,6 +34,7 @@ class Sampler(Option):
             ok = len(self.sections) > 0 and all(count >= 1 for count in self.sections)
             check(ok, "sampler.sections", self.sections, "counts of at least 1, as in [10,15,20], or null")
         check(self.spacing in SPACINGS, "sampler.spacing", self.spacing, one_of(SPACINGS))
+        check(1 <= self.rho <= 100, "sampler.rho", self.rho, "in [1, 100]")
         check(
             self.thresholding in THRESHOLDINGS,
             "sampler.thresholding",
@@ -57,7 +57,10 @@ class Sampler(Option):
         return replace(self, **{**sections, **changes})
 
     def check_against(self, schedule: Schedule, dataset: Dataset) -> None:
-        """Raise `UserError` if `schedule` has too few timesteps or the data of `dataset` exceed the thresholds."""
+        """Raise `UserError` if `schedule` has too few timesteps or the data of `dataset` exceed the thresholds.
+
+        Whether the first timestep is noisy enough is checked by `timesteps.check_start`.
+        """
         if self.thresholding in ("clip", "dynamic") and not dataset.bounded:
             raise UserError(
                 f"sampler.thresholding={self.thresholding}: must be auto or none for dataset={dataset.name}, "
@@ -76,14 +79,6 @@ class Sampler(Option):
                     f"sampler.sections={sections}: section {i} has only {size} of the T={timesteps} timesteps, fewer "
                     f"than {count}; use smaller counts"
                 )
-        self._check_start(timesteps - 1 if sections[-1] > 1 else timesteps - sizes[-1], timesteps)
-
-    def _check_start(self, start: int, timesteps: int) -> None:
-        if start < MIN_START * (timesteps - 1):
-            raise UserError(
-                f"sampler={self.name}: these steps start at t={start} of T={timesteps}, where x_t is not pure noise; "
-                "use more steps, or sampler.spacing=time"
-            )
 
     def _check_steps(self, steps: int, timesteps: int) -> None:
         check(
@@ -92,17 +87,13 @@ class Sampler(Option):
             steps,
             f"in 1..{timesteps}, the timesteps of the schedule (schedule.timesteps)",
         )
-        if self.spacing != "stride":
-            return
-        visited = stride(timesteps, steps)
-        if len(visited) != steps:
+        if self.spacing == "stride" and len(stride(timesteps, steps)) != steps:
             counts = {len(range(0, timesteps, size)) for size in range(1, timesteps + 1)}
             near = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])
             raise UserError(
                 f"sampler.steps={steps}: no integer stride through T={timesteps} has that many steps; with "
                 f"sampler.spacing=stride use {one_of(map(str, near))}"
             )
-        self._check_start(visited[-1], timesteps)
 
 
 def stride(timesteps: int, steps: int) -> list[int]:

@@ -15,7 +15,7 @@ from ddpm_cli.diffusion.editing import inpaint
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, dpmpp_2m, heun
 from ddpm_cli.diffusion.schedules import path_of
-from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr
+from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr, timestep_pairs
 from tests.conftest import a_sampler
 from tests.diffusion.toys import (
     CENTRES,
@@ -27,13 +27,12 @@ from tests.diffusion.toys import (
     gaussian_denoiser,
     mixture_denoiser,
     mixture_moments,
-    pairs_of,
     steps_of,
 )
 
 
 def pairs_over(process: Process, steps: int | None) -> Pairs:
-    return pairs_of(a_sampler(steps=steps), process)
+    return timestep_pairs(process, a_sampler(steps=steps))
 
 
 def test_the_last_step_lands_on_x0() -> None:
@@ -92,7 +91,7 @@ class Walk:
             return torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
 
         spacing = "logsnr" if self.kind in ("dpmpp_2m", "heun") else "time"
-        pairs = pairs_of(a_sampler(steps=self.steps, spacing=spacing), process)
+        pairs = timestep_pairs(process, a_sampler(steps=self.steps, spacing=spacing))
         match self.kind:
             case "fixed_small" | "fixed_large":
 

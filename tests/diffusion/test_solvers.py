@@ -12,6 +12,7 @@ from ddpm_cli.config import EdmPath, FlowPath
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import Estimate, ddim, ddpm, dpmpp_2m, edm, euler, heun
 from ddpm_cli.diffusion.schedules import path_of
+from ddpm_cli.diffusion.timesteps import timestep_pairs
 from tests.conftest import a_sampler
 from tests.diffusion.toys import (
     COSINE,
@@ -23,7 +24,6 @@ from tests.diffusion.toys import (
     mixture_denoiser,
     mixture_draws,
     moments_of,
-    pairs_of,
     process_at,
 )
 
@@ -110,7 +110,7 @@ PROCESSES = {
 def test_moments_of_gaussian_data(name: str, solve: Solver, process: Process) -> None:
     """A perfect denoiser gives the right mean and covariance; the error that is left is that of the steps."""
     first_order = name in ("euler", "ddpm random", "ddim random")
-    pairs = pairs_of(a_sampler(steps=300 if first_order else 60, spacing="logsnr"), process)
+    pairs = timestep_pairs(process, a_sampler(steps=300 if first_order else 60, spacing="logsnr"))
     mean, covariance = moments_of(solve, process, pairs)
     assert torch.allclose(mean, MEAN, atol=0.006)
     assert torch.allclose(covariance, COVARIANCE, atol=0.013 if "random" in name else 0.006)
@@ -119,7 +119,7 @@ def test_moments_of_gaussian_data(name: str, solve: Solver, process: Process) ->
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=list(PROCESSES))
 def test_euler_is_ddim_without_noise(process: Process) -> None:
     x = process.amplitudes(999)[1] * torch.tensor([[1.0, -0.5]], dtype=torch.float64)
-    pairs = pairs_of(a_sampler(steps=10), process)
+    pairs = timestep_pairs(process, a_sampler(steps=10))
     ours = [step.x for step in euler(mixture_denoiser(process), x, process, pairs, lambda: x)]
     theirs = [step.x for step in ddim(mixture_denoiser(process), x, process, pairs, lambda: x, eta=0.0)]
     assert torch.equal(torch.stack(ours), torch.stack(theirs))
@@ -128,7 +128,7 @@ def test_euler_is_ddim_without_noise(process: Process) -> None:
 @pytest.mark.parametrize("solve", [heun, partial(edm, **CHURN | {"s_churn": 0.0})], ids=["heun", "edm"])
 def test_heun_on_the_cosine_schedule_evenly_in_time(solve: Solver) -> None:
     """The first step starts at sigma / signal = 20,291. Taken as a mean of two slopes it left a distance of 0.45."""
-    pairs = pairs_of(a_sampler(steps=18, spacing="time"), COSINE)
+    pairs = timestep_pairs(COSINE, a_sampler(steps=18, spacing="time"))
     z = torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     *_, last = solve(mixture_denoiser(COSINE), z, COSINE, pairs, lambda: z)
     apart = last.x.sort(dim=0).values - mixture_draws(10_000).sort(dim=0).values

@@ -30,16 +30,11 @@ SPREAD = 0.15
 """Centres of a mixture of three isotropic Gaussians."""
 
 
-def pairs_of(sampler: Sampler, process: Process, start: int | None = None) -> Pairs:
-    """Return the steps of the sampler of a config."""
-    return timestep_pairs(process, sampler.steps, sampler.sections, sampler.spacing, start)
-
-
 def steps_of(
     sampler: Sampler, denoiser: Denoiser, x: Tensor, noise: Noise, guidance: Guidance | None = None
 ) -> Iterator[Step]:
     """Yield the steps of the sampler that a config describes, starting from `x`."""
-    pairs = pairs_of(sampler, denoiser.process)
+    pairs = timestep_pairs(denoiser.process, sampler)
     return sample(implementation_of(sampler), pairs, denoiser, x, noise, sampler.thresholding, guidance)
 
 
