@@ -56,7 +56,7 @@ from ddpm_cli.config.objective import (
 )
 from ddpm_cli.config.processes import Distributed
 from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
-from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Edm, Euler, Heun, Sampler
+from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, DpmPp2MSde, DpmPp3M, Edm, Euler, Heun, Sampler, UniPc
 from ddpm_cli.config.schedule import (
     BetaSchedule,
     Constant,
@@ -105,6 +105,8 @@ __all__ = [
     "Digits",
     "Distributed",
     "DpmPp2M",
+    "DpmPp2MSde",
+    "DpmPp3M",
     "Edm",
     "EdmPath",
     "EdmWeighting",
@@ -149,6 +151,7 @@ __all__ = [
     "TrainConfig",
     "UNetOptions",
     "Unconditional",
+    "UniPc",
     "UniformTimesteps",
     "Unweighted",
     "UserImages",

@@ -123,7 +123,36 @@ class Ddim(Sampler):
 
 @dataclass(kw_only=True)
 class DpmPp2M(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:dpmpp_2m"
     name: str = "dpmpp_2m"
+
+
+@dataclass(kw_only=True)
+class DpmPp2MSde(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:dpmpp_2m_sde"
+    name: str = "dpmpp_2m_sde"
+    eta: float  # 0: deterministic, as dpmpp_2m; 1: the reverse SDE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.eta <= 1, "sampler.eta", self.eta, "in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class DpmPp3M(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:dpmpp_3m"
+    name: str = "dpmpp_3m"
+
+
+@dataclass(kw_only=True)
+class UniPc(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:unipc"
+    name: str = "unipc"
+    order: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.order in (2, 3), "sampler.order", self.order, "2 or 3")
 
 
 @dataclass(kw_only=True)

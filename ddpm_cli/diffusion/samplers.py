@@ -3,7 +3,8 @@
 All have the signature `sampler(denoise, x, process, pairs, noise)`, followed by their own options. The pairs
 (t, t_prev) are explicit, so that steps may skip timesteps; t_prev = -1 is the data. A sampler knows the process by
 the amplitudes of x0 and eps in x_t alone, so it works on every path. It uses estimates of x0 only and derives eps from
-them, so that clipping x0 affects everything. Coefficients are Python floats computed in double precision.
+them, so that clipping x0 affects everything. Coefficients are Python floats computed in double precision. Samplers
+that use estimates of earlier steps are in `multistep.py`.
 """
 
 import math
@@ -14,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Edm, Euler, Heun, implements
+from ddpm_cli.config import Ddim, Ddpm, Edm, Euler, Heun, implements
 from ddpm_cli.diffusion.denoiser import interpolate_log
 from ddpm_cli.diffusion.process import Noise, Process
 from ddpm_cli.diffusion.timesteps import LEAST_LOGSNR, Pairs
@@ -82,29 +83,6 @@ def ddim(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noi
         x = signal * x0 + math.sqrt(max(0.0, sigma**2 - std**2)) * _eps(process, x, x0, t)
         if std > 0:
             x = x + std * noise()
-        yield Step(t, x, x0)
-
-
-@implements(DpmPp2M)
-def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise) -> Iterator[Step]:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Algorithm 2): second order, one network call a step.
-
-    The first step, the last step to the data, and a step from a timestep without signal are of first order, because
-    their log-SNR is not finite.
-    """
-    last_x0: Tensor | None = None
-    h_last = math.inf
-    for t, t_prev in pairs:
-        x0 = denoise(x, t, last_x0).x0
-        signal, sigma = process.amplitudes(t)
-        signal_prev, sigma_prev = process.amplitudes(t_prev)
-        shrink = sigma_prev * signal / (sigma * signal_prev)  # exp(-h), h the step in lambda = log(signal / sigma)
-        h = -math.log(shrink) if shrink > 0 else math.inf
-        towards = x0
-        if last_x0 is not None and math.isfinite(h) and math.isfinite(h_last):
-            towards = x0 + h / (2 * h_last) * (x0 - last_x0)
-        x = sigma_prev / sigma * x + signal_prev * (1 - shrink) * towards
-        last_x0, h_last = x0, h
         yield Step(t, x, x0)
 
 

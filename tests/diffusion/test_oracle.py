@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ddpm_cli.config import Cosine, Linear, Schedule, Sigmoid
+from ddpm_cli.diffusion.multistep import dpmpp_2m
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Estimate, ddim, ddpm, dpmpp_2m
+from ddpm_cli.diffusion.samplers import Estimate, ddim, ddpm
 from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.diffusion.timesteps import Pairs, stride
 from tests.diffusion.toys import COSINE, LINEAR

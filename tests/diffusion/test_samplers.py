@@ -12,8 +12,9 @@ from torch import Tensor
 from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.editing import inpaint
+from ddpm_cli.diffusion.multistep import dpmpp_2m
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, dpmpp_2m, heun
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, heun
 from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr, timestep_pairs
 from tests.conftest import a_sampler
