@@ -28,7 +28,7 @@ def test_help_lists_every_option(run: Run) -> None:
         "schedule         constant cosine linear quadratic sigmoid",
         "loss             huber hybrid l1 l2 vlb",
         "model            base conv ddpm_cifar10 improved_cifar10 large mlp small tiny",
-        "sampler          ddim ddpm dpmpp_2m heun",
+        "sampler          ddim ddpm dpmpp_2m dpmpp_2m_sde dpmpp_3m edm euler heun unipc",
         "weighting        min_snr none p2",
         "timestep_sampler loss_second_moment uniform",
         "conditioning     class none",
