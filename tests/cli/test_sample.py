@@ -150,7 +150,7 @@ def test_sampling_options_change_the_images(run: Run, trained: Path) -> None:
     images = {}
     for name, overrides in {
         "ddim": plain,
-        "stride": [*plain, "sampler.spacing=stride"],
+        "stride": ["sampler=ddim", "sampler.steps=25", "sampler.spacing=stride"],
         "logsnr": [*plain, "sampler.spacing=logsnr"],
         "dynamic": [*plain, "sampler.thresholding=dynamic"],
         "none": [*plain, "sampler.thresholding=none"],
