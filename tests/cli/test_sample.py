@@ -160,10 +160,10 @@ def test_sampling_options_change_the_images(run: Run, trained: Path) -> None:
         "dpmpp_2m_sde": ["sampler=dpmpp_2m_sde", "sampler.steps=10"],
         "dpmpp_3m": ["sampler=dpmpp_3m", "sampler.steps=10"],
         "unipc": ["sampler=unipc", "sampler.steps=10"],
-        "unipc of order 3": ["sampler=unipc", "sampler.steps=10", "sampler.order=3"],
+        "order": ["sampler=unipc", "sampler.steps=10", "sampler.order=3"],
         "trailing": [*plain, "sampler.spacing=trailing"],
         "karras": [*plain, "sampler.spacing=karras"],
-        "karras, rho 3": [*plain, "sampler.spacing=karras", "sampler.rho=3"],
+        "rho": [*plain, "sampler.spacing=karras", "sampler.rho=3"],
         "small": ["sampler=ddpm", "sampler.steps=20", "variance=fixed_small"],
         "large": ["sampler=ddpm", "sampler.steps=20", "variance=fixed_large"],
     }.items():

@@ -172,21 +172,21 @@ def test_solver_has_its_order_of_convergence(name: str, spacing: str) -> None:
     process = Process(path_of(ramp))
     mean, variance = 0.3, 0.04
 
-    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
-        ac = process.alphas_cumprod[t]
-        gain = math.sqrt(ac) * variance / (ac * variance + 1 - ac)
-        return Estimate(mean + gain * (x_t - math.sqrt(ac) * mean))
-
     def at(t: int) -> tuple[float, float]:
-        ac = process.alphas_cumprod[t]
-        return math.sqrt(ac) * mean, math.sqrt(ac * variance + 1 - ac)
+        signal, sigma = process.amplitudes(t)
+        return signal * mean, math.hypot(signal * math.sqrt(variance), sigma)
+
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        mean_t, std = at(t)
+        return Estimate(mean + process.amplitudes(t)[0] * variance / std**2 * (x_t - mean_t))
 
     start, end = FINE * 9 // 10, FINE // 50
     x = torch.tensor([-1.5, 0.4, 2.0], dtype=torch.float64)
     exact = at(end)[0] + (x - at(start)[0]) / at(start)[1] * at(end)[1]
 
+    levels = [process.logsnr(t) for t in range(end, start + 1)]
+
     def error(steps: int) -> float:
-        levels = [process.logsnr(t) for t in range(end, start + 1)]
         if spacing == "time":
             visited = torch.linspace(end, start, steps + 1).round().int().tolist()
         else:
@@ -241,8 +241,10 @@ def test_samplers_with_zero_terminal_snr(kind: type[Sampler]) -> None:
     assert process.alphas_cumprod[-1] == 0
     mean, variance = 0.3, 0.04
 
+    alphas_cumprod = torch.tensor(process.alphas_cumprod)
+
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        ac = torch.tensor(process.alphas_cumprod)[t][:, None]
+        ac = alphas_cumprod[t][:, None]
         x0 = mean + ac.sqrt() * variance / (ac * variance + 1 - ac) * (x - ac.sqrt() * mean)
         eps = (x - ac.sqrt() * x0) / (1 - ac).sqrt()
         return ac.sqrt() * eps - (1 - ac).sqrt() * x0
