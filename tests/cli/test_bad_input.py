@@ -297,8 +297,8 @@ SAMPLE = {
     "plain sampler=ddim sampler.steps=51": "sampler.steps=51: must be in 1..50",
     "plain sampler=ddpm sampler.sections=[26,1]": "sampler.sections=[26, 1]: section 0 has only 25 of the T=50 "
     "timesteps, fewer than 26",
-    "plain sampler=ddim sampler.spacing=stride sampler.steps=10": "sampler.spacing=stride: these steps start at t=45 of "
-    "T=50, but 12.4% of the amplitude of x_t is signal; use sampler.spacing=trailing or time, or more steps",
+    "plain sampler=ddim sampler.spacing=stride sampler.steps=10": "sampler.spacing=stride: these steps start at t=45 "
+    "of T=50, but 12.4% of the amplitude of x_t is signal; use sampler.spacing=trailing or time, or more steps",
     "plain sampler=ddpm sampler.spacing=stride sampler.steps=30": "sampler.steps=30: no integer stride through T=50 "
     "has that many steps; with sampler.spacing=stride use 17 or 25",
     f"plain {INTERPOLATE} t=50": "t=50: must be in 0..49, the timesteps of the schedule",
