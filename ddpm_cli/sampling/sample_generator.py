@@ -14,7 +14,7 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Noise
 from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.sampling import Guidance, GuidanceRule, sample
-from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
+from ddpm_cli.diffusion.timesteps import Pairs, check_start, timestep_pairs
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.distributed.turns import in_turns
@@ -95,8 +95,7 @@ class SampleGenerator:
 
     def pairs(self, start: int | None = None) -> Pairs:
         """Return the steps of the sampler as pairs (t, t_prev), from t = `start` if it is given."""
-        own = self.sampler
-        return timestep_pairs(self.denoiser.process, own.steps, own.sections, own.spacing, start)
+        return timestep_pairs(self.denoiser.process, self.sampler, start)
 
 
 def generator_of(
@@ -116,6 +115,7 @@ def generator_of(
     own = trained.config
     sampler = (sampler or own.sampler).changed(sampler_changes or {})
     sampler.check_against(own.schedule, own.dataset)
+    check_start(trained.denoiser.process, sampler)
     sampler = sampler.for_data(own.dataset)
     scale = own.guidance_scale if guidance_scale is None else guidance_scale
     check_guidance(scale, own.conditioning, guide is not None)

@@ -28,7 +28,7 @@ def test_help_lists_every_option(run: Run) -> None:
         "schedule         constant cosine edm flow linear quadratic sigmoid",
         "loss             huber hybrid l1 l2 vlb",
         "model            base conv ddpm_cifar10 ddpmpp dit_b dit_s dit_tiny improved_cifar10 large",
-        "sampler          ddim ddpm dpmpp_2m heun",
+        "sampler          ddim ddpm dpmpp_2m dpmpp_2m_sde dpmpp_3m edm euler heun unipc",
         "weighting        edm min_snr none p2 sigmoid",
         "timestep_sampler log_normal logit_normal loss_second_moment low_discrepancy uniform",
         "conditioning     class none",
