@@ -43,6 +43,13 @@ SMALL = {
         "model.multipliers=[1,2]",
         "model.attention=[none,full]",
     ],
+    "ddim_cifar10": [
+        "dataset.image_size=16",
+        "model.width=16",
+        "model.groups=8",
+        "model.multipliers=[1,2]",
+        "model.attention=[none,full]",
+    ],
     "dit_cifar10": ["dataset.image_size=16", "model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=4"],
     "edm_cifar10": [
         "dataset.image_size=16",
@@ -231,10 +238,20 @@ def test_edm_cifar10_samples_at_the_papers_levels() -> None:
     """Equation 5 with 18 steps, as near as a grid of 1000 levels is."""
     config = composed("experiment=edm_cifar10")
     process = Process(path_of(config.schedule))
-    pairs = timestep_pairs(process, config.sampler.steps, None, config.sampler.spacing)
+    pairs = timestep_pairs(process, config.sampler)
     levels = [process.sigmas[t] for t, _ in pairs]
     expected = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
     assert levels == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("steps", "visited"), [(10, [0, 9, 39, 88, 158, 246, 355, 483, 632, 800])])
+def test_ddim_cifar10_samples_at_the_papers_timesteps(steps: int, visited: list[int]) -> None:
+    """Song et al. 2020, appendix D.2: int(i**2) for i on a line from 0 to sqrt(0.8 T)."""
+    config = composed("experiment=ddim_cifar10", f"sampler.steps={steps}")
+    process = Process(path_of(config.schedule))
+    pairs = timestep_pairs(process, config.sampler)
+    assert [t for t, _ in pairs][::-1] == visited
+    assert (config.sampler.eta, config.train.steps, config.model.dropout) == (0.0, 800_000, 0.1)
 
 
 def test_flow_cifar10_is_what_the_code_trains() -> None:

@@ -32,7 +32,7 @@ def test_help_lists_every_option(run: Run) -> None:
         "weighting        edm min_snr none p2 sigmoid",
         "timestep_sampler log_normal logit_normal loss_second_moment low_discrepancy uniform",
         "conditioning     class none",
-        "experiment       annotated cifar10_conditional cifar10_fast conv_fashion_mnist dit_cifar10",
+        "experiment       annotated cifar10_conditional cifar10_fast conv_fashion_mnist ddim_cifar10",
     ]:
         assert line in out
     assert "sampler          ddim ddpm" in run("sample", "--help").out
