@@ -81,7 +81,7 @@ class TrainingJob:
 def check_config(config: TrainConfig) -> None:
     """Raise `UserError` for a config that cannot run, as far as that is known without the data."""
     count = processes_of(config.devices, config.device)
-    check_start(Process(path_of(config.schedule)), config.sampler)
+    path = path_of(config.schedule)
     check_loggers(config)
     if config.checkpoint.sharded:
         check_supported()
@@ -89,7 +89,9 @@ def check_config(config: TrainConfig) -> None:
         checkpoint_to_resume(config.resume)
         return
     _check_metrics(config)
-    if config.init is not None:
+    if config.init is None:
+        check_start(Process(path), config.sampler)
+    else:  # whose schedule the run may take, see `launch_training`
         find_checkpoint("init", config.init)
     _check_batch_size(config, count * config.distributed.nnodes)
     if isinstance(config.dataset, UserImages):
@@ -102,7 +104,7 @@ def launch_training(job: TrainingJob) -> float | None:
     if job.resume is None and config.init is not None:
         config = config_with_init(config, job.typed)
         job = replace(job, config=config)
-    check_start(Process(path_of(config.schedule)), config.sampler)
+        check_start(Process(path_of(config.schedule)), config.sampler)
     group = worker_group(config.devices, config.device, config.threads, config.distributed)
     try:
         return run_distributed(train, (job,), group)
@@ -288,6 +290,7 @@ def _check_metric(config: TrainConfig, key: str, metric: str | None) -> None:
         return
     if not isinstance(config.dataset, ImageDataset):
         raise UserError(f"{key}={metric}: compares images, and dataset={config.dataset.name} has points; leave it out")
+    check_start(Process(path_of(config.schedule)), config.sampler)  # again, for resumed runs of older versions
     if find_spec("torch_fidelity") is None:
         raise UserError(f"{key}={metric}: needs torch-fidelity; pip install 'ddpm-cli[eval]'")
     if metric == "fid":

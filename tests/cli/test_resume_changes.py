@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpm_cli.data import stream, table
 from tests.checkpoints.test_formats import unpacked
-from tests.conftest import TINY, Result
+from tests.conftest import TINY, Result, edit_checkpoint
 
 Run = Callable[..., Result]
 
@@ -211,3 +211,20 @@ def test_sweep_still_recognizes_a_job_that_was_resumed_with_other_values(run: Ru
     ok(run("report", "sw"))
     first, second = table_of("sw/report.csv")
     assert (first["steps"], first["steps_planned"], second["steps_planned"]) == ("2", "2", "1")
+
+
+def test_run_whose_first_timestep_is_refused_now_is_continued(run: Run) -> None:
+    """Runs of older versions draw their pictures as before. Their samples are measured only with another sampler."""
+    images(Path("old"))
+    steps = ["schedule=cosine", "schedule.timesteps=100", "sampler=ddim", "sampler.steps=10", "train.milestone_every=9"]
+    ok(run("train", *FOLDER, *steps, "out=run", "train.steps=1"))
+    last = Path("run/checkpoints/last.pt")
+    config = torch.load(last, weights_only=True)["config"]
+    edit_checkpoint(last, last, config=config | {"sampler": config["sampler"] | {"spacing": "stride"}})
+    refused = run("train", "resume=run", "train.steps=2", "train.report=fd_classifier")
+    assert refused.code == 2
+    assert "sampler.spacing=stride: these steps start at t=90 of T=100, but" in refused.err
+    ok(run("train", "resume=run", "train.steps=2"))
+    assert Path("run/samples/step_00000002.png").is_file()
+    assert "sampler.spacing=stride: these steps start at t=90" in run("sample", "ckpt=run", "n=1").err
+    ok(run("sample", "ckpt=run", "n=1", "sampler.spacing=trailing"))
