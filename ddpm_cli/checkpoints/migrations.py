@@ -39,13 +39,22 @@ def to_7(state: State) -> dict[str, Any]:
 
 
 def to_8(state: State) -> dict[str, Any]:
-    """Add `sigma_data`, `sampler.rho`, guidance, averages of several lengths and, for images, `dataset.augment`."""
+    """Add `sigma_data`, `sampler.rho`, guidance, averages of several lengths and, for images, `dataset.augment`.
+
+    For U-Nets, add the details of their networks.
+    """
     config = state["config"]
-    dataset = dict(config["dataset"])
+    dataset, model = dict(config["dataset"]), dict(config["model"])
+    match model["name"]:
+        case "unet":
+            model["time_activation"] = "silu"
+        case "ddpm_unet":
+            model["variant"] = "ddpm"
     if "flip" in dataset:
         dataset["augment"] = 0.0
     new = {
         "dataset": dataset,
+        "model": model,
         "sigma_data": "auto",
         "sampler": {**config["sampler"], "rho": 7.0},
         "guidance": {"interval": None, "rescale": 0.0},

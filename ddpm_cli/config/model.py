@@ -10,6 +10,8 @@ from ddpm_cli.errors import UserError, check, one_of
 
 ATTENTIONS = ("none", "linear", "full")
 POSITIONS = ("sine", "rotary")
+TIME_ACTIVATIONS = ("silu", "gelu")
+VARIANTS = ("ddpm", "improved")
 
 
 @dataclass(kw_only=True)
@@ -112,11 +114,14 @@ class UNetOptions(GroupedUNet):
     name: str = "unet"
     head_dim: int
     patch_size: int  # the stem folds patches of this side into channels, the head unfolds them
+    time_activation: str = "silu"  # of the embedding of t; a default, as that of gradient_checkpointing
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(1 <= self.head_dim <= 512, "model.head_dim", self.head_dim, "in 1..512")
         check(1 <= self.patch_size <= 64, "model.patch_size", self.patch_size, "in 1..64")
+        known = self.time_activation in TIME_ACTIVATIONS
+        check(known, "model.time_activation", self.time_activation, one_of(TIME_ACTIVATIONS))
 
     @property
     def stride(self) -> int:
@@ -129,9 +134,11 @@ class DdpmUNetOptions(GroupedUNet):
 
     name: str = "ddpm_unet"
     scale_shift: bool  # the embedding scales and shifts the second norm, rather than being added before it
+    variant: str = "ddpm"  # the code whose details are used; a default, as that of gradient_checkpointing
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.variant in VARIANTS, "model.variant", self.variant, one_of(VARIANTS))
         check("linear" not in self.attention, "model.attention", self.attention, "none or full at each level")
         ok = self.width % self.heads == 0
         check(ok, "model.heads", self.heads, f"a divisor of model.width={self.width}")

@@ -44,9 +44,9 @@ Features = dict[str, dict[str, Tensor]]
 class Comparison:
     """The result of comparing n samples with the reference split.
 
-    intervals: 95% bootstrap intervals of some metrics. floor: the same metrics for `floor_n` real images of the other
-    split. classifier: the accuracy and the digest of the classifier, the number of samples in each predicted class and
-    the mean confidence; None without a classifier. first: the first samples, (B, C, H, W) uint8.
+    intervals: 95% bootstrap intervals of the mean of some metrics at this n. floor: the same metrics for `floor_n` real
+    images of the other split. classifier: the accuracy and the digest of the classifier, the number of samples in each
+    predicted class and the mean confidence; None without a classifier. first: the first samples, (B, C, H, W) uint8.
     """
 
     n: int

@@ -221,7 +221,7 @@ def _log_comparison(comparison: "Comparison", distances: Mapping[str, float]) ->
         if name.endswith("_std"):
             continue
         low, high = comparison.intervals.get(name, (None, None))
-        spread = "" if low is None else f" (95% between {low:.4g} and {high:.4g} at this n)"
+        spread = "" if low is None else f" (95% interval of the mean at this n: {low:.4g} to {high:.4g})"
         log.info("%s %.4g%s; floor %.4g", name, value, spread, comparison.floor[name])
     if comparison.classifier:
         counts = ", ".join(f"{name} {count}" for name, count in comparison.classifier["classes"].items())

@@ -153,7 +153,7 @@ def _splits(dataset: Dataset) -> dict[str, Examples]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A metric of the samples of a step, and half the width of its 95% interval."""
+    """A metric of the samples of a step, and half the width of its interval by `bootstrap_interval`."""
 
     step: int
     value: float

@@ -91,7 +91,7 @@ def _evaluation_table(record: Record) -> str:
     rows = [row for entry in record.evaluations for row in _metric_rows(entry)]
     if not rows:
         return "None. Run `ddpm-evaluate ckpt=<the run>` before `ddpm-export` to include its results here.\n"
-    return _markdown_table(("Metric", "Value", "95% interval", "Floor (real images)", "Settings"), rows)
+    return _markdown_table(("Metric", "Value", "95% interval of the mean", "Floor (real images)", "Settings"), rows)
 
 
 def _metric_rows(entry: dict[str, Any]) -> Iterator[tuple[str, ...]]:

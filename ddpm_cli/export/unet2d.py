@@ -1,8 +1,8 @@
 """Convert the settings and weights of `DdpmUNet` to and from those of diffusers' `UNet2DModel`.
 
-Both are the network of Ho et al. 2020 (arXiv:2006.11239). In its attention, UNet2DModel has three linear layers for
-queries, keys and values, where `DdpmUNet` has a single 1x1 convolution. Supports diffusers 0.30 and later, which does
-not need to be installed.
+Both are the network of Ho et al. 2020 (arXiv:2006.11239), or of Nichol & Dhariwal 2021 (arXiv:2102.09672). In its
+attention, UNet2DModel has three linear layers for queries, keys and values, where `DdpmUNet` has a single 1x1
+convolution. Supports diffusers 0.30 and later, which does not need to be installed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,30 +22,29 @@ FIXED_SETTINGS: dict[str, Any] = {
     "add_attention": True,
     "center_input_sample": False,
     "class_embed_type": None,
-    "downsample_padding": 0,
     "downsample_type": "conv",
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
     "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2D",
-    "norm_eps": 1e-6,
     "num_class_embeds": None,
     "time_embedding_type": "positional",
     "upsample_type": "conv",
 }
 """Settings of UNet2DModel for which `DdpmUNet` supports a single value."""
-DEFAULTS: dict[str, Any] = FIXED_SETTINGS | {
+VARIANT_SETTINGS: dict[str, dict[str, Any]] = {
+    "ddpm": {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6},
+    "improved": {"downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "norm_eps": 1e-5},
+}
+"""Settings of UNet2DModel that `model.variant` sets."""
+DEFAULTS: dict[str, Any] = {
+    **FIXED_SETTINGS,
+    **VARIANT_SETTINGS["improved"],
     "attention_head_dim": 8,
     "attn_norm_num_groups": None,
     "block_out_channels": [224, 448, 672, 896],
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "downsample_padding": 1,
     "dropout": 0.0,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
     "in_channels": 3,
     "layers_per_block": 2,
-    "norm_eps": 1e-5,
     "norm_num_groups": 32,
     "num_train_timesteps": None,
     "out_channels": 3,
@@ -97,7 +96,9 @@ def to_unet_config(config: TrainConfig) -> dict[str, Any]:
     assert isinstance(model, DdpmUNetOptions)
     channels, height, width = config.dataset.shape
     kinds = [BLOCK_TYPES[kind] for kind in model.attention]
-    return FIXED_SETTINGS | {
+    return {
+        **FIXED_SETTINGS,
+        **VARIANT_SETTINGS[model.variant],
         "attention_head_dim": None if model.heads == 1 else _attention_channels(model).pop() // model.heads,
         "attn_norm_num_groups": model.groups,  # by default, the middle block has no norm with scale_shift
         "block_out_channels": [model.width * multiplier for multiplier in model.multipliers],
@@ -136,6 +137,7 @@ def from_unet_config(settings: Mapping[str, Any]) -> tuple[DdpmUNetOptions, list
         groups=int(full["norm_num_groups"]),
         heads=1,
         scale_shift=scale_shift,
+        variant=_variant(full),
         time_scale=1.0,
         self_condition=False,
     )
@@ -153,6 +155,16 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, ours in FIXED_SETTINGS.items():
         require(full[key] == ours, full, key, f"{ours}, as in model=ddpm_cifar10")
     return full
+
+
+def _variant(full: Mapping[str, Any]) -> str:
+    """Return the value of model.variant. Raise `UserError` if the settings are not all those of one variant."""
+    name, ours = max(
+        VARIANT_SETTINGS.items(), key=lambda variant: sum(full[key] == value for key, value in variant[1].items())
+    )
+    for key, value in ours.items():
+        require(full[key] == value, full, key, f"{value}, as in model.variant={name}")
+    return name
 
 
 def _attention_kinds(full: Mapping[str, Any]) -> list[str]:

@@ -1,30 +1,58 @@
 """The U-Net of Ho et al. 2020 (arXiv:2006.11239, appendix B), as in their code.
 
-With `heads` and `scale_shift` it is the U-Net of Nichol & Dhariwal 2021 (arXiv:2102.09672, appendix A).
+With `heads`, `scale_shift` and the variant improved it is the U-Net of Nichol & Dhariwal 2021 (arXiv:2102.09672,
+appendix A), as in their code.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_cli.config import DdpmUNetOptions, implements
-from ddpm_cli.models.layers import Embedding, GroupNorm, Layer, attend, init_xavier, set_recompute
+from ddpm_cli.models.layers import (
+    Embedding,
+    GroupNorm,
+    Layer,
+    attend,
+    cosine_first_embedding,
+    init_xavier,
+    set_recompute,
+    sinusoidal_embedding,
+)
 
 Levels = Sequence[tuple[int, str]]
 """Channels and kind of attention of each level."""
+Norm = Callable[[int], GroupNorm]
+"""Returns the group norm of so many channels."""
 
 
-def _norm(groups: int, dim: int) -> GroupNorm:
-    return GroupNorm(groups, dim, eps=1e-6)
+class Variant(NamedTuple):
+    """Details in which the code of one paper differs from that of the other.
+
+    eps: of the norms. padding: of convolutions of stride 2, left, right, top and bottom. xavier: initialise by
+    `init_xavier` instead of torch's default.
+    """
+
+    sinusoids: Callable[[Tensor, int], Tensor]
+    eps: float
+    padding: tuple[int, int, int, int]
+    xavier: bool
 
 
-def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """Set the weights to zero, so that the residual branch that ends in `conv` starts as the identity."""
-    nn.init.zeros_(conv.weight)
-    return conv
+VARIANTS = {
+    "ddpm": Variant(sinusoidal_embedding, 1e-6, (0, 1, 0, 1), True),  # the padding SAME of TensorFlow
+    "improved": Variant(cosine_first_embedding, 1e-5, (1, 0, 1, 0), False),  # padding=1 of torch: sides are even
+}
+
+
+def _zero(conv: nn.Conv2d) -> None:
+    """Set the parameters to zero, so that the residual branch that ends in `conv` starts as the identity."""
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
 
 
 class PreNormBlock(nn.Module):
@@ -33,13 +61,13 @@ class PreNormBlock(nn.Module):
     The embedding is added between the two; with `scale_shift` it scales and shifts the second norm instead.
     """
 
-    def __init__(self, dim: int, dim_out: int, *, emb_dim: int, groups: int, dropout: float, scale_shift: bool) -> None:
+    def __init__(self, dim: int, dim_out: int, *, emb_dim: int, norm: Norm, dropout: float, scale_shift: bool) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.norm1 = _norm(groups, dim)
+        self.norm1 = norm(dim)
         self.conv1 = nn.Conv2d(dim, dim_out, 3, padding=1)
         self.emb = nn.Linear(emb_dim, dim_out * (2 if scale_shift else 1))
-        self.norm2 = _norm(groups, dim_out)
+        self.norm2 = norm(dim_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(dim_out, dim_out, 3, padding=1)
         self.residual = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
@@ -58,10 +86,10 @@ class PreNormBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Full attention over the pixels, with a residual connection."""
 
-    def __init__(self, dim: int, groups: int, heads: int) -> None:
+    def __init__(self, dim: int, norm: Norm, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _norm(groups, dim)
+        self.norm = norm(dim)
         self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.to_out = nn.Conv2d(dim, dim, 1)
 
@@ -69,19 +97,20 @@ class AttentionBlock(nn.Module):
         return x + self.to_out(attend(self.to_qkv(self.norm(x)), self.heads))
 
 
-def _layer(block: Callable[[int, int], nn.Module], dim_in: int, dim: int, kind: str, groups: int, heads: int) -> Layer:
-    return Layer(block(dim_in, dim), AttentionBlock(dim, groups, heads) if kind == "full" else nn.Identity())
+def _layer(block: Callable[[int, int], nn.Module], dim_in: int, dim: int, kind: str, norm: Norm, heads: int) -> Layer:
+    return Layer(block(dim_in, dim), AttentionBlock(dim, norm, heads) if kind == "full" else nn.Identity())
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2, padded on the right and at the bottom like TensorFlow's SAME."""
+    """A 3x3 convolution of stride 2 with `padding` on the left, on the right, at the top and at the bottom."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, padding: tuple[int, int, int, int]) -> None:
         super().__init__()
+        self.padding = padding
         self.conv = nn.Conv2d(dim, dim, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, self.padding))
 
 
 class Upsample(nn.Module):
@@ -96,7 +125,11 @@ class Upsample(nn.Module):
 
 
 def _down_path(
-    levels: Levels, width: int, blocks: int, layer: Callable[[int, int, str], Layer]
+    levels: Levels,
+    width: int,
+    blocks: int,
+    layer: Callable[[int, int, str], Layer],
+    downsample: Callable[[int], nn.Module],
 ) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
     """Return the layers of each level, the downsamplings between them, and the channels of the skip connections."""
     downs, downsamples = nn.ModuleList(), nn.ModuleList()
@@ -109,7 +142,7 @@ def _down_path(
             dim_in = dim
         downs.append(level)
         if i < len(levels) - 1:
-            downsamples.append(Downsample(dim))
+            downsamples.append(downsample(dim))
             skips.append(dim)
     return downs, downsamples, skips
 
@@ -159,33 +192,41 @@ class DdpmUNet(nn.Module):
         dropout: float,
         time_scale: float,
         scale_shift: bool,
+        variant: str = "ddpm",
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        emb_dim = 4 * width
-        block = partial(PreNormBlock, emb_dim=emb_dim, groups=groups, dropout=dropout, scale_shift=scale_shift)
-        layer = partial(_layer, block, groups=groups, heads=heads)
+        details, emb_dim = VARIANTS[variant], 4 * width
+        norm = partial(GroupNorm, groups, eps=details.eps)
+        block = partial(PreNormBlock, emb_dim=emb_dim, norm=norm, dropout=dropout, scale_shift=scale_shift)
+        layer = partial(_layer, block, norm=norm, heads=heads)
+        downsample = partial(Downsample, padding=details.padding)
         levels = list(zip([width * multiplier for multiplier in multipliers], attention, strict=True))
         deepest, _ = levels[-1]
-        self.embedding = Embedding(width, emb_dim, time_scale, classes)
+        self.embedding = Embedding(width, emb_dim, time_scale, classes, sinusoids=details.sinusoids)
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.downs, self.downsamples, skips = _down_path(levels, width, blocks, layer)
+        self.downs, self.downsamples, skips = _down_path(levels, width, blocks, layer, downsample)
         self.middle = nn.ModuleList([layer(deepest, deepest, "full"), layer(deepest, deepest, "none")])
         self.ups, self.upsamples = _up_path(levels, skips, blocks, layer)
-        self.norm = _norm(groups, levels[0][0])
+        self.norm = norm(levels[0][0])
         self.head = nn.Conv2d(levels[0][0], out_channels, 3, padding=1)
-        self._initialise()
+        self._initialise(details.xavier)
         if gradient_checkpointing:
             set_recompute(self)
 
-    def _initialise(self) -> None:
-        self.apply(init_xavier)
+    @torch.no_grad()
+    def _initialise(self, xavier: bool) -> None:
+        if xavier:
+            self.apply(init_xavier)
         _zero(self.head)
         for module in self.modules():
             if isinstance(module, PreNormBlock):
                 _zero(module.conv2)
             elif isinstance(module, AttentionBlock):
                 _zero(module.to_out)
+                if xavier:  # queries, keys and values are three layers in the code of Ho et al.
+                    for weight in module.to_qkv.weight.chunk(3):
+                        nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self.embedding(t, y)

@@ -29,6 +29,17 @@ def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def cosine_first_embedding(t: Tensor, dim: int) -> Tensor:
+    """Return the cosines, then the sines, of t at dim/2 frequencies from 1 down, in the ratio 10000**(-2/dim).
+
+    The layout of Nichol & Dhariwal 2021. Shapes are those of `sinusoidal_embedding`.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
 def class_vectors(classes: int, dim: int) -> nn.Embedding | None:
     """Return an embedding of the classes 0..classes-1 and of the null label `classes`; None without classes.
 
@@ -40,17 +51,27 @@ def class_vectors(classes: int, dim: int) -> nn.Embedding | None:
 class Embedding(nn.Module):
     """The embedding (B, out_dim) of timesteps t (B,) plus that of classes y (B,), which may be None.
 
-    Sinusoids of `scale` times t go through a two-layer MLP; each class has a learned vector (`class_vectors`).
+    The `sinusoids` of `scale` times t go through a two-layer MLP with `activation` between the layers; each class has a
+    learned vector (`class_vectors`).
     """
 
-    def __init__(self, dim: int, out_dim: int, scale: float, classes: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        scale: float,
+        classes: int,
+        *,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+        sinusoids: Callable[[Tensor, int], Tensor] = sinusoidal_embedding,
+    ) -> None:
         super().__init__()
-        self.dim, self.scale = dim, scale
-        self.mlp = nn.Sequential(nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))
+        self.dim, self.scale, self.sinusoids = dim, scale, sinusoids
+        self.mlp = nn.Sequential(nn.Linear(dim, out_dim), activation(), nn.Linear(out_dim, out_dim))
         self.classes = class_vectors(classes, out_dim)
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
-        emb = self.mlp(sinusoidal_embedding(t * self.scale, self.dim))
+        emb = self.mlp(self.sinusoids(t * self.scale, self.dim))
         return emb if self.classes is None or y is None else emb + self.classes(y)
 
 

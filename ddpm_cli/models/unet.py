@@ -1,6 +1,6 @@
 """The U-Net of the annotated diffusion model, after Phil Wang's, in any size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -94,6 +94,10 @@ class Middle(nn.Module):
         return self.block2(self.attention(self.block1(x, emb)), emb)
 
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU}
+"""Activations of the embedding of t."""
+
+
 @implements(UNetOptions)
 class UNet(nn.Module):
     """The U-Net of "The Annotated Diffusion Model".
@@ -123,6 +127,7 @@ class UNet(nn.Module):
         dropout: float,
         time_scale: float,
         patch_size: int,
+        time_activation: str = "silu",
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -132,7 +137,7 @@ class UNet(nn.Module):
         dims = [width * multiplier for multiplier in multipliers]
         ins = [width, *dims[:-1]]  # on the way down a level has the width of its input, as in the text
         last = len(dims) - 1
-        self.embedding = Embedding(width, emb_dim, time_scale, classes)
+        self.embedding = Embedding(width, emb_dim, time_scale, classes, activation=ACTIVATIONS[time_activation])
         self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, width, 1))
 
         self.downs = nn.ModuleList()

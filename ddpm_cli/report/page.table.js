@@ -37,7 +37,7 @@ function scoreCell(found) {
   const interval = found.interval ? `${formatNumber(found.interval[0])} to ${formatNumber(found.interval[1])}` : null;
   const at = found.step === null ? found.settings : `step ${found.step}, ${found.settings}`;
   const cell = element("td", { class: "number", title: at }, formatNumber(found.value));
-  if (interval) cell.append(element("small", {}, interval));
+  if (interval) cell.append(element("small", { title: "95% interval of the mean at this n" }, interval));
   return cell;
 }
 

@@ -10,7 +10,10 @@ from ddpm_cli.distributed.sharding import local_part, shard_rows, unshard_rows
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients of a s + b s**3 + c s**5, which, applied `TIMES` times, moves singular values s in (0, 1] towards 1."""
+"""Coefficients of a s + b s**3 + c s**5, which, applied `TIMES` times, moves singular values s in (0, 1] towards 1.
+
+Those in [0.0016, 1] end in [0.68, 1.21]. Smaller ones are only multiplied by up to a**5 = 485: 1e-4 ends at 0.048.
+"""
 TIMES = 5
 WIDE = 4
 """Ratio of the sides up to which matrices are padded together; 3x3 filters are mostly above it, 1x1 filters below."""
@@ -150,7 +153,11 @@ def matrices_of(network: nn.Module) -> list[Tensor]:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Return matrices (N, R, C) with the same singular vectors and singular values near 1 (Newton-Schulz)."""
+    """Return matrices (N, R, C) with the same singular vectors and singular values near 1 (Newton-Schulz).
+
+    Singular values of at least 0.0016 times the Frobenius norm of their matrix end in [0.68, 1.21] if the matrices are
+    float32, smaller ones between 0 and that.
+    """
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = QUINTIC

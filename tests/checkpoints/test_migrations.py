@@ -15,6 +15,8 @@ def of_format_5(*overrides: str) -> dict[str, Any]:
     del config["train"]["deterministic"]
     config["model"].pop("gradient_checkpointing", None)
     del config["dataset"]["augment"]
+    for key in ("variant", "time_activation"):
+        config["model"].pop(key, None)
     return {"format": 5, "config": config, "step": 3}
 
 
@@ -26,6 +28,18 @@ def test_format_5(model: str) -> None:
     assert old == before
     assert (new["format"], new["step"]) == (FORMAT, 3)
     assert from_stored(new["config"]) == from_stored(to_stored(composed(model, "dataset.image_size=32")))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["model=improved_cifar10", "dataset=cifar10"], "variant", "ddpm"),
+        (["experiment=annotated"], "time_activation", "silu"),
+    ],
+)
+def test_older_networks_stay_as_they_were(overrides: list[str], key: str, value: str) -> None:
+    assert getattr(composed(*overrides).model, key) != value
+    assert migrate(of_format_5(*overrides))["config"]["model"][key] == value
 
 
 @pytest.mark.parametrize("config", [None, {}, {"train": {}}, {"train": {}, "model": 3}, {"train": [], "model": {}}])

@@ -207,7 +207,7 @@ def test_sample_metrics_and_their_files(run: Run, trained: Path) -> None:
     assert (record["n"], record["floor_n"], record["nfe"], record["sampler"]["steps"]) == (12, 12, 3, 3)
     assert record["precision"] == record["nll"]["precision"] == "fp32"
     assert record["command"].startswith(f"ddpm-evaluate ckpt={trained} 'metrics=[fid,kid,is,prc,nll]' n=12")
-    assert f"fd_classifier {record['metrics']['fd_classifier']:.4g} (95% between" in result.err
+    assert f"fd_classifier {record['metrics']['fd_classifier']:.4g} (95% interval of the mean at this n: " in result.err
     assert "classes found: 0 " in result.err
     lines = (trained / "evaluations.jsonl").read_text().splitlines()
     assert len(lines) == before + 1

@@ -85,6 +85,27 @@ def test_kernel_distance_of_equal_distributions_is_zero() -> None:
     assert abs(near) < 0.05 < 1 < far
 
 
+def kernel_distance(one: Tensor, other: Tensor) -> float:
+    """Return the unbiased estimate of Binkowski et al. 2018, eq. 4, from all images."""
+
+    def mean(x: Tensor, y: Tensor, same: bool) -> float:
+        kernel = (x.double() @ y.double().T / x.shape[1] + 1) ** 3
+        without = kernel.trace() if same else 0.0
+        return ((kernel.sum() - without) / (len(x) * (len(y) - same))).item()
+
+    return mean(one, one, True) + mean(other, other, True) - 2 * mean(one, other, False)
+
+
+def test_spread_of_the_kernel_distance_is_its_standard_error() -> None:
+    """Compare with the distances of other samples, for fewer images than two of the largest subsets."""
+    pairs = [(normal(200, 0.5, seed=seed), normal(200, seed=1000 + seed)) for seed in range(200)]
+    distances = [kernel_distance(*pair) for pair in pairs]
+    for pair, distance in zip(pairs[:3], distances, strict=False):
+        found = compute_metric("kid", *pair, 0)
+        assert found["kid"] == pytest.approx(distance, rel=0.1)
+        assert found["kid_std"] == pytest.approx(torch.tensor(distances).std().item(), rel=0.5)
+
+
 def test_inception_score_of_confident_uniform_predictions_is_the_number_of_classes() -> None:
     logits = 100 * torch.eye(5).repeat(200, 1)
     # The classes are not exactly uniform in each of its splits.
@@ -123,6 +144,23 @@ def test_interval_has_the_width_of_the_sampling_distribution() -> None:
     assert low - spread < middle < high + spread
 
 
+def test_interval_covers_the_mean_and_not_the_next_distance() -> None:
+    """It covers the mean distance for this n nearly 95 times of 100, the distance of other samples less often."""
+    reference = statistics_of(normal(5000, seed=99))
+    samples = [normal(100, 0.5, seed=seed) for seed in range(200)]
+    distances = torch.tensor([frechet_distance(one, reference) for one in samples])
+    ends = torch.tensor([bootstrap_interval(one, reference, seed) for seed, one in enumerate(samples)])
+    low, high = ends.T
+
+    def coverage(value: Tensor, wider: float = 1.0) -> float:
+        margin = (high - low) * (wider - 1) / 2
+        return ((low - margin < value) & (value < high + margin)).float().mean().item()
+
+    assert 0.86 < coverage(distances.mean()) < 0.97
+    assert 0.72 < coverage(distances.roll(1)) < 0.86
+    assert 0.86 < coverage(distances.roll(1), math.sqrt(2)) < 0.97
+
+
 def test_metrics_of_the_classifier_are_renamed() -> None:
     metrics = {"fid": 1.0, "kid": 2.0, "kid_std": 0.1, "is": 3.0, "is_std": 0.2, "precision": 0.5, "recall": 0.4}
     assert rename_metrics(metrics, "inception") == metrics
@@ -155,7 +193,7 @@ def test_metrics_equal_those_of_calculate_metrics(classifier: TrainedClassifier,
     two = torch.randint(200, (80, 1, 12, 12), generator=generator, dtype=torch.uint8)
     theirs = calculate_metrics(
         input1=Images(one), input2=Images(two), cuda=False, batch_size=64, fid=True, kid=True, isc=True, prc=True,
-        kid_subset_size=60, feature_extractor=CLASSIFIER_EXTRACTOR, classifier=classifier, cache=False, verbose=False,
+        kid_subset_size=30, feature_extractor=CLASSIFIER_EXTRACTOR, classifier=classifier, cache=False, verbose=False,
         save_cpu_ram=True, rng_seed=5,
     )  # fmt: skip
     found = extractors(["fid", "kid", "is", "prc"], classifier, CPU)

@@ -7,6 +7,7 @@ from torch import nn
 
 from ddpm_cli.config import TrainConfig
 from ddpm_cli.models import build_network
+from ddpm_cli.models.layers import sinusoidal_embedding
 from tests.conftest import TINY, composed
 
 NETWORKS = {
@@ -90,6 +91,15 @@ def test_conv_network_has_the_parameters_of_the_text() -> None:
 def test_annotated_network_has_2_0_million_parameters() -> None:
     network = build_network(composed("experiment=annotated").model, 1)
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 1) == 2.0
+
+
+def test_annotated_network_embeds_t_by_gelu() -> None:
+    torch.manual_seed(0)
+    network = build_network(composed("experiment=annotated").model, 1)
+    first, _, second = network.get_submodule("embedding.mlp").children()
+    t = torch.tensor([0, 7, 250])
+    expected = second(nn.functional.gelu(first(sinusoidal_embedding(t, 28))))
+    assert torch.allclose(network.get_submodule("embedding")(t, None), expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_cli.training.muon import Muon, matrices_of, orthogonal
+from ddpm_cli.training.muon import QUINTIC, Muon, matrices_of, orthogonal
 
 BETAS = (0.9, 0.999)
 
@@ -29,6 +29,15 @@ def test_orthogonalisation_keeps_singular_vectors(shape: tuple[int, ...]) -> Non
     diagonal = made.diagonal(dim1=1, dim2=2)
     assert ((diagonal > 0.65) & (diagonal < 1.25)).all()
     assert torch.allclose(made, torch.diag_embed(diagonal), atol=1e-4)
+
+
+def test_small_singular_values_stay_small() -> None:
+    """A matrix with the singular values s and sqrt(1 - s^2) has the norm 1."""
+    small = torch.cat([torch.tensor([1e-6, 1e-4]), torch.linspace(0.0016, 0.9999, 5000)]).double()
+    first = orthogonal(torch.diag_embed(torch.stack([small, (1 - small**2).sqrt()], dim=1)))[:, 0, 0]
+    assert first[0].item() == pytest.approx(QUINTIC[0] ** 5 * 1e-6, rel=1e-3)
+    assert first[1].item() == pytest.approx(0.048, abs=0.001)
+    assert 0.68 < first[2:].min() < first[2:].max() < 1.21
 
 
 def test_zero_matrices_stay_zero() -> None:
