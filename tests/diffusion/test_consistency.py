@@ -18,7 +18,7 @@ from ddpm_cli.models.layers import RepeatableDropout
 from tests.diffusion.toys import COSINE, LINEAR
 
 EDM = Process(path_of(EdmPath(timesteps=1000, sigma_min=0.002, sigma_max=80.0, rho=7.0)))
-FLOW = Process(path_of(FlowPath(timesteps=100, shift=1.0)))
+FLOW = Process(path_of(FlowPath(timesteps=1000, shift=1.0)))
 STD, MEAN = 0.4, 0.3
 """Of Gaussian data, whose consistency function scales the distance from the mean."""
 
@@ -54,7 +54,7 @@ def test_lower_timestep_is_the_nearest_to_the_mapping_function(process: Process,
 
 
 def test_the_last_timestep_of_a_flow_is_compared_with_a_finite_level() -> None:
-    assert lower_timestep(FLOW, torch.tensor([99]), torch.tensor(1.0), 2.0, 8.0, 1.0).tolist() == [98]
+    assert lower_timestep(FLOW, torch.tensor([999]), torch.tensor(1.0), 2.0, 8.0, 1.0).tolist() == [998]
 
 
 def test_stages_are_equal_parts_of_the_run() -> None:
@@ -179,4 +179,4 @@ def test_timesteps_of_the_sampler() -> None:
     four = [t for t, _ in pairs_to_level(EDM, 4, 0.821)]
     assert four == [999, round(999 - (999 - mid) / 3), round(999 - (999 - mid) * 2 / 3), mid]
     assert pairs_to_level(EDM, 4, 0.821, start=mid + 1) == [(mid + 1, mid), (mid, -1)]
-    assert [t for t, _ in pairs_to_level(FLOW, 100, 1e6)] == list(range(99, -1, -1))  # as many as there are
+    assert [t for t, _ in pairs_to_level(FLOW, 1000, 1e6)] == list(range(999, -1, -1))  # as many as there are
