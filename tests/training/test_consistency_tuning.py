@@ -9,6 +9,7 @@ import torch
 from ddpm_cli.config import Consistency
 from ddpm_cli.errors import UserError
 from tests.conftest import TINY, Result, composed
+from tests.processes import in_two
 from tests.training.test_trainer import trainer_of
 
 Run = Callable[..., Result]
@@ -118,3 +119,16 @@ def test_what_fits() -> None:
     composed("loss=ect", "schedule=flow", "prediction=flow", "loss.weight=edm")
     sampler = composed("sampler=consistency", "sampler.mid_sigma=null", "sampler.spacing=logsnr").sampler
     assert isinstance(sampler, Consistency)
+
+
+def losses_of(*overrides: str) -> list[float]:
+    trainer = trainer_of(composed(*ECT, "model.dropout=0", "train.steps=4", *overrides))
+    return [float(trainer.train_step()[0]) for _ in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one(strategy: str, tmp_path: Path) -> None:
+    alone = torch.tensor(losses_of())
+    for both in in_two(losses_of, tmp_path, f"distributed.strategy={strategy}"):
+        assert torch.allclose(torch.tensor(both), alone, rtol=1e-3)
