@@ -28,7 +28,7 @@ def test_help_lists_every_option(run: Run) -> None:
         "schedule         constant cosine linear quadratic sigmoid",
         "loss             huber hybrid l1 l2 vlb",
         "model            base conv ddpm_cifar10 ddpmpp dit_b dit_s dit_tiny improved_cifar10 large",
-        "sampler          ddim ddpm dpmpp_2m heun",
+        "sampler          consistency ddim ddpm dpmpp_2m heun",
         "weighting        min_snr none p2",
         "timestep_sampler loss_second_moment uniform",
         "conditioning     class none",
