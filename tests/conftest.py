@@ -36,6 +36,8 @@ from ddpm_cli.config import (
     GROUPS,
     Ddim,
     Ddpm,
+    DpmPp2MSde,
+    Edm,
     EvaluateConfig,
     ExportConfig,
     ForwardConfig,
@@ -44,6 +46,7 @@ from ddpm_cli.config import (
     SampleConfig,
     Sampler,
     TrainConfig,
+    UniPc,
     option_name,
     plugins,
     registry,
@@ -156,8 +159,14 @@ def train_into(folder: Path, *overrides: str) -> Path:
 
 def a_sampler(kind: type[Sampler] = Ddpm, **changes: Any) -> Any:
     """Return the options of a sampler of `kind` over all timesteps with clipping, updated by `changes`."""
-    plain = {"steps": None, "sections": None, "spacing": "time", "thresholding": "clip"}
-    return kind(**(plain | ({"eta": 0.0} if kind is Ddim else {}) | changes))
+    plain: dict[str, Any] = {"steps": None, "sections": None, "spacing": "time", "thresholding": "clip"}
+    own: dict[type[Sampler], dict[str, Any]] = {
+        Ddim: {"eta": 0.0},
+        DpmPp2MSde: {"eta": 1.0},
+        Edm: {"s_churn": 30.0, "s_tmin": 0.01, "s_tmax": 1.0, "s_noise": 1.0},
+        UniPc: {"order": 2},
+    }
+    return kind(**(plain | own.get(kind, {}) | changes))
 
 
 def edit_checkpoint(old: Path, new: Path, **changes: Any) -> Path:

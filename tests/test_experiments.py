@@ -10,7 +10,9 @@ import torch
 from ddpm_cli.config import ImageDataset, TrainConfig
 from ddpm_cli.data.sources import load_examples
 from ddpm_cli.data.table import Examples, Table
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.schedules import betas_of, path_of
+from ddpm_cli.diffusion.timesteps import timestep_pairs
 from ddpm_cli.sampling.sample_generator import SampleGenerator
 from ddpm_cli.tracking.timeline import new_timeline
 from ddpm_cli.training.loop import Loop
@@ -20,7 +22,9 @@ from tests.conftest import composed
 from tests.distances import sliced_wasserstein
 
 CPU = torch.device("cpu")
-EXPERIMENTS = sorted(file.stem for file in (Path(__file__).parent.parent / "configs/experiment").glob("*.yaml"))
+ALL = sorted(file.stem for file in (Path(__file__).parent.parent / "configs/experiment").glob("*.yaml"))
+RECIPES = [name for name in ALL if name.startswith("recipe_")]
+EXPERIMENTS = [name for name in ALL if name not in RECIPES]
 SMALL = {
     "annotated": ["dataset.image_size=16", "model.width=8", "model.multipliers=[1,2]", "model.attention=[linear,none]"],
     "quickstart": ["model.width=16"],
@@ -39,7 +43,22 @@ SMALL = {
         "model.multipliers=[1,2]",
         "model.attention=[none,full]",
     ],
+    "dit_cifar10": ["dataset.image_size=16", "model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=4"],
+    "edm_cifar10": [
+        "dataset.image_size=16",
+        "model.width=16",
+        "model.multipliers=[1,2]",
+        "model.attention=[none,full]",
+        "model.blocks=1",
+    ],
     "emoji": ["dataset.image_size=16", "model.width=16"],
+    "flow_cifar10": [
+        "dataset.image_size=16",
+        "model.width=16",
+        "model.groups=8",
+        "model.multipliers=[1,2]",
+        "model.attention=[none,full]",
+    ],
     "improved": [
         "dataset.image_size=16",
         "model.width=16",
@@ -117,7 +136,8 @@ def test_the_small_variant_learns(name: str) -> None:
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "quadratic", "sigmoid", "constant"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_schedule_in_every_experiment(name: str, schedule: str) -> None:
-    own = composed(f"experiment={name}", f"schedule={schedule}").schedule
+    prediction = ["prediction=v"] if name == "flow_cifar10" else []
+    own = composed(f"experiment={name}", f"schedule={schedule}", *prediction).schedule
     betas = betas_of(own)
     assert ((betas > 0) & (betas < 1)).all()
     assert betas_of(replace(own, zero_terminal_snr=True))[-1] == 1
@@ -146,10 +166,16 @@ def _selected(name: str, knob: str) -> bool:
     return (EXPERIMENTS.index(name) - KNOBS.index(knob)) % len(EXPERIMENTS) < 2
 
 
+IMPOSSIBLE = {
+    "edm_cifar10": ["prediction=v schedule.zero_terminal_snr=true"],
+    "flow_cifar10": ["prediction=v schedule.zero_terminal_snr=true", "weighting=min_snr", "weighting=p2"],
+}
+"""Options that a path does not have."""
 COMBINATIONS = [
     pytest.param(name, knob, marks=[] if _selected(name, knob) else pytest.mark.slow)
     for name in EXPERIMENTS
     for knob in KNOBS
+    if knob not in IMPOSSIBLE.get(name, [])
 ]
 
 
@@ -186,6 +212,46 @@ def test_cifar10_conditional_is_what_the_text_trains() -> None:
     shorter = composed("experiment=cifar10_conditional", "schedule.timesteps=500").schedule
     assert betas_of(shorter)[-1].item() == pytest.approx(0.04)
     assert composed("experiment=cifar10_conditional", "schedule=cosine", "loss=l1").loss.name == "l1"
+
+
+def test_edm_cifar10_is_what_the_paper_trains() -> None:
+    """Karras et al. 2022, table 7 and table 1."""
+    config = composed("experiment=edm_cifar10")
+    train, sampling = config.train, config.timestep_sampler
+    assert (config.schedule.sigma_min, config.schedule.sigma_max, config.schedule.rho) == (0.002, 80, 7)
+    assert (config.sigma_data, sampling.mean, sampling.std) == (0.5, -1.2, 1.2)
+    assert (train.batch_size, train.optimizer, train.lr, config.model.dropout) == (512, "adam", 1e-3, 0.13)
+    assert train.steps * 512 == 200_000_000
+    assert train.warmup_steps * 512 == pytest.approx(10e6, rel=1e-4)
+    assert train.ema_decay ** (500_000 / 512) == pytest.approx(0.5, abs=1e-3)
+    assert (config.dataset.flip, config.dataset.augment) == (True, 0.12)
+
+
+def test_edm_cifar10_samples_at_the_papers_levels() -> None:
+    """Equation 5 with 18 steps, as near as a grid of 1000 levels is."""
+    config = composed("experiment=edm_cifar10")
+    process = Process(path_of(config.schedule))
+    pairs = timestep_pairs(process, config.sampler.steps, None, config.sampler.spacing)
+    levels = [process.sigmas[t] for t, _ in pairs]
+    expected = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
+    assert levels == pytest.approx(expected, rel=0.01)
+
+
+def test_flow_cifar10_is_what_the_code_trains() -> None:
+    config = composed("experiment=flow_cifar10")
+    train, model = config.train, config.model
+    assert (train.batch_size, train.lr, train.warmup_steps, train.steps) == (128, 2e-4, 5000, 400_000)
+    assert (train.grad_clip, train.ema_decay, train.ema_warmup) == (1.0, 0.9999, False)
+    assert (model.width, model.multipliers, model.heads, model.dropout) == (128, [1, 2, 2, 2], 4, 0.1)
+    assert (config.schedule.shift, config.dataset.flip) == (1.0, True)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_differ_only_in_the_objective(name: str) -> None:
+    config, base = (composed(f"experiment={one}", "out=x") for one in (name, "recipe_cosine_v"))
+    same = {"schedule": base.schedule, "timestep_sampler": base.timestep_sampler, "prediction": base.prediction}
+    assert replace(config, **same) == base
+    assert name == "recipe_cosine_v" or config != base
 
 
 def test_improved_is_what_the_paper_trains() -> None:

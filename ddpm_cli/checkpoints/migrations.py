@@ -39,7 +39,7 @@ def to_7(state: State) -> dict[str, Any]:
 
 
 def to_8(state: State) -> dict[str, Any]:
-    """Add `sigma_data`, refinements of guidance, averages of several lengths and, for images, `dataset.augment`."""
+    """Add `sigma_data`, `sampler.rho`, guidance, averages of several lengths and, for images, `dataset.augment`."""
     config = state["config"]
     dataset = dict(config["dataset"])
     if "flip" in dataset:
@@ -47,6 +47,7 @@ def to_8(state: State) -> dict[str, Any]:
     new = {
         "dataset": dataset,
         "sigma_data": "auto",
+        "sampler": {**config["sampler"], "rho": 7.0},
         "guidance": {"interval": None, "rescale": 0.0},
         "train": {**config["train"], "ema_lengths": None},
         "checkpoint": {**config["checkpoint"], "keep_averages": 32},

@@ -66,7 +66,7 @@ from ddpm_cli.config.objective import (
 )
 from ddpm_cli.config.processes import Distributed
 from ddpm_cli.config.registry import EXTRA_CONFIGS, GROUPS, MAX_SIZE, Option, implementation_of, implements, option_name
-from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, Heun, Sampler
+from ddpm_cli.config.sampler import Ddim, Ddpm, DpmPp2M, DpmPp2MSde, DpmPp3M, Edm, Euler, Heun, Sampler, UniPc
 from ddpm_cli.config.schedule import (
     BetaSchedule,
     Constant,
@@ -117,10 +117,14 @@ __all__ = [
     "Distributed",
     "DitOptions",
     "DpmPp2M",
+    "DpmPp2MSde",
+    "DpmPp3M",
     "Ect",
+    "Edm",
     "EdmPath",
     "EdmWeighting",
     "Emoji",
+    "Euler",
     "EvaluateConfig",
     "ExportConfig",
     "FashionMnist",
@@ -162,6 +166,7 @@ __all__ = [
     "TrainConfig",
     "UNetOptions",
     "Unconditional",
+    "UniPc",
     "UniformTimesteps",
     "Unweighted",
     "UserImages",

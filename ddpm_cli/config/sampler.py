@@ -1,5 +1,6 @@
 """The config group `sampler`: how samples are drawn."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -9,9 +10,7 @@ from ddpm_cli.config.registry import Option
 from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.errors import UserError, check, one_of
 
-SPACINGS = ("time", "stride", "logsnr")
-MIN_START = 0.75
-"""Smallest share of T at which a sampler may start."""
+SPACINGS = ("time", "trailing", "stride", "quadratic", "logsnr", "karras")
 THRESHOLDINGS = ("auto", "clip", "dynamic", "none")
 
 
@@ -23,7 +22,8 @@ class Sampler(Option):
     calls_per_step: ClassVar[int] = 1  # network calls, without guidance
     steps: int | None
     sections: list[int] | None  # instead of steps: their numbers in equal parts of 0..T-1
-    spacing: str  # even in time, with DDIM's integer stride, or even in the log-SNR
+    spacing: str  # where the timesteps lie, see `timesteps.py`
+    rho: float = 7.0  # of spacing=karras; a default, because plugins have samplers without it
     thresholding: str  # of the estimate of x0 at each step; auto: clip for images, none for points
 
     def __post_init__(self) -> None:
@@ -34,6 +34,7 @@ class Sampler(Option):
             ok = len(self.sections) > 0 and all(count >= 1 for count in self.sections)
             check(ok, "sampler.sections", self.sections, "counts of at least 1, as in [10,15,20], or null")
         check(self.spacing in SPACINGS, "sampler.spacing", self.spacing, one_of(SPACINGS))
+        check(1 <= self.rho <= 100, "sampler.rho", self.rho, "in [1, 100]")
         check(
             self.thresholding in THRESHOLDINGS,
             "sampler.thresholding",
@@ -56,7 +57,10 @@ class Sampler(Option):
         return replace(self, **{**sections, **changes})
 
     def check_against(self, schedule: Schedule, dataset: Dataset) -> None:
-        """Raise `UserError` if `schedule` has too few timesteps or the data of `dataset` exceed the thresholds."""
+        """Raise `UserError` if `schedule` has too few timesteps or the data of `dataset` exceed the thresholds.
+
+        Whether the first timestep is noisy enough is checked by `timesteps.check_start`.
+        """
         if self.thresholding in ("clip", "dynamic") and not dataset.bounded:
             raise UserError(
                 f"sampler.thresholding={self.thresholding}: must be auto or none for dataset={dataset.name}, "
@@ -75,14 +79,6 @@ class Sampler(Option):
                     f"sampler.sections={sections}: section {i} has only {size} of the T={timesteps} timesteps, fewer "
                     f"than {count}; use smaller counts"
                 )
-        self._check_start(timesteps - 1 if sections[-1] > 1 else timesteps - sizes[-1], timesteps)
-
-    def _check_start(self, start: int, timesteps: int) -> None:
-        if start < MIN_START * (timesteps - 1):
-            raise UserError(
-                f"sampler={self.name}: these steps start at t={start} of T={timesteps}, where x_t is not pure noise; "
-                "use more steps, or sampler.spacing=time"
-            )
 
     def _check_steps(self, steps: int, timesteps: int) -> None:
         check(
@@ -91,17 +87,13 @@ class Sampler(Option):
             steps,
             f"in 1..{timesteps}, the timesteps of the schedule (schedule.timesteps)",
         )
-        if self.spacing != "stride":
-            return
-        visited = stride(timesteps, steps)
-        if len(visited) != steps:
+        if self.spacing == "stride" and len(stride(timesteps, steps)) != steps:
             counts = {len(range(0, timesteps, size)) for size in range(1, timesteps + 1)}
             near = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])
             raise UserError(
                 f"sampler.steps={steps}: no integer stride through T={timesteps} has that many steps; with "
                 f"sampler.spacing=stride use {one_of(map(str, near))}"
             )
-        self._check_start(visited[-1], timesteps)
 
 
 def stride(timesteps: int, steps: int) -> list[int]:
@@ -131,10 +123,62 @@ class Ddim(Sampler):
 
 @dataclass(kw_only=True)
 class DpmPp2M(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:dpmpp_2m"
     name: str = "dpmpp_2m"
+
+
+@dataclass(kw_only=True)
+class DpmPp2MSde(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:dpmpp_2m_sde"
+    name: str = "dpmpp_2m_sde"
+    eta: float  # 0: deterministic, as dpmpp_2m; 1: the reverse SDE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.eta <= 1, "sampler.eta", self.eta, "in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class DpmPp3M(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:dpmpp_3m"
+    name: str = "dpmpp_3m"
+
+
+@dataclass(kw_only=True)
+class UniPc(Sampler):
+    implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:unipc"
+    name: str = "unipc"
+    order: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.order in (2, 3), "sampler.order", self.order, "2 or 3")
 
 
 @dataclass(kw_only=True)
 class Heun(Sampler):
     calls_per_step: ClassVar[int] = 2
     name: str = "heun"
+
+
+@dataclass(kw_only=True)
+class Euler(Sampler):
+    name: str = "euler"
+
+
+@dataclass(kw_only=True)
+class Edm(Sampler):
+    calls_per_step: ClassVar[int] = 2
+    name: str = "edm"
+    s_churn: float  # noise added in all steps together, as a share of the noise there is; 0: none, as heun
+    s_tmin: float  # bounds of sigma / signal between which it is added
+    s_tmax: float
+    s_noise: float  # factor of its standard deviation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.s_churn < math.inf, "sampler.s_churn", self.s_churn, "0 or more")
+        check(0 <= self.s_tmin < math.inf, "sampler.s_tmin", self.s_tmin, "0 or more")
+        bounds = f"above sampler.s_tmin={self.s_tmin}, and finite"
+        check(self.s_tmin < self.s_tmax < math.inf, "sampler.s_tmax", self.s_tmax, bounds)
+        check(0 < self.s_noise <= 2, "sampler.s_noise", self.s_noise, "in (0, 2]")

@@ -5,10 +5,8 @@ data to themselves (Song et al. 2023, arXiv:2303.01469). Here f is the estimate 
 sigma / signal, which is the sigma of Karras et al. 2022 and the t of the papers, so any path can be used.
 """
 
-import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,16 +80,3 @@ def consistency(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noi
         if t_prev >= 0:
             x = signal * x0 + sigma * noise()
         yield Step(t, x, x0)
-
-
-def pairs_to_level(process: Process, steps: int, mid_sigma: float, start: int | None = None) -> Pairs:
-    """Return `steps` pairs (t, t_prev), of which the last starts at the noise level `mid_sigma`, the first at T-1.
-
-    The others are even in t between. A single step is from T-1. See `timestep_pairs` for `start`.
-    """
-    T = process.timesteps
-    nearest = min(range(T), key=lambda t: abs(process.logsnr(t) + 2 * math.log(mid_sigma)))
-    visited = np.linspace(T - 1, min(nearest, T - steps), steps).round().astype(int).tolist()
-    if start is not None:
-        visited = [start, *(t for t in visited if t < start)]
-    return list(zip(visited, [*visited[1:], -1], strict=True))

@@ -3,7 +3,8 @@
 All have the signature `sampler(denoise, x, process, pairs, noise)`, followed by their own options. The pairs
 (t, t_prev) are explicit, so that steps may skip timesteps; t_prev = -1 is the data. A sampler knows the process by
 the amplitudes of x0 and eps in x_t alone, so it works on every path. It uses estimates of x0 only and derives eps from
-them, so that clipping x0 affects everything. Coefficients are Python floats computed in double precision.
+them, so that clipping x0 affects everything. Coefficients are Python floats computed in double precision. Samplers
+that use estimates of earlier steps are in `multistep.py`.
 """
 
 import math
@@ -14,10 +15,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, implements
+from ddpm_cli.config import Ddim, Ddpm, Edm, Euler, Heun, implements
 from ddpm_cli.diffusion.denoiser import interpolate_log
 from ddpm_cli.diffusion.process import Noise, Process
-from ddpm_cli.diffusion.timesteps import Pairs
+from ddpm_cli.diffusion.timesteps import LEAST_LOGSNR, Pairs
 
 
 @dataclass(frozen=True)
@@ -85,27 +86,15 @@ def ddim(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noi
         yield Step(t, x, x0)
 
 
-@implements(DpmPp2M)
-def dpmpp_2m(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise) -> Iterator[Step]:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Algorithm 2): second order, one network call a step.
+@implements(Euler)
+def euler(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noise) -> Iterator[Step]:
+    """Euler's method on the probability flow ODE d(x / signal) = eps d(sigma / signal), first order.
 
-    The first step, the last step to the data, and a step from a timestep without signal are of first order, because
-    their log-SNR is not finite.
+    On every path this is DDIM without noise, with the same bits: the step from x = signal x0 + sigma eps to
+    signal_prev x0 + sigma_prev eps is linear in sigma / signal. On a flow it is x + (sigma_prev - sigma) v with the
+    velocity v = eps - x0, Euler's method in time.
     """
-    last_x0: Tensor | None = None
-    h_last = math.inf
-    for t, t_prev in pairs:
-        x0 = denoise(x, t, last_x0).x0
-        signal, sigma = process.amplitudes(t)
-        signal_prev, sigma_prev = process.amplitudes(t_prev)
-        shrink = sigma_prev * signal / (sigma * signal_prev)  # exp(-h), h the step in lambda = log(signal / sigma)
-        h = -math.log(shrink) if shrink > 0 else math.inf
-        towards = x0
-        if last_x0 is not None and math.isfinite(h) and math.isfinite(h_last):
-            towards = x0 + h / (2 * h_last) * (x0 - last_x0)
-        x = sigma_prev / sigma * x + signal_prev * (1 - shrink) * towards
-        last_x0, h_last = x0, h
-        yield Step(t, x, x0)
+    yield from ddim(denoise, x, process, pairs, noise, eta=0.0)
 
 
 @implements(Heun)
@@ -113,21 +102,76 @@ def heun(denoise: Denoise, x: Tensor, process: Process, pairs: Pairs, noise: Noi
     """Heun's method on the probability flow ODE d(x / signal) = eps d(sigma / signal), second order.
 
     Karras et al. 2022 (arXiv:2206.00364), Algorithm 1: an Euler step, which is a DDIM step, is corrected by the mean
-    of eps at its start and at its end. This takes two network calls a step. The last step to the data, and a step
-    from a timestep without signal, are Euler steps.
+    of eps at its start and at its end. This takes two network calls a step. The last step to the data, and steps
+    from a timestep whose log-SNR is below `LEAST_LOGSNR`, are Euler steps.
     """
     x0 = None
     for t, t_prev in pairs:
-        x0 = denoise(x, t, x0).x0
-        signal, sigma = process.amplitudes(t)
-        signal_prev, sigma_prev = process.amplitudes(t_prev)
-        eps = _eps(process, x, x0, t)
-        x = signal_prev * x0 + sigma_prev * eps
-        if t_prev >= 0 and signal > 0:
-            x0 = denoise(x, t_prev, x0).x0
-            change = _eps(process, x, x0, t_prev) - eps
-            x = x + signal_prev * (sigma_prev / signal_prev - sigma / signal) / 2 * change
+        x, x0 = _heun_step(denoise, x, process, t, t_prev, x0)
         yield Step(t, x, x0)
+
+
+@implements(Edm)
+def edm(
+    denoise: Denoise,
+    x: Tensor,
+    process: Process,
+    pairs: Pairs,
+    noise: Noise,
+    s_churn: float,
+    s_tmin: float,
+    s_tmax: float,
+    s_noise: float,
+) -> Iterator[Step]:
+    """Heun's method with churn (Karras et al. 2022, Algorithm 2); `heun` is the case s_churn = 0.
+
+    Before a step from a noise level sigma / signal in [s_tmin, s_tmax], noise raises the level by the factor
+    1 + gamma, gamma = min(s_churn / steps, sqrt(2) - 1). The network knows the timesteps of the process only, so the
+    noise is added up to exactly the first timestep whose level is as high, or the last one that has signal; with
+    T = 1000 it is at most a few percent higher. Where that is the timestep itself, as at T-1, no noise is added.
+    """
+    gamma = min(s_churn / len(pairs), math.sqrt(2) - 1)
+    x0 = None
+    for t, t_prev in pairs:
+        raised = t
+        if gamma > 0 and s_tmin <= math.exp(-process.logsnr(t) / 2) <= s_tmax:
+            raised = _raised(process, t, process.logsnr(t) - 2 * math.log1p(gamma))
+        if raised > t:
+            x = process.diffuse(x, t, raised, lambda: s_noise * noise())
+        x, x0 = _heun_step(denoise, x, process, raised, t_prev, x0)
+        yield Step(t, x, x0)
+
+
+def _raised(process: Process, t: int, logsnr: float) -> int:
+    """Return the first timestep from t on whose log-SNR is at most `logsnr`, or the last one above `LEAST_LOGSNR`."""
+    last = t
+    for later in range(t, process.timesteps):
+        if process.logsnr(later) < LEAST_LOGSNR:
+            break
+        last = later
+        if process.logsnr(later) <= logsnr:
+            break
+    return last
+
+
+def _heun_step(
+    denoise: Denoise, x: Tensor, process: Process, t: int, t_prev: int, last_x0: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return x at t_prev, and the last estimate of x0.
+
+    Close to pure noise the ODE has huge values of sigma / signal, over which a mean of two slopes is no approximation,
+    so the step is Euler's there.
+    """
+    x0 = denoise(x, t, last_x0).x0
+    signal, sigma = process.amplitudes(t)
+    signal_prev, sigma_prev = process.amplitudes(t_prev)
+    eps = _eps(process, x, x0, t)
+    x = signal_prev * x0 + sigma_prev * eps
+    if t_prev >= 0 and process.logsnr(t) >= LEAST_LOGSNR:
+        x0 = denoise(x, t_prev, x0).x0
+        change = _eps(process, x, x0, t_prev) - eps
+        x = x + signal_prev * (sigma_prev / signal_prev - sigma / signal) / 2 * change
+    return x, x0
 
 
 def _eps(process: Process, x_t: Tensor, x0: Tensor, t: int) -> Tensor:

@@ -130,11 +130,20 @@ def threshold(x0: Tensor, how: str) -> Tensor:
         case "clip":
             return x0.clamp(-1, 1)
         case "dynamic":
-            sizes = x0.abs().flatten(1).sort(dim=1).values
-            s = sizes[:, round(DYNAMIC_PERCENTILE * (sizes.shape[1] - 1))].clamp(min=1)
+            s = _quantile(x0.abs().flatten(1), DYNAMIC_PERCENTILE).clamp(min=1)
             s = s.view((-1,) + (1,) * (x0.ndim - 1))
             return x0.clamp(-s, s) / s
     raise ValueError(f"thresholding={how}")
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """Return the quantile of each row of `values` (B, N), between two of them if need be, as numpy's default.
+
+    torch.quantile does the same, but takes no more than 16 million values.
+    """
+    ordered, position = values.sort(dim=1).values, q * (values.shape[1] - 1)
+    below, above = math.floor(position), math.ceil(position)
+    return torch.lerp(ordered[:, below], ordered[:, above], position - below)
 
 
 def estimator(denoiser: Denoiser, thresholding: str, guidance: Guidance | None) -> Denoise:

@@ -1,6 +1,5 @@
 """Convert a noise schedule and its sampler to and from the settings of diffusers' `DDPMScheduler`."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,6 @@ from ddpm_cli.diffusion.schedules import betas_of
 from ddpm_cli.errors import UserError, one_of
 from ddpm_cli.export.settings import complete, require
 
-log = logging.getLogger(__name__)
-
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small"} | {
     name: name for name in ("fixed_large", "learned_range")
@@ -19,7 +16,7 @@ VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small"} | {
 """Map from variance types of diffusers to ours. The two types of fixed_small give the same samples."""
 COSINE: dict[str, Any] = {"s": 0.008, "max_beta": 0.999}
 """Constants of the schedule squaredcos_cap_v2."""
-SPACINGS = {"leading": "stride", "linspace": "time", "trailing": "time"}
+SPACINGS = {"leading": "stride", "linspace": "time", "trailing": "trailing"}
 """Map from spacings of timesteps of diffusers to ours, which only matter to a sampler of fewer than T steps."""
 UNBOUNDED = 1e9
 """Value of sample_max_value that leaves dynamic thresholds without an upper limit."""
@@ -66,11 +63,7 @@ def to_scheduler_config(config: TrainConfig) -> dict[str, Any]:
             "format=safetensors or onnx"
         )
     thresholding = config.sampler.thresholding
-    if thresholding == "dynamic":
-        log.warning(
-            "sampler.thresholding=dynamic: diffusers interpolates between pixels to find its threshold, so its images "
-            "differ slightly from those of ddpm-sample"
-        )
+    spacings = {ours: theirs for theirs, ours in SPACINGS.items()}
     return (
         DEFAULTS
         | _schedule_to_settings(config.schedule)
@@ -80,7 +73,7 @@ def to_scheduler_config(config: TrainConfig) -> dict[str, Any]:
             "prediction_type": PREDICTIONS[config.prediction],
             "sample_max_value": UNBOUNDED,
             "thresholding": thresholding == "dynamic",
-            "timestep_spacing": "leading" if config.sampler.spacing == "stride" else "linspace",
+            "timestep_spacing": spacings.get(config.sampler.spacing, "linspace"),
             "variance_type": config.variance,
         }
     )
@@ -99,11 +92,6 @@ def from_scheduler_config(settings: Mapping[str, Any]) -> SchedulerOptions:
     named = {"prediction_type": predictions, "variance_type": VARIANCES, "timestep_spacing": SPACINGS}
     for key, known in named.items():
         require(full[key] in known, full, key, one_of(known))
-    if full["timestep_spacing"] == "trailing":
-        log.warning(
-            "timestep_spacing=trailing: all timesteps are used, as in diffusers; sampler.steps=… spaces fewer of them "
-            "evenly from the first to the last"
-        )
     spacing = SPACINGS[full["timestep_spacing"]]
     return SchedulerOptions(
         _schedule_from_settings(full),

@@ -10,11 +10,18 @@ from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.checkpoints.stored_config import to_stored
 from ddpm_cli.config import ImageDataset
 from ddpm_cli.config.averages import length_of
+from ddpm_cli.diffusion.process import Process
+from ddpm_cli.diffusion.schedules import path_of
 from ddpm_cli.export.run_record import Record
 
 LIBRARY = {"safetensors": "ddpm-cli", "diffusers": "diffusers", "onnx": "onnx"}
 MAX_LENGTH = 60
 """Maximum length in characters of a class name or of a value from evaluations.jsonl."""
+OUTPUTS = {"eps": "eps", "x0": "x0", "v": "v", "flow": "the velocity eps - x0"}
+EDM_NOTE = (
+    "`output` is F of a preconditioned network (Karras et al. 2022, eq. 7) with sigma_data = {}: x is c_in x_t, and "
+    "t is c_noise = log(sigma) / 4."
+)
 MAX_CLASSES = 20
 """Maximum number of class names that are listed."""
 
@@ -148,9 +155,13 @@ def _usage_onnx(weights: Weights) -> str:
     input_channels = 2 * channels if config.model.self_condition else channels
     shape = ", ".join(map(str, (16, input_channels, *rest)))
     labels = ', "y": np.zeros(16, dtype=np.int64)' if weights.classes else ""
-    notes = [
-        f"`output` is the estimate of {config.prediction} for x_t, with t from 0 to {config.schedule.timesteps - 1}."
-    ]
+    end = config.schedule.timesteps - 1
+    if config.prediction == "edm":  # the network is told the noise level, not t
+        noise, kind = f"{-Process(path_of(config.schedule)).logsnr(end) / 8:.4f}", "float32"
+        notes = [EDM_NOTE.format(config.sigma_data)]
+    else:
+        noise, kind = f"{end}", "int64"
+        notes = [f"`output` is the estimate of {OUTPUTS[config.prediction]} for x_t, with t from 0 to {end}."]
     if config.model.self_condition:
         notes.append(
             "The first half of the channels of x is the previous estimate of x0, at first zeros; the second is x_t."
@@ -167,7 +178,7 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
 x = np.random.randn({shape}).astype(np.float32)
-t = np.full(16, {config.schedule.timesteps - 1}, dtype=np.int64)
+t = np.full(16, {noise}, dtype=np.{kind})
 (output,) = session.run(None, {{"x": x, "t": t{labels}}})
 ```
 

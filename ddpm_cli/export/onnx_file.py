@@ -28,7 +28,8 @@ def inputs_of(weights: Weights, batch: int) -> dict[str, torch.Tensor]:
     channels, *rest = weights.config.dataset.shape
     if weights.config.model.self_condition:
         channels *= 2
-    inputs = {"x": torch.zeros(batch, channels, *rest), "t": torch.zeros(batch, dtype=torch.long)}
+    time = torch.float32 if weights.config.prediction == "edm" else torch.long
+    inputs = {"x": torch.zeros(batch, channels, *rest), "t": torch.zeros(batch, dtype=time)}
     return inputs | ({"y": torch.zeros(batch, dtype=torch.long)} if weights.classes else {})
 
 

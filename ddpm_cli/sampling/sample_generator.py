@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ddpm_cli.checkpoints.loading import Trained
 from ddpm_cli.config import Consistency, Ddpm, Ect, GuidanceOptions, Loss, Sampler, check_guidance, implementation_of
-from ddpm_cli.diffusion.consistency import pairs_to_level
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Noise
 from ddpm_cli.diffusion.samplers import Step
 from ddpm_cli.diffusion.sampling import Guidance, GuidanceRule, sample
-from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
+from ddpm_cli.diffusion.timesteps import Pairs, check_start, timestep_pairs
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import is_out_of_memory
 from ddpm_cli.distributed.turns import in_turns
@@ -96,10 +95,7 @@ class SampleGenerator:
 
     def pairs(self, start: int | None = None) -> Pairs:
         """Return the steps of the sampler as pairs (t, t_prev), from t = `start` if it is given."""
-        own = self.sampler
-        if isinstance(own, Consistency) and own.mid_sigma is not None and own.steps is not None:
-            return pairs_to_level(self.denoiser.process, own.steps, own.mid_sigma, start)
-        return timestep_pairs(self.denoiser.process, own.steps, own.sections, own.spacing, start)
+        return timestep_pairs(self.denoiser.process, self.sampler, start)
 
 
 def generator_of(
@@ -119,6 +115,7 @@ def generator_of(
     own = trained.config
     sampler = (sampler or own.sampler).changed(sampler_changes or {})
     sampler.check_against(own.schedule, own.dataset)
+    check_start(trained.denoiser.process, sampler)
     sampler = sampler.for_data(own.dataset)
     scale = own.guidance_scale if guidance_scale is None else guidance_scale
     check_guidance(scale, own.conditioning, guide is not None)

@@ -23,7 +23,9 @@ from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, TrainConfig, Us
 from ddpm_cli.data.sources import check_labels, check_trained, open_examples
 from ddpm_cli.data.stream import batches_of
 from ddpm_cli.data.table import Batches, fingerprint, numbered_by
+from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.schedules import path_of
+from ddpm_cli.diffusion.timesteps import check_start
 from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import processes_of, resolve_device
 from ddpm_cli.distributed.launch import WorkerFailed, run_distributed, worker_group
@@ -79,7 +81,7 @@ class TrainingJob:
 def check_config(config: TrainConfig) -> None:
     """Raise `UserError` for a config that cannot run, as far as that is known without the data."""
     count = processes_of(config.devices, config.device)
-    path_of(config.schedule)
+    check_start(Process(path_of(config.schedule)), config.sampler)
     check_loggers(config)
     if config.checkpoint.sharded:
         check_supported()
@@ -100,6 +102,7 @@ def launch_training(job: TrainingJob) -> float | None:
     if job.resume is None and config.init is not None:
         config = config_with_init(config, job.typed)
         job = replace(job, config=config)
+    check_start(Process(path_of(config.schedule)), config.sampler)
     group = worker_group(config.devices, config.device, config.threads, config.distributed)
     try:
         return run_distributed(train, (job,), group)

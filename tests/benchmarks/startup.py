@@ -18,7 +18,7 @@ TRAIN = [sys.executable, "-c", "from ddpm_cli.cli.train import main; main()"]
 TIMEOUT = 300
 """In seconds."""
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/plugin/ddpm_extras"
-NAMES = re.compile(r"\b(ddpm_extras|euler|npz_file|residual|mean_distance)\b")
+NAMES = re.compile(r"\b(ddpm_extras|midpoint|npz_file|residual|mean_distance)\b")
 """Names in the example of a plugin, which two plugins cannot share."""
 PLUGINS = 3
 

@@ -20,7 +20,7 @@ COMPLETED = {
     "ddpm-train train.ba": ["train.batch_size="],
     "ddpm-train experiment=annotated model=d": ["ddpm_cifar10", "ddpmpp", "dit_b", "dit_s", "dit_tiny"],
     "ddpm-train -m loss=h": ["huber", "hybrid"],
-    "ddpm-sample sampler=d": ["ddim", "ddpm", "dpmpp_2m"],
+    "ddpm-sample sampler=d": ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m"],
     "ddpm-export form": ["format="],
     "ddpm-import dataset=dig": ["digits"],
     "ddpm-forward dataset=dig": ["digits"],

@@ -119,14 +119,14 @@ NETWORK = "model=residual model.width=8 model.blocks=1 schedule.timesteps=50 tra
 DATA = "dataset=npz_file dataset.root=data.npz dataset.image_size=8 dataset.held_out=20"
 TRAINED = f"{DATA} {NETWORK} sampler.steps=3 train.steps=2 train.batch_size=8 train.samples=4"
 LINES = f"""
-train {TRAINED} sampler=euler out=run
+train {TRAINED} sampler=midpoint out=run
 train resume=run train.steps=3
 sample ckpt=run n=2 out=a
-sample ckpt=run n=2 sampler=euler sampler.last_step=x0 out=b
+sample ckpt=run n=2 sampler=midpoint sampler.last_step=x0 out=b
 evaluate ckpt=run metrics=[mean_distance] n=10 out=measured
 forward {DATA} out=noised
 export ckpt=run format=safetensors out=exported
-train -m {TRAINED} sampler=euler,ddim hydra.sweep.dir=swept
+train -m {TRAINED} sampler=midpoint,ddim hydra.sweep.dir=swept
 report swept
 """
 
@@ -147,10 +147,10 @@ def test_installed_plugin_is_used_by_all_commands(with_plugin: Path, scripts: Pa
     assert (tmp_path / "b/grid.png").is_file()
     assert "mean_distance" in json.loads((tmp_path / "measured/evaluation.json").read_text())["metrics"]
     assert ",sampler," in (tmp_path / "swept/report.csv").read_text().partition("\n")[0]
-    shown = call(with_plugin / "ddpm-train", "--help", "sampler=euler", cwd=tmp_path).stdout
+    shown = call(with_plugin / "ddpm-train", "--help", "sampler=midpoint", cwd=tmp_path).stdout
     assert "last_step: euler  # euler, or x0" in shown
-    wrong = call(with_plugin / "ddpm-train", "sampler=eulr", cwd=tmp_path).stderr
-    assert "did you mean sampler=euler?" in wrong
+    wrong = call(with_plugin / "ddpm-train", "sampler=midpont", cwd=tmp_path).stderr
+    assert "did you mean sampler=midpoint?" in wrong
     for checkpoint in ("run", "exported/model.safetensors"):
         refused = call(scripts / "ddpm-sample", f"ckpt={checkpoint}", cwd=tmp_path)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

@@ -150,12 +150,20 @@ def test_sampling_options_change_the_images(run: Run, trained: Path) -> None:
     images = {}
     for name, overrides in {
         "ddim": plain,
-        "stride": [*plain, "sampler.spacing=stride"],
+        "stride": ["sampler=ddim", "sampler.steps=25", "sampler.spacing=stride"],
         "logsnr": [*plain, "sampler.spacing=logsnr"],
         "dynamic": [*plain, "sampler.thresholding=dynamic"],
         "none": [*plain, "sampler.thresholding=none"],
         "dpmpp_2m": ["sampler=dpmpp_2m", "sampler.steps=10"],
         "heun": ["sampler=heun", "sampler.steps=10"],
+        "edm": ["sampler=edm", "sampler.steps=10"],
+        "dpmpp_2m_sde": ["sampler=dpmpp_2m_sde", "sampler.steps=10"],
+        "dpmpp_3m": ["sampler=dpmpp_3m", "sampler.steps=10"],
+        "unipc": ["sampler=unipc", "sampler.steps=10"],
+        "order": ["sampler=unipc", "sampler.steps=10", "sampler.order=3"],
+        "trailing": [*plain, "sampler.spacing=trailing"],
+        "karras": [*plain, "sampler.spacing=karras"],
+        "rho": [*plain, "sampler.spacing=karras", "sampler.rho=3"],
         "small": ["sampler=ddpm", "sampler.steps=20", "variance=fixed_small"],
         "large": ["sampler=ddpm", "sampler.steps=20", "variance=fixed_large"],
     }.items():

@@ -72,7 +72,7 @@ def test_file_adds_options_without_yaml(plain: Path, run: Run) -> None:
     assert run("train", "resume=run", "train.steps=3").code == 0
     wrong = run("sample", "ckpt=run", "sampler=plan")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
-    assert "heun or plain; did you mean sampler=plain?" in wrong.err
+    assert "heun, plain or unipc; did you mean sampler=plain?" in wrong.err
 
 
 def test_typed_plugins_are_loaded(tmp_path: Path, plugin_state: None, run: Run) -> None:

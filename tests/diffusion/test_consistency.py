@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import EdmPath, FlowPath
-from ddpm_cli.diffusion.consistency import consistency, ect, lower_timestep, pairs_to_level, stage
+from ddpm_cli.config import Consistency, EdmPath, FlowPath
+from ddpm_cli.diffusion.consistency import consistency, ect, lower_timestep, stage
 from ddpm_cli.diffusion.denoiser import Denoiser, Network
 from ddpm_cli.diffusion.objective import Objective, unweighted
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.diffusion.samplers import Estimate
 from ddpm_cli.diffusion.schedules import path_of
+from ddpm_cli.diffusion.timesteps import Pairs, timestep_pairs
 from ddpm_cli.models.layers import RepeatableDropout
 from tests.diffusion.toys import COSINE, LINEAR
 
@@ -26,6 +27,11 @@ STD, MEAN = 0.4, 0.3
 def exact_scale(process: Process, t: Tensor) -> Tensor:
     """Return the factor (B, 1) of x_t of data with mean 0: the ODE keeps the quantile of x_t among all x_t."""
     return (STD / ((process.signal[t] * STD) ** 2 + process.sigma[t] ** 2).sqrt())[:, None]
+
+
+def pairs_to_level(process: Process, steps: int, sigma: float, start: int | None = None) -> Pairs:
+    sampler = Consistency(steps=steps, sections=None, spacing="time", thresholding="none", mid_sigma=sigma)
+    return timestep_pairs(process, sampler, start)
 
 
 def objective_of(process: Process, f: Network, **changes: object) -> Objective:

@@ -1,19 +1,28 @@
 """Compare betas and single steps of DDPM, DDIM and DPM-Solver++ with diffusers' schedulers, in float64."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
-from ddpm_cli.config import Cosine, Linear, Schedule, Sigmoid
+from ddpm_cli.config import Cosine, EdmPath, FlowPath, Linear, Schedule, Sigmoid
+from ddpm_cli.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Estimate, ddim, ddpm, dpmpp_2m
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, euler
+from ddpm_cli.diffusion.schedules import betas_of, path_of
 from ddpm_cli.diffusion.timesteps import Pairs, stride
-from tests.diffusion.toys import COSINE, LINEAR
+from tests.diffusion.toys import COSINE, LINEAR, Solver
 
 RAMP = {"timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "rescale": False, "zero_terminal_snr": False}
 X = torch.tensor([-1.3, -0.2, 0.4, 2.1], dtype=torch.float64)
@@ -142,3 +151,93 @@ def test_dpm_solver_pp_from_the_first_step_to_the_last(process: Process) -> None
     for ours, t in zip(dpmpp_2m(denoise, X, process, pairs, lambda: X), visited, strict=True):
         theirs = scheduler.step(eps_at(theirs, t), t, theirs).prev_sample
         assert torch.allclose(ours.x, theirs, rtol=1e-5, atol=1e-8), t
+
+
+VISITED = [999, 900, 750, 500, 300, 120, 40, 5]
+
+
+def with_noise_levels(scheduler: Any, process: Process) -> Any:
+    """Return `scheduler` set to visit `VISITED` with the noise levels of `process` in float64."""
+    scheduler.set_timesteps(len(VISITED))
+    scheduler.timesteps = torch.tensor(VISITED)
+    levels = [process.amplitudes(t)[1] / process.amplitudes(t)[0] for t in VISITED]
+    scheduler.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float64)
+    return scheduler
+
+
+def tanh_denoiser(process: Process) -> Denoise:
+    def denoise(x: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        return Estimate(torch.tanh(x * (1 + t / 1000)))
+
+    return denoise
+
+
+@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize(
+    ("solve", "order", "corrected"),
+    [(partial(unipc, order=2), 2, True), (partial(unipc, order=3), 3, True), (dpmpp_3m, 3, False)],
+    ids=["unipc-2", "unipc-3", "dpmpp_3m"],
+)
+def test_unipc(solve: Solver, order: int, corrected: bool, process: Process) -> None:
+    """Compare whole trajectories. The predictor of order 3 alone is dpmpp_3m with its whole second derivative."""
+    scheduler = UniPCMultistepScheduler(
+        1000, solver_order=order, prediction_type="sample", final_sigmas_type="zero", lower_order_final=False
+    )
+    if not corrected:
+        scheduler.disable_corrector = list(range(len(VISITED)))
+    with_noise_levels(scheduler, process)
+    denoise, theirs = tanh_denoiser(process), X.view(1, 4)
+    pairs: Pairs = [*zip(VISITED, [*VISITED[1:], -1], strict=True)]
+    for ours, t in zip(solve(denoise, theirs, process, pairs, lambda: X), VISITED[:-1], strict=False):
+        theirs = scheduler.step(denoise(theirs, t, None).x0, t, theirs).prev_sample
+        assert torch.allclose(ours.x, theirs, rtol=1e-6, atol=1e-7), t
+
+
+@pytest.mark.parametrize("process", [LINEAR, COSINE], ids=["linear", "cosine"])
+def test_sde_dpm_solver_pp(process: Process) -> None:
+    scheduler = DPMSolverMultistepScheduler(
+        1000,
+        algorithm_type="sde-dpmsolver++",
+        prediction_type="sample",
+        final_sigmas_type="zero",
+        lower_order_final=False,
+    )
+    with_noise_levels(scheduler, process)
+    noise, denoise, theirs = X.flip(0).view(1, 4) / 2, tanh_denoiser(process), X.view(1, 4)
+    pairs: Pairs = [*zip(VISITED, [*VISITED[1:], -1], strict=True)]
+    for ours, t in zip(dpmpp_2m_sde(denoise, theirs, process, pairs, lambda: noise, 1.0), VISITED, strict=True):
+        theirs = scheduler.step(denoise(theirs, t, None).x0, t, theirs, variance_noise=noise).prev_sample
+        assert torch.allclose(ours.x, theirs, rtol=1e-4, atol=1e-5), t  # theirs is rounded to float32
+
+
+def test_euler_on_a_flow() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(1000, shift=3.0)
+    scheduler.set_timesteps(8)
+    process = Process(path_of(FlowPath(timesteps=1000, shift=3.0)))
+    sigmas = scheduler.sigmas[:-1].tolist()
+    visited = [min(range(1000), key=lambda t, at=at: abs(process.sigmas[t] - at)) for at in sigmas]
+    assert [process.sigmas[t] for t in visited] == pytest.approx(sigmas, abs=1e-3)
+    scheduler.sigmas = torch.tensor([*(process.sigmas[t] for t in visited), 0.0], dtype=torch.float64)
+    denoise, theirs = tanh_denoiser(process), X
+    pairs: Pairs = [*zip(visited, [*visited[1:], -1], strict=True)]
+    for ours, (t, _), step in zip(
+        euler(denoise, X, process, pairs, lambda: X), pairs, scheduler.timesteps, strict=True
+    ):
+        velocity = (theirs - denoise(theirs, t, None).x0) / process.sigmas[t]
+        theirs = scheduler.step(velocity, step, theirs).prev_sample
+        assert torch.allclose(ours.x, theirs.double(), rtol=1e-5, atol=1e-6), t
+
+
+def test_euler_on_the_edm_path() -> None:
+    scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=7.0, sigma_data=0.5)
+    scheduler.set_timesteps(18)
+    process = Process(path_of(EdmPath(timesteps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0)))
+    assert scheduler.sigmas[:-1].flip(0).tolist() == pytest.approx(process.sigmas, rel=1e-5)
+    denoise, theirs = tanh_denoiser(process), 80 * X
+    pairs: Pairs = [(t, t - 1) for t in range(17, -1, -1)]
+    for ours, (t, _), step in zip(
+        euler(denoise, theirs, process, pairs, lambda: X), pairs, scheduler.timesteps, strict=True
+    ):
+        x0 = denoise(theirs, t, None).x0
+        theirs = scheduler.step(x0, step, theirs, pred_original_sample=x0).prev_sample
+        assert torch.allclose(ours.x, theirs.double(), rtol=1e-4, atol=1e-4), t

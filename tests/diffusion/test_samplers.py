@@ -5,17 +5,20 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Linear, Sampler
+from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, DpmPp2MSde, DpmPp3M, Edm, Euler, Heun, Linear, Sampler, UniPc
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.editing import inpaint
+from ddpm_cli.diffusion.multistep import dpmpp_2m
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, dpmpp_2m, heun
+from ddpm_cli.diffusion.samplers import Denoise, Estimate, ddim, ddpm, heun
+from ddpm_cli.diffusion.sampling import threshold
 from ddpm_cli.diffusion.schedules import path_of
-from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr
+from ddpm_cli.diffusion.timesteps import Pairs, even_in_logsnr, timestep_pairs
 from tests.conftest import a_sampler
 from tests.diffusion.toys import (
     CENTRES,
@@ -27,13 +30,12 @@ from tests.diffusion.toys import (
     gaussian_denoiser,
     mixture_denoiser,
     mixture_moments,
-    pairs_of,
     steps_of,
 )
 
 
 def pairs_over(process: Process, steps: int | None) -> Pairs:
-    return pairs_of(a_sampler(steps=steps), process)
+    return timestep_pairs(process, a_sampler(steps=steps))
 
 
 def test_the_last_step_lands_on_x0() -> None:
@@ -92,7 +94,7 @@ class Walk:
             return torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
 
         spacing = "logsnr" if self.kind in ("dpmpp_2m", "heun") else "time"
-        pairs = pairs_of(a_sampler(steps=self.steps, spacing=spacing), process)
+        pairs = timestep_pairs(process, a_sampler(steps=self.steps, spacing=spacing))
         match self.kind:
             case "fixed_small" | "fixed_large":
 
@@ -170,21 +172,21 @@ def test_solver_has_its_order_of_convergence(name: str, spacing: str) -> None:
     process = Process(path_of(ramp))
     mean, variance = 0.3, 0.04
 
-    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
-        ac = process.alphas_cumprod[t]
-        gain = math.sqrt(ac) * variance / (ac * variance + 1 - ac)
-        return Estimate(mean + gain * (x_t - math.sqrt(ac) * mean))
-
     def at(t: int) -> tuple[float, float]:
-        ac = process.alphas_cumprod[t]
-        return math.sqrt(ac) * mean, math.sqrt(ac * variance + 1 - ac)
+        signal, sigma = process.amplitudes(t)
+        return signal * mean, math.hypot(signal * math.sqrt(variance), sigma)
+
+    def denoise(x_t: Tensor, t: int, last_x0: Tensor | None) -> Estimate:
+        mean_t, std = at(t)
+        return Estimate(mean + process.amplitudes(t)[0] * variance / std**2 * (x_t - mean_t))
 
     start, end = FINE * 9 // 10, FINE // 50
     x = torch.tensor([-1.5, 0.4, 2.0], dtype=torch.float64)
     exact = at(end)[0] + (x - at(start)[0]) / at(start)[1] * at(end)[1]
 
+    levels = [process.logsnr(t) for t in range(end, start + 1)]
+
     def error(steps: int) -> float:
-        levels = [process.logsnr(t) for t in range(end, start + 1)]
         if spacing == "time":
             visited = torch.linspace(end, start, steps + 1).round().int().tolist()
         else:
@@ -231,7 +233,7 @@ def test_variances_of_a_stride(t: int, t_prev: int) -> None:
     assert variance("learned_range", fraction) == pytest.approx([small, math.sqrt(small * beta), beta])
 
 
-@pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
+@pytest.mark.parametrize("kind", [Ddpm, Ddim, Euler, Heun, Edm, DpmPp2M, DpmPp2MSde, DpmPp3M, UniPc])
 def test_samplers_with_zero_terminal_snr(kind: type[Sampler]) -> None:
     """With zero_terminal_snr no coefficient is infinite, and samples of Gaussian data keep mean and covariance."""
     ramp = Linear(timesteps=1000, beta_start=1e-4, beta_end=0.02, rescale=False, zero_terminal_snr=True)
@@ -239,8 +241,10 @@ def test_samplers_with_zero_terminal_snr(kind: type[Sampler]) -> None:
     assert process.alphas_cumprod[-1] == 0
     mean, variance = 0.3, 0.04
 
+    alphas_cumprod = torch.tensor(process.alphas_cumprod)
+
     def network(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        ac = torch.tensor(process.alphas_cumprod)[t][:, None]
+        ac = alphas_cumprod[t][:, None]
         x0 = mean + ac.sqrt() * variance / (ac * variance + 1 - ac) * (x - ac.sqrt() * mean)
         eps = (x - ac.sqrt() * x0) / (1 - ac).sqrt()
         return ac.sqrt() * eps - (1 - ac).sqrt() * x0
@@ -250,7 +254,7 @@ def test_samplers_with_zero_terminal_snr(kind: type[Sampler]) -> None:
     def noise() -> Tensor:
         return torch.randn(20_000, 1, generator=generator)
 
-    spacing = "logsnr" if kind in (DpmPp2M, Heun) else "time"
+    spacing = "time" if kind in (Ddpm, Ddim, Euler) else "logsnr"
     steps = 100 if spacing == "logsnr" else 1000
     sampler = a_sampler(kind, steps=steps, spacing=spacing, thresholding="none")
     *_, last = steps_of(sampler, Denoiser(network, process, "v"), noise(), noise)
@@ -284,7 +288,16 @@ def test_self_conditioning_is_used_while_inpainting_and_bounded() -> None:
     assert seen == [0, 4, 4]
 
 
-@pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (2, 1, 28, 28), (3, 2)])
+def test_dynamic_thresholds_are_percentiles(shape: tuple[int, ...]) -> None:
+    """s is the percentile of numpy, which lies between two values."""
+    x0 = 1.5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x0[-1] /= 100  # below 1, unchanged
+    s = np.percentile(x0.abs().flatten(1).numpy(), 99.5, axis=1).clip(min=1).reshape(-1, *[1] * (len(shape) - 1))
+    np.testing.assert_allclose(threshold(x0, "dynamic").numpy(), x0.numpy().clip(-s, s) / s, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Ddpm, Ddim, Euler, Heun, Edm, DpmPp2M, DpmPp2MSde, DpmPp3M, UniPc])
 def test_thresholding_bounds_the_samples(kind: type[Sampler]) -> None:
     """Even if the network predicts values far out of range, images end in [-1, 1]: eps follows the clipped x0."""
     denoiser = Denoiser(lambda x, t, y: torch.full_like(x, 50.0), LINEAR, "x0")

@@ -13,7 +13,7 @@ import torch.utils._triton
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, Heun, Sampler
+from ddpm_cli.config import Ddim, Ddpm, DpmPp2M, DpmPp2MSde, DpmPp3M, Edm, Euler, Heun, Sampler, UniPc
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Loss, Objective, hybrid, l2, min_snr, unweighted, vlb
 from ddpm_cli.diffusion.process import Process
@@ -75,11 +75,12 @@ def test_loss_runs_on_fake_cuda(fake_cuda: None, self_condition: bool, loss: Los
     assert losses.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [Ddpm, Ddim, DpmPp2M, Heun])
+@pytest.mark.parametrize("kind", [Ddpm, Ddim, Euler, Heun, Edm, DpmPp2M, DpmPp2MSde, DpmPp3M, UniPc])
 @pytest.mark.parametrize("thresholding", ["clip", "dynamic"])
 def test_samplers_run_on_fake_cuda(fake_cuda: None, kind: type[Sampler], thresholding: str) -> None:
     denoiser = fake_cuda_denoiser(True, "learned_range")
-    sampler = a_sampler(kind, steps=3, thresholding=thresholding, **({"eta": 0.5} if kind is Ddim else {}))
+    noisy = {Ddim: {"eta": 0.5}, Edm: {"s_tmax": 50.0}}.get(kind, {})
+    sampler = a_sampler(kind, steps=3, thresholding=thresholding, **noisy)
     guidance = Guidance(torch.zeros(2, dtype=torch.int64), 3, GuidanceRule(2.0))
     with ForbidFloat64():
         steps = list(steps_of(sampler, denoiser, torch.empty(2, 1, 8, 8), lambda: torch.empty(2, 1, 8, 8), guidance))

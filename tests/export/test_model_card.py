@@ -91,6 +91,13 @@ def test_config_in_the_card_is_that_of_the_run() -> None:
         ("onnx", (), (), ["np.random.randn(16, 1, 8, 8)", '{"x": x, "t": t})', "estimate of v"]),
         (
             "onnx",
+            ("schedule=edm", "prediction=edm", "sigma_data=0.5"),
+            (),
+            ["np.full(16, 1.0955, dtype=np.float32)", "sigma_data = 0.5: x is c_in x_t"],  # log(80) / 4
+        ),
+        ("onnx", ("schedule=flow", "prediction=flow"), (), ["dtype=np.int64", "the velocity eps - x0"]),
+        (
+            "onnx",
             ("conditioning=class", "model.self_condition=true", "variance=learned_range", "loss=hybrid"),
             ("0", "1"),
             ["np.random.randn(16, 2, 8, 8)", '"y": np.zeros(16', "2 means none", "log-variance", "estimate of x0"],

@@ -25,12 +25,13 @@ KINDS = {
     "dit": ([*PLAIN, "model=dit_s", *SMALL_DIT, *LEARNED], []),
     "rotary dit with classes": ([*PLAIN, "model=dit_tiny", *SMALL_DIT, "conditioning=class"], ["0", "1", "2"]),
     "points": (TINY_POINTS, []),
+    "preconditioned points": ([*TINY_POINTS, "schedule=edm", "prediction=edm"], []),
 }
 
 
 @pytest.mark.parametrize(
     ("overrides", "classes"),
-    [pytest.param(*KINDS[kind], id=kind, marks=[] if kind == "points" else pytest.mark.slow) for kind in KINDS],
+    [pytest.param(*KINDS[kind], id=kind, marks=[] if "points" in kind else pytest.mark.slow) for kind in KINDS],
 )
 @torch.no_grad()
 def test_onnxruntime_gives_the_output_of_torch(overrides: list[str], classes: list[str], tmp_path: Path) -> None:
@@ -44,7 +45,8 @@ def test_onnxruntime_gives_the_output_of_torch(overrides: list[str], classes: li
     for batch in (1, 2, 5):
         channels, *rest = config.dataset.shape
         x = torch.randn(batch, channels * (2 if config.model.self_condition else 1), *rest)
-        inputs = {"x": x, "t": torch.randint(0, 50, (batch,))}
+        t = torch.randn(batch) if config.prediction == "edm" else torch.randint(0, 50, (batch,))
+        inputs = {"x": x, "t": t}
         if classes:
             inputs["y"] = torch.randint(0, len(classes) + 1, (batch,))
         (output,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddpm_cli.checkpoints.safetensors_file import Weights
 from ddpm_cli.config import TrainConfig
+from ddpm_cli.diffusion.sampling import threshold
 from ddpm_cli.errors import UserError
 from ddpm_cli.export import ddpm_scheduler
 from ddpm_cli.export.pipeline_folder import pipeline_to_weights, read_pipeline, write_pipeline
@@ -225,10 +226,21 @@ def test_defaults_are_those_of_ddpm_scheduler() -> None:
     assert {key: value for key, value in ddpm_scheduler.DEFAULTS.items() if not key.startswith("_")} == theirs
 
 
-def test_warns_about_dynamic_thresholding(caplog: pytest.LogCaptureFixture) -> None:
+def test_dynamic_thresholds_are_those_of_the_scheduler() -> None:
     settings = ddpm_scheduler.to_scheduler_config(composed(*SMALL, "sampler.thresholding=dynamic"))
-    assert settings["thresholding"]
-    assert "diffusers interpolates" in caplog.text
+    scheduler = DDPMScheduler.from_config(settings)
+    x0 = 2 * torch.randn(3, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(threshold(x0, "dynamic"), scheduler._threshold_sample(x0))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("stride", "leading"), ("time", "linspace"), ("trailing", "trailing"), ("karras", "linspace")]
+)
+def test_spacings_are_those_of_the_scheduler(ours: str, theirs: str) -> None:
+    settings = ddpm_scheduler.to_scheduler_config(composed(*SMALL, f"sampler.spacing={ours}"))
+    assert settings["timestep_spacing"] == theirs
+    again = ddpm_scheduler.from_scheduler_config(settings).sampler.spacing
+    assert again == ("time" if ours == "karras" else ours)
 
 
 @pytest.mark.parametrize(

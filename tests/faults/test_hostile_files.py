@@ -126,7 +126,7 @@ STATES: dict[str, Callable[[State], State]] = {
     "an option named as code": configured("schedule", name="os.system"),
     "a plugin that is not installed": lambda state: {
         "plugins": {"sampler": "ddpm-extras"},
-        **configured("sampler", name="euler")(state),
+        **configured("sampler", name="midpoint")(state),
     },
     "a plugin named as a path": lambda _: {"plugins": {"sampler": "../ddpm_extras"}},
     "a plugin named as code": lambda _: {"plugins": {"sampler": "__import__('os')"}},

@@ -511,7 +511,7 @@ def samplers():
             x = step.x
         return x.float().cpu()
 
-    for sampler in ("ddpm", "ddim", "dpmpp_2m", "heun"):
+    for sampler in ("ddpm", "ddim", "euler", "heun", "edm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc"):
         together = drawn(on["fp32"], sampler, range(n))
         apart = torch.cat([drawn(on["fp32"], sampler, range(i, i + 2)) for i in range(0, n, 2)])
         levels = (to_uint8(together).int() - to_uint8(apart).int()).abs()

@@ -287,7 +287,9 @@ def test_sampling_of_points_by_default(run: Run, points: Path) -> None:
     assert len(Path("new/points.csv").read_text().splitlines()) == 1 + 64
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize(
+    "sampler", ["ddpm", "ddim", "euler", "heun", "edm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "unipc"]
+)
 def test_every_sampler_starts_from_pure_noise(sample: Sample, points: Path, sampler: str) -> None:
     """Check a network whose last timestep has no signal, so that a division by the signal would fail."""
     samples = sample("new", points, "n=50", f"sampler={sampler}", "sampler.steps=10", "sampler.thresholding=none")

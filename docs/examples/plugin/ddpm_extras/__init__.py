@@ -7,11 +7,12 @@ from ddpm_cli.api import Dataset, ImageDataset, ImageModel, Metric, Sampler, Sch
 
 
 @dataclass(kw_only=True)
-class Euler(Sampler):
-    """Euler's method on the probability flow ODE."""
+class Midpoint(Sampler):
+    """The midpoint method on the probability flow ODE."""
 
-    implementation: ClassVar[str] = "ddpm_extras.euler:euler"
-    name: str = "euler"
+    implementation: ClassVar[str] = "ddpm_extras.midpoint:midpoint"
+    calls_per_step: ClassVar[int] = 2
+    name: str = "midpoint"
     last_step: str
 
     def __post_init__(self) -> None:
@@ -20,7 +21,8 @@ class Euler(Sampler):
 
     def check_against(self, schedule: Schedule, dataset: Dataset) -> None:
         super().check_against(schedule, dataset)
-        check(not schedule.zero_terminal_snr, "schedule.zero_terminal_snr", "true", "false for sampler=euler")
+        ends = schedule.ends_without_signal
+        check(not ends, "schedule", schedule.name, "one whose last timestep has signal for sampler=midpoint")
 
 
 @dataclass(kw_only=True)
