@@ -118,7 +118,7 @@ TRAIN = {
     "because at the last timestep x_t is pure noise, and eps does not determine x0; use prediction=v",
     "schedule.zero_terminal_snr=maybe": "schedule.zero_terminal_snr=maybe: must be true or false",
     "schedule.zero_terminal_snr=true prediction=v schedule.timesteps=1": "schedule.timesteps=1: must be at least 2",
-    "sampler=eluer": "sampler=eluer: must be consistency, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, edm, euler, heun or unipc",
+    "sampler=eluer": "sampler=eluer: must be consistency, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, edm, euler",
     "sampler=heun sampler.eta=1": "sampler.eta: only sampler=ddim or sampler=dpmpp_2m_sde has this key",
     "sampler.steps=1001": "sampler.steps=1001: must be in 1..1000, the timesteps of the schedule",
     "sampler=dpmpp_2m sampler.steps=0": "sampler.steps=0: must be at least 1",
