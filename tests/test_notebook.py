@@ -109,7 +109,7 @@ def test_stock_samplers_are_those_of_the_yaml(name: str) -> None:
         ({"n": 0}, "n=0: must be in 1..10000000"),
         ({"n": 1, "seed": -1}, r"seed=-1: must be in 0..2\*\*63-1"),
         ({"n": 1, "batch_size": 0}, "batch_size=0: must be in 1..1000000"),
-        ({"n": 1, "sampler": "eluer"}, "sampler=eluer: must be ddim, ddpm, dpmpp_2m"),
+        ({"n": 1, "sampler": "eluer"}, "sampler=eluer: must be consistency, ddim, ddpm, dpmpp_2m"),
         ({"n": 1, "steps": 51}, "sampler.steps=51: must be in 1..50"),
         ({"n": 1, "classes": "cat"}, "class=cat: must be a number in 0..9"),
         ({"n": 1, "guidance_scale": -1.0}, "guidance_scale=-1.0: must be in"),

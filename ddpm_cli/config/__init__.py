@@ -16,6 +16,7 @@ from ddpm_cli.config.commands import (
     known_metrics,
     plugin_metrics,
 )
+from ddpm_cli.config.consistency import Consistency, Ect
 from ddpm_cli.config.dataset import (
     Cifar10,
     Dataset,
@@ -103,6 +104,7 @@ __all__ = [
     "Cifar10",
     "ClassLabels",
     "Conditioning",
+    "Consistency",
     "Constant",
     "ConvUNetOptions",
     "Cosine",
@@ -117,6 +119,7 @@ __all__ = [
     "DpmPp2M",
     "DpmPp2MSde",
     "DpmPp3M",
+    "Ect",
     "Edm",
     "EdmPath",
     "EdmWeighting",

@@ -5,14 +5,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ddpm_cli.config.registry import Option
+from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.errors import check
 
 
 @dataclass(kw_only=True)
 class Loss(Option):
-    """The distance between the network's output and its target, or a bound on the likelihood."""
+    """The distance between the network's output and its target, or a bound on the likelihood.
+
+    A loss that `tunes` is meant for networks that are trained already. One that `repeats_dropout` calls the network
+    again with the same dropout masks.
+    """
 
     group: ClassVar[str] = "loss"
+    tunes: ClassVar[bool] = False
+    repeats_dropout: ClassVar[bool] = False
+
+    def check_against(self, prediction: str, schedule: Schedule, weighting: "Weighting") -> None:
+        """Raise `UserError` if this loss cannot train such a network."""
 
 
 @dataclass(kw_only=True)

@@ -266,6 +266,7 @@ class TrainConfig:
             raise UserError(
                 f"weighting={self.weighting.name}: must be none with loss=vlb: a weighted bound is no bound"
             )
+        self.loss.check_against(self.prediction, self.schedule, self.weighting)
         self._check_path()
 
     def _check_path(self) -> None:

@@ -5,9 +5,10 @@ A weight w of the squared error of x0 is w / f of the squared error of a predict
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,9 @@ class Prediction:
         t: (B,) integers in 0..T-1.
         weighting: the weights of the timesteps.
         discrete: whether the data are 8-bit images, for the bound.
+        progress: the share of the run that is done, in [0, 1), a scalar on the device.
+        again: calls the network for these examples at another (x_t, t) with the same classes and the same estimate
+            shown. The dropout masks are the same too, if the option of the loss `repeats_dropout`.
     """
 
     denoiser: Denoiser
@@ -86,6 +90,8 @@ class Prediction:
     t: Tensor
     weighting: Weights
     discrete: bool
+    progress: Tensor
+    again: Callable[[Tensor, Tensor], Output]
 
     def weighted_mean(self, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return the weighted mean distance of each example from its target: (B,).
@@ -140,14 +146,26 @@ def hybrid(predicted: Prediction, vlb_weight: float) -> Tensor:
     return l2(predicted) + vlb_weight * predicted.bound(train_mean=False)
 
 
+class Repeatable(Protocol):
+    """A dropout layer that uses its last mask again while `repeats` is true."""
+
+    repeats: bool
+
+
 @dataclass(frozen=True)
 class Objective:
-    """The loss that a denoiser is trained on. `discrete`: the data are 8-bit images."""
+    """The loss that a denoiser is trained on.
+
+    Attributes:
+        discrete: whether the data are 8-bit images.
+        dropouts: the layers of the network that repeat their masks in `Prediction.again`.
+    """
 
     denoiser: Denoiser
     loss: Loss
     weighting: Weights
     discrete: bool = True
+    dropouts: Sequence[Repeatable] = ()
 
     def __call__(
         self,
@@ -157,6 +175,7 @@ class Objective:
         y: Tensor | None = None,
         self_condition: bool = False,
         augmentation: Tensor | None = None,
+        progress: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of each example at given t and noise: (B,) float32. The host does not wait for the device.
 
@@ -167,6 +186,7 @@ class Objective:
             self_condition: show the network its first estimate of x0, without gradient. Training does so for every
                 other batch (Chen et al. 2022, Algorithm 1), so that both cases are learned.
             augmentation: the labels (B, 9) of augmented images, for a network that takes them; or None.
+            progress: see `Prediction`; None is the start of the run.
         """
         denoiser = self.denoiser
         if augmentation is not None:
@@ -178,4 +198,15 @@ class Objective:
             with torch.no_grad():
                 last_x0 = denoiser.x0(denoiser(x_t, t, y), x_t, t)
         output = denoiser(x_t, t, y, last_x0)
-        return self.loss(Prediction(denoiser, output, x0, eps, x_t, t, self.weighting, self.discrete))
+        progress = torch.zeros((), device=x0.device) if progress is None else progress
+        again = partial(self._again, denoiser, y, last_x0)
+        return self.loss(Prediction(denoiser, output, x0, eps, x_t, t, self.weighting, self.discrete, progress, again))
+
+    def _again(self, denoiser: Denoiser, y: Tensor | None, last_x0: Tensor | None, x_t: Tensor, t: Tensor) -> Output:
+        """Return the output of the network with the dropout masks of the last call."""
+        for dropout in self.dropouts:
+            dropout.repeats = True
+        output = denoiser(x_t, t, y, last_x0)
+        for dropout in self.dropouts:
+            dropout.repeats = False
+        return output

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm_cli.config.consistency import Consistency
 from ddpm_cli.config.sampler import Sampler, section_sizes, stride
 from ddpm_cli.diffusion.process import Process
 from ddpm_cli.errors import UserError
@@ -57,6 +58,8 @@ def _visited(process: Process, sampler: Sampler) -> list[int]:
     if sampler.sections is not None:
         return in_sections(T, sampler.sections)
     steps = T if sampler.steps is None else sampler.steps
+    if isinstance(sampler, Consistency) and sampler.mid_sigma is not None:
+        return down_to_level([process.logsnr(t) for t in range(T)], steps, sampler.mid_sigma)
     match sampler.spacing:
         case "time":
             return even(T, steps)
@@ -76,6 +79,16 @@ def _visited(process: Process, sampler: Sampler) -> list[int]:
 def even(timesteps: int, steps: int) -> list[int]:
     """Return `steps` evenly spaced timesteps of 0..T-1, including both ends; a single one is T-1."""
     return np.linspace(timesteps - 1, 0, steps).round().astype(int)[::-1].tolist()
+
+
+def down_to_level(logsnr: list[float], steps: int, sigma: float) -> list[int]:
+    """Return `steps` timesteps of 0..T-1, evenly spaced from the one nearest to the noise level `sigma` to T-1.
+
+    A single one is T-1. If they are more than there are in between, they begin earlier.
+    """
+    T = len(logsnr)
+    nearest = min(range(T), key=lambda t: abs(logsnr[t] + 2 * math.log(sigma)))
+    return np.linspace(T - 1, min(nearest, T - steps), steps).round().astype(int)[::-1].tolist()
 
 
 def trailing(timesteps: int, steps: int) -> list[int]:

@@ -155,6 +155,31 @@ def set_recompute(network: nn.Module) -> None:
         module.recompute = True  # type: ignore[assignment]
 
 
+class RepeatableDropout(nn.Dropout):
+    """Dropout that uses its last mask again while `repeats` is true, if x has the same shape."""
+
+    repeats = False
+    mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if not self.repeats or self.mask is None or self.mask.shape != x.shape:
+            self.mask = F.dropout(torch.ones_like(x), self.p)
+        return x * self.mask
+
+
+def make_dropout_repeatable(network: nn.Module) -> list[RepeatableDropout]:
+    """Replace the `nn.Dropout` layers of a network in place, and return the new ones."""
+    made = []
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                made.append(RepeatableDropout(child.p).train(child.training))
+                setattr(module, name, made[-1])
+    return made
+
+
 class Layer(nn.Module):
     """A residual block, followed by attention at the levels of a U-Net that have it."""
 

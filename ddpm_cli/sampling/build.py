@@ -18,6 +18,7 @@ from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.cuda_graph import CudaGraphs
 from ddpm_cli.distributed.devices import should_compile
 from ddpm_cli.models import build_network
+from ddpm_cli.models.layers import make_dropout_repeatable
 
 CALLS_WORTH_COMPILING = 10_000
 """Network calls that take about as long as compiling, one to two minutes, on an H200 (5 to 30 ms each)."""
@@ -46,10 +47,12 @@ def build_denoiser(config: TrainConfig, network: nn.Module, device: torch.device
     )
 
 
-def build_objective(config: TrainConfig, denoiser: Denoiser) -> Objective:
-    """Return the loss that `denoiser` is trained on."""
+def build_objective(config: TrainConfig, denoiser: Denoiser, network: nn.Module) -> Objective:
+    """Return the loss that `denoiser` is trained on. If it repeats dropout, those layers of `network` are replaced."""
     discrete = isinstance(config.dataset, ImageDataset)
-    return Objective(denoiser, implementation_of(config.loss), implementation_of(config.weighting), discrete)
+    dropouts = make_dropout_repeatable(network) if config.loss.repeats_dropout else []
+    loss, weighting = implementation_of(config.loss), implementation_of(config.weighting)
+    return Objective(denoiser, loss, weighting, discrete, dropouts)
 
 
 def build_timestep_sampler(config: TrainConfig, device: torch.device | str) -> Uniform:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.checkpoints.loading import Trained
-from ddpm_cli.config import Ddpm, GuidanceOptions, Sampler, check_guidance, implementation_of
+from ddpm_cli.config import Consistency, Ddpm, Ect, GuidanceOptions, Loss, Sampler, check_guidance, implementation_of
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.process import Noise
 from ddpm_cli.diffusion.samplers import Step
@@ -127,6 +127,7 @@ def generator_of(
             "trained with it, and they for it"
         )
     warn_of_few_steps(sampler, variance, own.schedule.timesteps)
+    warn_of_sampler(sampler, own.loss)
     denoiser = for_inference(replace(trained.denoiser, variance=variance), trained.device)
     return SampleGenerator(denoiser, sampler, own.dataset.shape, trained.device, len(trained.classes), rule)
 
@@ -209,4 +210,17 @@ def warn_of_few_steps(sampler: Sampler, variance: str, timesteps: int) -> None:
             "sampler=ddim or more steps",
             steps,
             timesteps,
+        )
+
+
+def warn_of_sampler(sampler: Sampler, loss: Loss) -> None:
+    """Log a warning if the sampler does not suit the loss that the network was trained with."""
+    consistent = isinstance(loss, Ect)
+    if consistent and not isinstance(sampler, Consistency):
+        log.warning("sampler=%s: this network is a consistency model; use sampler=consistency", sampler.name)
+    if isinstance(sampler, Consistency) and not consistent:
+        log.warning(
+            "sampler=consistency: this network was trained with loss=%s, so samples will be blurred; tune it by "
+            "ddpm-train init=... loss=ect first",
+            loss.name,
         )

@@ -32,7 +32,7 @@ from ddpm_cli.distributed.launch import WorkerFailed, run_distributed, worker_gr
 from ddpm_cli.errors import Failure, Stopped, UserError, check
 from ddpm_cli.evaluation.run_metrics import check_metrics, final_metric
 from ddpm_cli.sampling.milestone import Milestone
-from ddpm_cli.sampling.sample_generator import warn_of_few_steps
+from ddpm_cli.sampling.sample_generator import warn_of_few_steps, warn_of_sampler
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.loggers import check_loggers
 from ddpm_cli.tracking.terminal import status
@@ -267,6 +267,9 @@ def _log_start(trainer: Trainer, lines: Mapping[str, str]) -> None:
             log.info("%-11s%s", "" if i else name, line)
     config = trainer.config
     warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)
+    warn_of_sampler(config.sampler, config.loss)
+    if config.loss.tunes and config.init is None and trainer.step == 0:
+        log.warning("loss=%s: tunes a trained network; init=<run> starts from one, which is faster", config.loss.name)
 
 
 def _check_batch_size(config: TrainConfig, processes: int) -> None:

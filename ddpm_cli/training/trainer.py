@@ -43,14 +43,14 @@ SCALER_MOVES = ("scale", "_growth_tracker")
 """Keys of the state of a gradient scaler that change while training."""
 
 
-Losses = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, Tensor | None], Tensor]
-"""(x0, t, eps, y, show estimate, augmentation) -> loss of each example (B,)."""
+Losses = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, Tensor | None, Tensor], Tensor]
+"""(x0, t, eps, y, show estimate, augmentation, progress) -> loss of each example (B,)."""
 
 
 class Batch(NamedTuple):
     """This process's share of a step's examples, timesteps, noise and loss weights, each (B, ...).
 
-    The classes y and the augmentation labels may be None.
+    The classes y and the augmentation labels may be None. `progress` is the share of the run that is done, a scalar.
     """
 
     x0: Tensor
@@ -59,6 +59,7 @@ class Batch(NamedTuple):
     weights: Tensor
     y: Tensor | None
     augmentation: Tensor | None
+    progress: Tensor
 
 
 class Trainer:
@@ -91,7 +92,7 @@ class Trainer:
         self.optimizer = build_optimizer(config.train, self.network, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.denoiser = build_denoiser(config, self.wrapped, device, self.dtype)
-        self.objective = build_objective(config, self.denoiser)
+        self.objective = build_objective(config, self.denoiser, self.network)
         self.timestep_sampler = build_timestep_sampler(config, device)
         self.generator = SampleGenerator(
             for_inference(build_denoiser(config, self.ema.network, device, self.dtype), device),
@@ -145,6 +146,7 @@ class Trainer:
         weights: Tensor,
         y: Tensor | None,
         augmentation: Tensor | None,
+        progress: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Forward, backward and the optimizer's step for a batch.
 
@@ -162,7 +164,7 @@ class Trainer:
         labels = [[None] * accumulate if column is None else column.chunk(accumulate) for column in (y, augmentation)]
         for i, (x0, t, eps, weights, y, augmentation) in enumerate(zip(*columns, *labels, strict=True), start=1):
             with gradient_sync(self.wrapped, now=i == accumulate):
-                losses = self._losses(x0, t, eps, y, show_estimate, augmentation)
+                losses = self._losses(x0, t, eps, y, show_estimate, augmentation, progress)
                 mean = (weights * losses).mean() / accumulate
                 self.scaler.scale(mean).backward()
             loss += mean.detach()
@@ -264,7 +266,8 @@ class Trainer:
         generator = rng.generator(train.seed, "noise", self.step, device=self.device)
         t, weights = self.timestep_sampler.sample(train.batch_size, generator)
         eps = torch.randn((train.batch_size, *x0.shape[1:]), generator=generator, device=self.device)
-        return Batch(x0, t[own], eps[own], weights[own], self._labels(y), augmentation)
+        progress = torch.full((), self.step / self.steps, device=self.device)  # a fill does not wait for the device
+        return Batch(x0, t[own], eps[own], weights[own], self._labels(y), augmentation, progress)
 
     def _labels(self, y: Tensor | None) -> Tensor | None:
         """Return the class labels with a part of them replaced by the null label; None for an unconditional network."""

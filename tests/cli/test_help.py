@@ -26,16 +26,16 @@ def test_help_lists_every_option(run: Run) -> None:
     for line in [
         "dataset          cifar10 digits emoji fashion_mnist image_folder mnist parquet shards swiss_roll",
         "schedule         constant cosine edm flow linear quadratic sigmoid",
-        "loss             huber hybrid l1 l2 vlb",
+        "loss             ect huber hybrid l1 l2 vlb",
         "model            base conv ddpm_cifar10 ddpmpp dit_b dit_s dit_tiny improved_cifar10 large",
-        "sampler          ddim ddpm dpmpp_2m dpmpp_2m_sde dpmpp_3m edm euler heun unipc",
+        "sampler          consistency ddim ddpm dpmpp_2m dpmpp_2m_sde dpmpp_3m edm euler heun unipc",
         "weighting        edm min_snr none p2 sigmoid",
         "timestep_sampler log_normal logit_normal loss_second_moment low_discrepancy uniform",
         "conditioning     class none",
         "experiment       annotated cifar10_conditional cifar10_fast conv_fashion_mnist ddim_cifar10",
     ]:
         assert line in out
-    assert "sampler          ddim ddpm" in run("sample", "--help").out
+    assert "sampler          consistency ddim ddpm" in run("sample", "--help").out
 
 
 def test_cfg_job_prints_the_composed_config(run: Run) -> None:

@@ -13,6 +13,7 @@ from ddpm_cli.models.layers import (
     LinearAttention,
     WeightStandardizedConv2d,
     group_norm_by_channel,
+    make_dropout_repeatable,
     sinusoidal_embedding,
 )
 
@@ -124,3 +125,22 @@ def test_full_attention_matches_its_definition() -> None:
     assert torch.allclose(layer(x), expected, atol=1e-5)
     with torch.no_grad():
         assert torch.allclose(layer(x), expected, atol=1e-5)  # a different implementation without gradients
+
+
+def test_repeatable_dropout_draws_new_masks_unless_it_repeats() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 64), nn.Sequential(nn.Dropout(0.25)))
+    names = list(network.state_dict())
+    (dropout,) = make_dropout_repeatable(network)
+    assert list(network.state_dict()) == names
+    assert network[1][0] is dropout
+    x = torch.ones(100, 64)
+    first, second = dropout(x), dropout(x)
+    assert float((first == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert first.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert not torch.equal(first, second)
+    dropout.repeats = True
+    assert torch.equal(dropout(2 * x), 2 * second)
+    assert dropout(x[:3]).shape == (3, 64)
+    dropout.eval()
+    assert torch.equal(dropout(x), x)
