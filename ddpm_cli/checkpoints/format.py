@@ -4,7 +4,7 @@ Its large tensors may be in shards, see `sharded`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +104,17 @@ def read_head(key: str, path: Path) -> dict[str, Any]:
     The file is checked and refused as by `load_checkpoint`, except that damage to the tensors is not found. It tells
     how to start a process; `load_checkpoint` must still be called before anything of the file is used.
     """
-    return _contents(key, path, read_tree(key, path, check_mark))
+    return _contents(key, path, read_tree(key, path, whole=False))
 
 
-def read_tree(key: str, path: Path, check: Callable[[Path], None] = check_checksum) -> dict[str, Any]:
+def read_tree(key: str, path: Path, whole: bool = True) -> dict[str, Any]:
     """Return what `write_tree` wrote, as safely as `load_checkpoint` does: its tensors are views of the mapped file.
 
-    check: of the file as a whole. Raise `CorruptCheckpoint` and `UserError`, which name `key`.
+    whole: whether to read the whole file and compare its checksum. Raise `CorruptCheckpoint` and `UserError`, which
+    name `key`.
     """
     try:
-        check(path)
+        (check_checksum if whole else check_mark)(path)
         check_archive(path)
     except Damaged as error:
         raise CorruptCheckpoint(f"{key}={path}: {error}; name another checkpoint") from error

@@ -32,7 +32,7 @@ KINDS = (
     OwnFolder("ddpm-sample", ("grid.png", "points.csv"), ("grid.png", "film.gif", "reverse.png")),
     OwnFolder("ddpm-train", (".hydra", "train.log"), ("loss.png",), ("samples", "tensorboard", "wandb")),
     OwnFolder("ddpm-evaluate", ("evaluation.json",), ("samples.png", "neighbours.png", "nll.png")),
-    OwnFolder("ddpm-evaluate -m", ("jobs.csv",), ("tradeoff.png",)),
+    OwnFolder("ddpm-evaluate -m", ("jobs.csv",), ("tradeoff.png", "averages.png")),
     OwnFolder("ddpm-forward", ("forward.png", "schedules.png"), ("forward.png", "schedules.png")),
     *(
         OwnFolder("ddpm-export", ("README.md", file), ("samples.png",))

@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -32,7 +32,6 @@ from ddpm_cli.distributed.launch import WorkerFailed, run_distributed, worker_gr
 from ddpm_cli.errors import Failure, Stopped, UserError, check
 from ddpm_cli.evaluation.run_metrics import check_metrics, final_metric
 from ddpm_cli.sampling.milestone import Milestone
-from ddpm_cli.sampling.sample_generator import warn_of_few_steps, warn_of_sampler
 from ddpm_cli.shell import override
 from ddpm_cli.tracking.loggers import check_loggers
 from ddpm_cli.tracking.terminal import status
@@ -51,7 +50,7 @@ from ddpm_cli.training.resume import (
     weights_to_start_from,
 )
 from ddpm_cli.training.signals import Signals
-from ddpm_cli.training.summary_table import start_table
+from ddpm_cli.training.summary_table import log_start, start_lines
 from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -134,7 +133,7 @@ def train(job: TrainingJob) -> float | None:
             trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
             weights = "" if config.init is None else _start_from_weights(trainer)
-            lines = _start_lines(trainer, folder, weights)
+            lines = start_lines(trainer, folder, weights)
             collectives.on_rank_zero(lambda: stack.enter_context(claimed(folder)))
             collectives.on_rank_zero(lambda: note_start(folder, config, job.typed))
         else:
@@ -142,13 +141,13 @@ def train(job: TrainingJob) -> float | None:
             trainer.restore(state)
             before = state["config_before"]
             state = {key: value for key, value in state.items() if key not in SHARDED}  # which unmaps the file
-            lines = _start_lines(trainer, folder)
+            lines = start_lines(trainer, folder)
             collectives.on_rank_zero(lambda: move_later_checkpoints(folder, trainer.step))
             collectives.on_rank_zero(lambda: move_later_snapshots(folder, trainer.step))
             collectives.on_rank_zero(lambda: _note_resume(job, trainer, folder, before))
         if collectives.is_rank_zero():
             stack.enter_context(log_into(RunFolder(folder).log))
-            _log_start(trainer, lines)
+            log_start(trainer, lines)
             if state is not None:
                 log_format(state["written_format"])
                 log_resume(trainer, state, folder)
@@ -250,26 +249,6 @@ def _run_loop(
         raise Failure(f"{error}; {resume_hint(folder)}") from error
     except KeyboardInterrupt as error:
         raise Stopped(signal.SIGINT, f"stopped at once; {resume_hint(folder)}") from error
-
-
-def _start_lines(trainer: Trainer, folder: Path, weights: str = "") -> dict[str, str]:
-    """Return the table at the start of a run, which takes seconds to compute; an empty one on ranks other than 0."""
-    if not collectives.is_rank_zero():
-        return {}
-    with status("counting the operations of the network"):
-        return {**start_table(trainer), **({"weights": weights} if weights else {}), "folder": str(folder)}
-
-
-def _log_start(trainer: Trainer, lines: Mapping[str, str]) -> None:
-    """Log the table at the start of a run."""
-    for name, text in lines.items():
-        for i, line in enumerate(text.splitlines()):
-            log.info("%-11s%s", "" if i else name, line)
-    config = trainer.config
-    warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)
-    warn_of_sampler(config.sampler, config.loss)
-    if config.loss.tunes and config.init is None and trainer.step == 0:
-        log.warning("loss=%s: tunes a trained network; init=<run> starts from one, which is faster", config.loss.name)
 
 
 def _check_batch_size(config: TrainConfig, processes: int) -> None:

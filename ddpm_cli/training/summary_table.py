@@ -1,13 +1,42 @@
 """The table that `ddpm-train` prints before the first step."""
 
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_cli.config import TrainConfig
+from ddpm_cli.distributed import collectives
 from ddpm_cli.distributed.devices import precision_name
 from ddpm_cli.sampling.build import network_of
+from ddpm_cli.sampling.sample_generator import warn_of_few_steps, warn_of_sampler
+from ddpm_cli.tracking.terminal import status
 from ddpm_cli.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def start_lines(trainer: Trainer, folder: Path, weights: str = "") -> dict[str, str]:
+    """Return the table at the start of a run, which takes seconds to compute; an empty one on ranks other than 0."""
+    if not collectives.is_rank_zero():
+        return {}
+    with status("counting the operations of the network"):
+        return {**start_table(trainer), **({"weights": weights} if weights else {}), "folder": str(folder)}
+
+
+def log_start(trainer: Trainer, lines: Mapping[str, str]) -> None:
+    """Log the table at the start of a run."""
+    for name, text in lines.items():
+        for i, line in enumerate(text.splitlines()):
+            log.info("%-11s%s", "" if i else name, line)
+    config = trainer.config
+    warn_of_few_steps(config.sampler, config.variance, config.schedule.timesteps)
+    warn_of_sampler(config.sampler, config.loss)
+    if config.loss.tunes and config.init is None and trainer.step == 0:
+        log.warning("loss=%s: tunes a trained network; init=<run> starts from one, which is faster", config.loss.name)
 
 
 def start_table(trainer: Trainer) -> dict[str, str]:

@@ -15,7 +15,7 @@ Run = Callable[..., Result]
 
 COMPLETED = {
     "ddpm-train sche": ["schedule=", "schedule."],
-    "ddpm-train schedule=": ["constant", "cosine", "linear", "quadratic", "sigmoid"],
+    "ddpm-train schedule=": ["constant", "cosine", "edm", "flow", "linear", "quadratic", "sigmoid"],
     "ddpm-train schedule=co": ["constant", "cosine"],
     "ddpm-train train.ba": ["train.batch_size="],
     "ddpm-train experiment=annotated model=d": ["ddpm_cifar10", "ddpmpp", "dit_b", "dit_s", "dit_tiny"],

@@ -263,7 +263,7 @@ def test_error_for_an_unknown_launcher_names_the_plugins(run: Run, monkeypatch: 
         (["sweep.prune=asha"], "sweep.prune=asha: compares the runs of a sweep; add -m, or leave it out"),
         (["sweep.prune=hyperband", "-m"], "sweep.prune=hyperband: must be asha, or null for no pruning"),
         (["sweep.reduction_factor=1"], "sweep.reduction_factor=1: must be in 2..100"),
-        (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr, schedules_losses or slurm"),
+        (["sweep=everything", "-m"], "sweep=everything: must be optuna_lr, recipes, schedules_losses or"),
         (
             ["train.report=loss"],
             "train.report=loss: must be val_loss, nll, fd_classifier or fid, or null for the last loss",

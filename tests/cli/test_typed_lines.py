@@ -88,7 +88,7 @@ REFUSED = {
     "sample ckpt=x cfg=3": "cfg: no such key; did you mean guidance_scale?",
     "sample ckpt=x label=3": "label: no such key; did you mean class?",
     "sample ckpt=x checkpoint=y": "checkpoint: no such key; did you mean ckpt?",
-    "train schedule=cosin": "schedule=cosin: must be constant, cosine, linear, quadratic or sigmoid; did you mean ",
+    "train schedule=cosin": "schedule=cosin: must be constant, cosine, edm, flow, linear, quadratic or sig",
     "train dataset=/tmp/pics": "did you mean dataset=image_folder dataset.root=/tmp/pics?",
     "train dataset=~/my,pics": "did you mean dataset=image_folder 'dataset.root=\"~/my,pics\"'?",
     "train loss=l1,l2": "loss=l1,l2: has several values; add -m, which runs each of them",

@@ -69,6 +69,7 @@ def test_the_stage_follows_the_step() -> None:
     assert float(trainer._batch().progress) == 0.75
 
 
+@pytest.mark.slow
 def test_objective_compiles_without_graph_breaks() -> None:
     trainer = trainer_of(composed(*ECT))
     assert len(list(trainer.objective.dropouts)) > 0
