@@ -131,6 +131,7 @@ report swept
 """
 
 
+@pytest.mark.slow  # tests/config loads plugins from folders, and the test above installs the wheel
 def test_installed_plugin_is_used_by_all_commands(with_plugin: Path, scripts: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", images=images)
