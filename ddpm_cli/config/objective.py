@@ -149,10 +149,9 @@ class LossSecondMoment(TimestepSampler):
 
 
 @dataclass(kw_only=True)
-class LogNormal(TimestepSampler):
-    """Noise levels whose logarithm is normal (Karras et al. 2022)."""
+class NormalTimesteps(TimestepSampler):
+    """Timesteps of which a function is normal."""
 
-    name: str = "log_normal"
     mean: float
     std: float
 
@@ -163,17 +162,17 @@ class LogNormal(TimestepSampler):
 
 
 @dataclass(kw_only=True)
-class LogitNormal(TimestepSampler):
+class LogNormal(NormalTimesteps):
+    """Noise levels whose logarithm is normal (Karras et al. 2022)."""
+
+    name: str = "log_normal"
+
+
+@dataclass(kw_only=True)
+class LogitNormal(NormalTimesteps):
     """Timesteps t / T whose logit is normal (Esser et al. 2024)."""
 
     name: str = "logit_normal"
-    mean: float
-    std: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(-20 <= self.mean <= 20, "timestep_sampler.mean", self.mean, "in [-20, 20]")
-        check(0 < self.std <= 20, "timestep_sampler.std", self.std, "in (0, 20]")
 
 
 @dataclass(kw_only=True)

@@ -112,13 +112,19 @@ class Ddpm(Sampler):
 
 
 @dataclass(kw_only=True)
-class Ddim(Sampler):
-    name: str = "ddim"
-    eta: float  # 0: deterministic; 1: as much noise as ddpm
+class NoisySampler(Sampler):
+    """A sampler that adds a share of noise at each step."""
+
+    eta: float  # 0: deterministic; 1: as much as ddpm, or as the reverse SDE
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 <= self.eta <= 1, "sampler.eta", self.eta, "in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class Ddim(NoisySampler):
+    name: str = "ddim"
 
 
 @dataclass(kw_only=True)
@@ -128,14 +134,9 @@ class DpmPp2M(Sampler):
 
 
 @dataclass(kw_only=True)
-class DpmPp2MSde(Sampler):
+class DpmPp2MSde(NoisySampler):
     implementation: ClassVar[str] = "ddpm_cli.diffusion.multistep:dpmpp_2m_sde"
     name: str = "dpmpp_2m_sde"
-    eta: float  # 0: deterministic, as dpmpp_2m; 1: the reverse SDE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 <= self.eta <= 1, "sampler.eta", self.eta, "in [0, 1]")
 
 
 @dataclass(kw_only=True)

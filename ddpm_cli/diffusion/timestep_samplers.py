@@ -85,38 +85,47 @@ class SecondMoment(Uniform):
         self.losses.copy_(state["losses"])
 
 
-@implements(LogNormal)
-class LogNormalLevels(Uniform):
-    """Draw log(sigma / signal) from a normal distribution (Karras et al. 2022, arXiv:2206.00364, section 5).
+class Normal(Uniform):
+    """Draw timesteps of which a function is normal.
 
-    The timestep is the one whose level is the nearest. Losses are not weighted: the distribution is part of the
-    objective, as in the paper.
+    Losses are not weighted: the distribution is part of the objective.
     """
 
     def __init__(self, process: Process, device: torch.device | str, mean: float, std: float) -> None:
         super().__init__(process, device)
         self.mean, self.std = mean, std
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        normal = torch.randn(count, generator=generator, device=generator.device)
+        return self.timesteps_of(self.mean + self.std * normal), torch.ones(count, device=generator.device)
+
+    def timesteps_of(self, values: Tensor) -> Tensor:
+        """Return the timesteps whose function has these values, (B,)."""
+        raise NotImplementedError
+
+
+@implements(LogNormal)
+class LogNormalLevels(Normal):
+    """Draw log(sigma / signal) from a normal distribution (Karras et al. 2022, arXiv:2206.00364, section 5).
+
+    The timestep is the one whose level is the nearest.
+    """
+
+    def __init__(self, process: Process, device: torch.device | str, mean: float, std: float) -> None:
+        super().__init__(process, device, mean, std)
         levels = torch.tensor([-process.logsnr(t) / 2 for t in range(self.timesteps)], dtype=torch.float64)
         self.bounds = ((levels[1:] + levels[:-1]) / 2).float().to(device)
 
-    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        normal = torch.randn(count, generator=generator, device=generator.device)
-        t = torch.searchsorted(self.bounds, self.mean + self.std * normal)
-        return t, torch.ones(count, device=generator.device)
+    def timesteps_of(self, values: Tensor) -> Tensor:
+        return torch.searchsorted(self.bounds, values)
 
 
 @implements(LogitNormal)
-class LogitNormalTimesteps(Uniform):
-    """Draw t / T whose logit is normal (Esser et al. 2024, arXiv:2403.03206, eq. 19). Losses are not weighted."""
+class LogitNormalTimesteps(Normal):
+    """Draw t / T whose logit is normal (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
 
-    def __init__(self, process: Process, device: torch.device | str, mean: float, std: float) -> None:
-        super().__init__(process, device)
-        self.mean, self.std = mean, std
-
-    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        normal = torch.randn(count, generator=generator, device=generator.device)
-        t = _timesteps_of((self.mean + self.std * normal).sigmoid(), self.timesteps)
-        return t, torch.ones(count, device=generator.device)
+    def timesteps_of(self, values: Tensor) -> Tensor:
+        return _timesteps_of(values.sigmoid(), self.timesteps)
 
 
 @implements(LowDiscrepancy)

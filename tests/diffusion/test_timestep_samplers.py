@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddpm_cli.config import EdmPath
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.objective import Objective, unweighted, vlb
 from ddpm_cli.diffusion.process import Process
-from ddpm_cli.diffusion.timestep_samplers import SecondMoment, Uniform, cumulative
+from ddpm_cli.diffusion.schedules import path_of
+from ddpm_cli.diffusion.timestep_samplers import (
+    LogitNormalTimesteps,
+    LogNormalLevels,
+    SecondMoment,
+    Stratified,
+    Uniform,
+    cumulative,
+)
 from ddpm_cli.distributed import collectives
 from tests.processes import in_two
 
@@ -154,3 +163,38 @@ def test_two_processes_have_the_same_distribution(tmp_path: Path) -> None:
     for key, value in alone.state().items():
         assert torch.equal(first[key], second[key])
         assert torch.equal(first[key], value)
+
+
+def test_log_normal_levels() -> None:
+    """The logarithms of the levels have the mean and the standard deviation, and each is the nearest of the grid."""
+    process = Process(path_of(EdmPath(timesteps=4000, sigma_min=0.002, sigma_max=80.0, rho=7.0)))
+    sampler = LogNormalLevels(process, "cpu", mean=-1.2, std=1.2)
+    t, weights = sampler.sample(100_000, torch.Generator().manual_seed(0))
+    levels = torch.tensor(process.sigmas).log()
+    assert levels[t].mean().item() == pytest.approx(-1.2, abs=0.02)
+    assert levels[t].std().item() == pytest.approx(1.2, abs=0.02)
+    assert weights.unique().tolist() == [1]
+    wanted = torch.linspace(-7, 5, 500)  # beyond both ends
+    nearest = (levels - wanted[:, None]).abs().argmin(dim=1)
+    assert torch.equal(sampler.timesteps_of(wanted), nearest)
+
+
+def test_logit_normal_timesteps() -> None:
+    sampler = LogitNormalTimesteps(of(10_000), "cpu", mean=0.5, std=0.8)
+    t, weights = sampler.sample(100_000, torch.Generator().manual_seed(0))
+    logits = ((t + 0.5) / 10_000).logit()
+    assert logits.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert logits.std().item() == pytest.approx(0.8, abs=0.02)
+    assert weights.unique().tolist() == [1]
+
+
+def test_stratified_timesteps() -> None:
+    """Each of B equal parts has one, and over many batches each timestep is drawn as often."""
+    sampler, generator = Stratified(of(40), "cpu"), torch.Generator().manual_seed(0)
+    counts = torch.zeros(40)
+    for _ in range(2000):
+        t, _ = sampler.sample(8, generator)
+        assert ((t[1:] - t[:-1] - 5).abs() <= 1).all()
+        counts += torch.bincount(t, minlength=40)
+    assert counts.min() > 300  # 400 expected
+    assert counts.max() < 500
