@@ -121,16 +121,15 @@ WALKS = [
     Walk("dpmpp_2m", 25),
     Walk("heun", 50),
 ]
+ALL_STEPS = [walk for walk in WALKS if walk.steps is None]
 
 
 @pytest.mark.parametrize(
     ("process", "walk"),
     [
-        *(pytest.param(LINEAR, walk, id=f"linear-{walk}") for walk in WALKS),
-        *(
-            pytest.param(COSINE, walk, id=f"cosine-{walk}", marks=pytest.mark.slow if walk.steps is None else [])
-            for walk in WALKS
-        ),
+        pytest.param(process, walk, id=f"{name}-{walk}", marks=pytest.mark.slow if walk in ALL_STEPS else [])
+        for name, process in (("linear", LINEAR), ("cosine", COSINE))
+        for walk in WALKS
     ],
 )
 def test_samplers_reproduce_gaussian_data(process: Process, walk: Walk) -> None:

@@ -61,20 +61,24 @@ def _trained(overrides: list[str], state: dict[str, Any] | None) -> tuple[Any, A
     return measured, {key: value for key, value in trainer.state().items() if key != "config"}, output
 
 
-COMBINATIONS = [("ddp", "adam"), ("ddp", "muon"), ("fsdp", "adam"), ("fsdp", "muon")]
+COMBINATIONS = [("ddp", "adam"), ("fsdp", "muon")]
+OTHER_COMBINATIONS = [("ddp", "muon"), ("fsdp", "adam")]
+EACH = [*COMBINATIONS, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHER_COMBINATIONS)]
 
 
 def _overrides(optimizer: str) -> list[str]:
     return [*OVERRIDES, f"train.optimizer={optimizer}", "train.precision=fp32"]
 
 
-def _all_combinations(states: dict[str, dict[str, Any]], folder: Path) -> dict[Any, Any]:
-    """Train all combinations from the start and from the states of one process. Called in each of two processes.
+def _in_combinations(
+    combinations: list[tuple[str, str]], states: dict[str, dict[str, Any]], folder: Path
+) -> dict[Any, Any]:
+    """Train in each combination from the start and from the states of one process. Called in each of two processes.
 
     Sharded checkpoints are written to `folder`.
     """
     found: dict[Any, Any] = {}
-    for strategy, optimizer in COMBINATIONS:
+    for strategy, optimizer in combinations:
         overrides = [*_overrides(optimizer), f"distributed.strategy={strategy}"]
         started, state_after, _ = _trained(overrides, None)
         sent: list[int] = []
@@ -173,10 +177,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_processes(one_process: dict[str, Any], folder: Path) -> list[Any]:
+def two_processes(request: pytest.FixtureRequest, one_process: dict[str, Any], folder: Path) -> list[Any]:
     """Train in two processes. All combinations share one start of the processes, which takes seconds."""
     states = {name: found[1] for name, found in one_process.items()}
-    return in_two(_all_combinations, folder, states, folder / "run")
+    combinations = COMBINATIONS + (OTHER_COMBINATIONS if request.config.getoption("--slow") else [])
+    return in_two(_in_combinations, folder, combinations, states, folder / "run")
 
 
 def test_sharded_checkpoint_has_the_same_bits(two_processes: list[Any], folder: Path) -> None:
@@ -194,7 +199,7 @@ def test_sharded_checkpoint_has_the_same_bits(two_processes: list[Any], folder: 
             assert all(torch.equal(x, own[name]) for name, x in read[key][i].items())
 
 
-@pytest.mark.parametrize(("strategy", "optimizer"), COMBINATIONS)
+@pytest.mark.parametrize(("strategy", "optimizer"), EACH)
 def test_two_processes_train_like_one(
     strategy: str, optimizer: str, one_process: dict[str, Any], two_processes: list[Any]
 ) -> None:
@@ -217,7 +222,7 @@ def test_two_processes_train_like_one(
     assert torch.allclose(torch.tensor(resumed_in_one), torch.tensor(resumed), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("strategy", "optimizer"), COMBINATIONS)
+@pytest.mark.parametrize(("strategy", "optimizer"), EACH)
 def test_tensors_of_a_checkpoint_are_not_sent_as_objects(
     strategy: str, optimizer: str, one_process: dict[str, Any], two_processes: list[Any]
 ) -> None:

@@ -190,7 +190,7 @@ def gradients(network: nn.Module, run: nn.Module, *inputs: Tensor) -> list[Tenso
     return [output, *torch.autograd.grad(output.square().sum(), [*network.parameters()])]
 
 
-@pytest.mark.parametrize("positions", ["sine", "rotary"])
+@pytest.mark.parametrize("positions", [pytest.param("sine", marks=pytest.mark.slow), "rotary"])
 def test_compiled_network_has_the_same_output_and_gradients(positions: str) -> None:
     torch.manual_seed(0)
     more = [f"model.positions={positions}", "model.qk_norm=true", "model.depth=1"]
