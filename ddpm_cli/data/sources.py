@@ -5,6 +5,7 @@ import math
 import tempfile
 import zlib
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -273,12 +274,13 @@ def _swiss_roll(dataset: SwissRoll, train: bool) -> Examples:
 @implements(Digits)
 def _digits(dataset: Digits, train: bool) -> Examples:
     """Return the digits of scikit-learn, split at random but always in the same way."""
-    try:
-        from sklearn.datasets import load_digits  # optional: pip install 'ddpm-cli[digits]'
-    except ImportError as error:
-        raise UserError("dataset=digits: needs scikit-learn; pip install 'ddpm-cli[digits]'") from error
-    data = load_digits()
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
+    found = find_spec("sklearn")  # optional: pip install 'ddpm-cli[digits]'
+    if found is None or found.origin is None:
+        raise UserError("dataset=digits: needs scikit-learn; pip install 'ddpm-cli[digits]'")
+    # The file that sklearn.datasets.load_digits reads. Importing scikit-learn would take seconds.
+    table = np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))
     chosen = order[:DIGITS_IN_TRAIN] if train else order[DIGITS_IN_TRAIN:]
-    pixels = (data.images * (255 / 16)).round().astype("uint8")
-    return Examples(to_tensor(pixels)[chosen], torch.as_tensor(data.target)[chosen], [str(i) for i in range(10)])
+    pixels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype("uint8")
+    labels = torch.from_numpy(table[:, -1].astype(np.int64))
+    return Examples(to_tensor(pixels)[chosen], labels[chosen], [str(i) for i in range(10)])

@@ -165,8 +165,20 @@ def test_digits_are_partitioned() -> None:
     assert (together.min(), together.max()) == (0, 255)
     from sklearn.datasets import load_digits
 
-    original = torch.tensor(load_digits().images * (255 / 16)).round().byte().flatten(1)
-    assert sorted(together.tolist()) == sorted(original.tolist())  # a partition: each image is in one split
+    data = load_digits()
+    original = torch.tensor(data.images * (255 / 16)).round().byte().flatten(1)
+    labels = torch.cat([train.labels, test.labels])
+    ours, theirs = (
+        zip(together.tolist(), labels.tolist(), strict=True),
+        zip(original.tolist(), data.target, strict=True),
+    )
+    assert sorted(ours) == sorted(theirs)  # a partition: each image is in one split
+
+
+def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="dataset=digits: needs scikit-learn; pip install 'ddpm-cli"):
+        load_examples(composed("dataset=digits").dataset, train=True)
 
 
 def test_images_are_converted_to_size_and_channels() -> None:
