@@ -107,6 +107,17 @@ def test_sweep_over_samplers(run: Run, trained: Path) -> None:
     assert all(Path(f"sw/{job}/grid.png").is_file() for job in range(4))
 
 
+def test_sweep_over_samplers_with_a_key_of_each(run: Run, trained: Path) -> None:
+    """The number of steps is the same for all jobs, and is that of the samples."""
+    one = run("sample", f"ckpt={trained}", "n=1", "sampler=ddim", "sampler.steps=2", "out=one")
+    assert one.code == 0, one.err
+    several = ("sampler=ddpm,ddim", "sampler.steps=2", "hydra.sweep.dir=sw")
+    result = run("sample", "-m", f"ckpt={trained}", "n=1", *several)
+    assert result.code == 0, result.err
+    assert Path("sw/1/grid.png").read_bytes() == Path("one/grid.png").read_bytes()
+    assert Path("sw/0/grid.png").read_bytes() != Path("one/grid.png").read_bytes()
+
+
 def test_folder_with_files_is_refused(run: Run, trained: Path) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("precious")

@@ -85,12 +85,30 @@ def expand(command: str, schema: type, arguments: list[str]) -> list[str]:
     several = bool(MULTIRUN & {*arguments})
     words = [*_split(command, arguments)]
     expanded = [_expand(command, schema, word, several) if typed else word for typed, word in words]
-    own_sampler = not any(word.startswith("sampler=") for word in expanded)
-    if command in ("sample", "evaluate") and own_sampler:
-        expanded = [re.sub(r"^sampler\.", f"+{CHANGES}", word) for word in expanded]
+    if command in ("sample", "evaluate"):
+        expanded = _with_keys_of_samplers(expanded)
     if command in NEED_A_RUN and not SHOWN_INSTEAD & {*arguments}:
         _check_run(command, expanded)
     return [*expanded, *_replaced_length(expanded)] if command == "train" else expanded
+
+
+def _with_keys_of_samplers(words: list[str]) -> list[str]:
+    """Let the keys of a sampler change the sampler of the run, if no sampler is typed.
+
+    If a sweep has several samplers, each job sets the keys: before, Hydra has no sampler whose keys it could set.
+    """
+    samplers = [word.partition("=")[2] for word in words if word.startswith("sampler=")]
+    if not samplers:
+        return [re.sub(r"^sampler\.", f"+{CHANGES}", word) for word in words]
+    if not any(isinstance(_read(sampler), Sweep) for sampler in samplers):
+        return words
+    split = [word.partition("=") for word in words]
+    return [
+        f"{key}=choice({value})"
+        if key.startswith("sampler.") and value and not isinstance(_read(value), Sweep)
+        else word
+        for word, (key, _, value) in zip(words, split, strict=True)
+    ]
 
 
 def config_dir(arguments: Iterable[str]) -> str | None:
