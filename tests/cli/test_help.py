@@ -39,7 +39,12 @@ def test_help_lists_every_option(run: Run) -> None:
 
 
 def test_cfg_job_prints_the_composed_config(run: Run) -> None:
-    result = run("train", "--cfg", "job", "model=base", "train.lr=0.5")
-    assert result.code == 0
-    assert "width: 64" in result.out
-    assert "lr: 0.5" in result.out
+    """The flag may stand anywhere."""
+    for typed in (
+        ["--cfg", "job", "model=base", "train.lr=0.5", "steps=7"],
+        ["model=base", "--cfg", "job", "train.lr=0.5", "steps=7"],
+        ["model=base", "train.lr=0.5", "steps=7", "--cfg=job"],
+    ):
+        result = run("train", *typed)
+        assert result.code == 0, result.err
+        assert all(line in result.out for line in ("width: 64", "lr: 0.5", "steps: 7"))

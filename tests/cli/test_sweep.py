@@ -96,7 +96,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("typed", SPELLINGS)
 def test_all_spellings_of_sweep_resume_are_the_same_folder(typed: str) -> None:
-    (word,) = expand("train", TrainConfig, ["-m", typed])[1:]
+    word, _ = expand("train", TrainConfig, ["-m", typed])
     override = OverridesParser.create().parse_override(word)
     assert (override.key_or_group, override.value()) == ("sweep.resume", "lr=1e-3, b")
 

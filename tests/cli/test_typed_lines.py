@@ -28,20 +28,20 @@ EXPANDED = {
     "train epochs=2": ["train.epochs=2", "train.steps=null"],
     "train train.epochs=2": ["train.epochs=2", "train.steps=null"],
     "train steps=1e3": ["train.steps=1000"],
-    "train -m steps=1e2,2e2": ["-m", "train.steps=100,200"],
+    "train -m steps=1e2,2e2": ["train.steps=100,200", "-m"],
     "train experiment=annotated train.steps=200": ["experiment=annotated", "train.steps=200", "train.epochs=null"],
     "train experiment=annotated train.steps=200 train.epochs=null": [
         "experiment=annotated", "train.steps=200", "train.epochs=null",
     ],
-    "train -m lr=1e-3,3e-4": ["-m", "train.lr=1e-3,3e-4"],
+    "train -m lr=1e-3,3e-4": ["train.lr=1e-3,3e-4", "-m"],
     "train dataset=CIFAR10 schedule=cos loss=mse device=gpu model=unet": [
         "dataset=cifar10", "schedule=cosine", "loss=l2", "device=cuda", "model=small",
     ],
     "train dataset=FashionMNIST": ["dataset=fashion_mnist"],
     "train dataset=fashion-mnist": ["dataset=fashion_mnist"],
     "train dataset=cifar-10": ["dataset=cifar10"],
-    "train -m loss=MAE,smooth_l1,Huber": ["-m", "loss=l1,huber,huber"],
-    "train --config-dir conf experiment=mine": ["--config-dir", "conf", "experiment=mine"],
+    "train -m loss=MAE,smooth_l1,Huber": ["loss=l1,huber,huber", "-m"],
+    "train --config-dir conf experiment=mine": ["experiment=mine", "--config-dir", "conf"],
     "train out=1e3": ['out="1e3"'],  # not 1000.0
     "train out=1_000": ['out="1_000"'],
     "train out=lr=0.1": ['out="lr=0.1"'],
@@ -54,14 +54,14 @@ EXPANDED = {
     "train ++train.steps=7 +experiment=annotated": ["train.steps=7", "experiment=annotated", "train.epochs=null"],
     "train ++hydra.verbose=true": ["++hydra.verbose=true"],
     "forward +schedule@schedules.mine=linear": ["+schedule@schedules.mine=linear"],
-    "train -m sweep.resume=lr=1,b seed=0,1": ["-m", 'sweep.resume="lr=1,b"', "train.seed=0,1"],
-    "train -m hydra.sweep.dir=2024_01 seed=0,1": ["-m", 'hydra.sweep.dir="2024_01"', "train.seed=0,1"],
+    "train -m sweep.resume=lr=1,b seed=0,1": ['sweep.resume="lr=1,b"', "train.seed=0,1", "-m"],
+    "train -m hydra.sweep.dir=2024_01 seed=0,1": ['hydra.sweep.dir="2024_01"', "train.seed=0,1", "-m"],
     "sample ckpt=x steps=10": ["ckpt=x", "+sampler_changes.steps=10"],
     "sample ckpt=x sampler=ddim steps=10 sampler.eta=0.5": [
         "ckpt=x", "sampler=ddim", "sampler.steps=10", "sampler.eta=0.5",
     ],
     "sample ckpt=x class=sneaker,bag": ["ckpt=x", "classes=[sneaker,bag]"],
-    "sample -m ckpt=x class=sneaker,bag": ["-m", "ckpt=x", "classes=sneaker,bag"],
+    "sample -m ckpt=x class=sneaker,bag": ["ckpt=x", "classes=sneaker,bag", "-m"],
     "evaluate ckpt=x sampler.steps=10": ["ckpt=x", "+sampler_changes.steps=10"],
 }  # fmt: skip
 

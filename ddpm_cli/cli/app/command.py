@@ -133,9 +133,7 @@ def _parse(command: Command) -> Namespace:
     def refuse(message: str) -> NoReturn:
         raise UserError(message)
 
-    # argparse accepts no positional arguments on both sides of an option, so -m is moved to the front.
-    typed = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
-    sys.argv[1:] = expand(command.name, command.schema, typed)
+    sys.argv[1:] = expand(command.name, command.schema, sys.argv[1:])
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     arguments = parser.parse_args()
@@ -148,7 +146,8 @@ def _run_sweep(command: Command, overrides: list[str], traceback: bool) -> None:
     if is_one_of_several():
         raise UserError("-m: not under torchrun or srun, whose processes share one job; type devices=… instead")
     plan = plan_sweep(command.name, command.schema, overrides, command.check)
-    sys.argv += create_sweep(plan)
+    end = 1 + len(overrides)  # flags follow
+    sys.argv[end:end] = create_sweep(plan)
     _compose_and_run(command, overrides, plan, traceback)
     finish_sweep(plan, command.after_sweep)
 

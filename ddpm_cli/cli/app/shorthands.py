@@ -84,12 +84,14 @@ def expand(command: str, schema: type, arguments: list[str]) -> list[str]:
         return arguments
     several = bool(MULTIRUN & {*arguments})
     words = [*_split(command, arguments)]
-    expanded = [_expand(command, schema, word, several) if typed else word for typed, word in words]
+    flags = [word for typed, word in words if not typed]
+    expanded = [_expand(command, schema, word, several) for typed, word in words if typed]
     if command in ("sample", "evaluate"):
         expanded = _with_keys_of_samplers(expanded)
     if command in NEED_A_RUN and not SHOWN_INSTEAD & {*arguments}:
         _check_run(command, expanded)
-    return [*expanded, *_replaced_length(expanded)] if command == "train" else expanded
+    # Flags come last, because argparse accepts no overrides on both sides of one.
+    return [*expanded, *(_replaced_length(expanded) if command == "train" else []), *flags]
 
 
 def _with_keys_of_samplers(words: list[str]) -> list[str]:
