@@ -22,7 +22,7 @@ DEBIAN_ROOT := $(shell command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ]
 demo: .venv/installed data
 	rm -rf $(DEMO)
 	$(BIN)/ddpm-train experiment=quickstart out=$(DEMO)/run
-	$(BIN)/ddpm-sample ckpt=$(DEMO)/run n=64 seed=1 gif=true out=$(DEMO)/samples
+	$(BIN)/ddpm-sample ckpt=$(DEMO)/run n=80 seed=1 gif=true out=$(DEMO)/samples
 	@echo
 	@echo "Samples and how they were denoised:  $(DEMO)/samples/grid.png  $(DEMO)/samples/film.gif"
 	@echo "The run: $(DEMO)/run/samples/  $(DEMO)/run/loss.png"
