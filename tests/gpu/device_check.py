@@ -726,7 +726,7 @@ def cli_kill_resume():
 
 
 def cli_quality():
-    """All of experiment=quickstart, and the distance of 2000 samples: on CPUs it was 1.30 (1.21 to 1.38)."""
+    """All of experiment=quickstart, and the distance of 2000 samples: see docs/benchmarks.md for CPUs."""
     few = ["train.steps=3", "train.log_every=1", "evaluate.n=10"]
     found = train_cli("quickstart", "experiment=quickstart", f"dataset.root={DATA}", "evaluate.every=1",
                       *(few if TINY else ["evaluate.n=500"]), limit=200)  # fmt: skip
