@@ -19,6 +19,7 @@ def disk_full_message(file: str) -> str:
     return rf"^ddpm-train: run/{file}: no room on the disk for this file, which needs [\d.]+ (KiB|bytes); make some; "
 
 
+@pytest.mark.slow  # tests/test_files.py and test_loop.py simulate a full disk
 def test_disk_full_at_a_checkpoint(
     small: list[str], undisturbed: Callable[..., Path], tally: Callable[[str], Callable[[], None]]
 ) -> None:

@@ -13,6 +13,7 @@ from tests.faults.processes import assert_same_run, running, steps_done, tempora
 STOP_SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 
 
+@pytest.mark.slow  # tests/training/test_loop.py stops a run in this process at every moment
 @pytest.mark.parametrize("trial", range(5))
 @pytest.mark.parametrize(("number", "status"), STOP_SIGNALS, ids=lambda value: str(value))
 def test_stopped_run_resumes_bit_for_bit(
