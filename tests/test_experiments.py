@@ -129,8 +129,9 @@ def test_two_steps(name: str, size: str, tmp_path: Path) -> None:
 )
 def test_the_small_variant_learns(name: str) -> None:
     """Check that the loss at fixed timesteps and noise falls."""
-    few = ["train.batch_size=8", "train.lr=4e-3", "train.warmup_steps=0", "train.precision=fp32", "train.steps=30"]
-    config = composed(f"experiment={name}", *SMALL[name], *few, "train.epochs=null")
+    steps = 90 if name in FLOWS else 30  # a velocity takes longer to learn
+    few = ["train.batch_size=8", "train.lr=4e-3", "train.warmup_steps=0", "train.precision=fp32"]
+    config = composed(f"experiment={name}", *SMALL[name], *few, f"train.steps={steps}", "train.epochs=null")
     trainer = trainer_of(config)
     generator = torch.Generator().manual_seed(1)
     x0, y, _ = trainer.table.batch(0, 32)
@@ -143,9 +144,9 @@ def test_the_small_variant_learns(name: str) -> None:
             return trainer.objective(x0, t, eps, given).mean().item()
 
     first = loss()
-    for _ in range(30):
+    for _ in range(steps):
         trainer.train_step()
-    assert loss() < (0.9 if name in FLOWS else 0.8) * first  # a velocity is never known exactly
+    assert loss() < 0.8 * first
 
 
 SCHEDULES = ["linear", "cosine", "quadratic", "sigmoid", "constant"]

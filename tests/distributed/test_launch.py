@@ -57,7 +57,6 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained: Path, ru
     assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.slow
 def test_error_in_two_processes_is_one_line(trained: Path, run: Run) -> None:
     result = run("sample", f"ckpt={trained}", "device=cpu", "devices=2", f"out={trained}")
     assert result.code == 2

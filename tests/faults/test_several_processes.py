@@ -47,7 +47,7 @@ def max_difference(ours: Path, theirs: Path) -> float:
     return max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
 
 
-@pytest.mark.slow  # 50 s; test_sharding.py resumes two processes, and test_signals.py stops one
+@pytest.mark.slow  # 50 s; test_sharding.py resumes two processes, and test_loop.py stops one
 def test_stopped_processes_resume_bit_for_bit(small: list[str], tally: Callable[[str], Callable[[], None]]) -> None:
     survived = tally("several processes stopped and resumed bit for bit")
     with running(*small, *ENDLESS, TWO, "out=run") as process:
