@@ -9,6 +9,10 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
+START_METHOD = "forkserver"
+"""Processes are forked from one that has imported torch and ddpm_cli once, in place of each importing them."""
+multiprocessing.set_forkserver_preload(["ddpm_cli.training.start", "torch._dynamo"])
+
 
 def _one(rank: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
@@ -21,5 +25,5 @@ def _one(rank: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...
 
 def in_two(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """Return the results of `work(*args)`, a module-level function, in each of two processes, by rank."""
-    multiprocessing.spawn(_one, (work, folder, args), nprocs=2)
+    multiprocessing.start_processes(_one, (work, folder, args), nprocs=2, start_method=START_METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]

@@ -45,7 +45,12 @@ def class_vectors(classes: int, dim: int) -> nn.Embedding | None:
 
     The null label means no class (Ho & Salimans 2022, arXiv:2207.12598, section 3.2).
     """
-    return nn.Embedding(classes + 1, dim) if classes else None
+    if not classes:
+        return None
+    table = torch.empty(classes + 1, dim)
+    if not table.is_meta:  # there it would import torch._dynamo, which takes longer than loading a checkpoint
+        table.normal_()
+    return nn.Embedding.from_pretrained(table, freeze=False)
 
 
 class Embedding(nn.Module):

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,20 @@ from ddpm_cli.distributed.launch import (
 from ddpm_cli.errors import Failure
 from ddpm_cli.training.start import TrainingJob, _job_after_restart
 from tests.conftest import TINY, Result, composed, train_into
+from tests.processes import START_METHOD
 
 Run = Callable[..., Result]
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers as `tests.processes` does. Otherwise each of them imports torch first."""
+    config = launch._launch_config
+
+    def forking(*args: Any) -> Any:
+        return replace(config(*args), start_method=START_METHOD)
+
+    monkeypatch.setattr(launch, "_launch_config", forking)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_into(folder, *TINY, "train.steps=2", "conditioning=class", f"out={folder}")
 
 
+@pytest.mark.usefixtures("forked")
 def test_samples_do_not_depend_on_the_number_of_processes(trained: Path, run: Run) -> None:
     """Draw five samples in batches of two, so that the processes draw different numbers of samples."""
     for devices in (1, 2):
@@ -57,6 +71,7 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(trained: Path, ru
     assert len((trained / "evaluations.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.usefixtures("forked")
 def test_error_in_two_processes_is_one_line(trained: Path, run: Run) -> None:
     result = run("sample", f"ckpt={trained}", "device=cpu", "devices=2", f"out={trained}")
     assert result.code == 2

@@ -25,7 +25,7 @@ COMMANDS = {
     "forward": ["dataset=digits", "out=made"],
     "report": ["{run}", "out=made.html"],
 }
-QUICK = {"train": 2, "sample": 1}
+QUICK = {"train": 1, "sample": 1}
 """Number of trials without --full."""
 
 
