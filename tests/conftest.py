@@ -4,9 +4,11 @@
   figures have the marker `figures`.
 - Hydra composes configs faster, see `fast_composition`.
 - The FLOPs in the summary table of a run are counted once per network.
+- Python searches for cyclic garbage less often: with torch imported, that takes a quarter of the time of a command.
 """
 
 import functools
+import gc
 import io
 import os
 import sys
@@ -57,6 +59,7 @@ from ddpm_cli.training import summary_table
 from tests import fast_composition
 
 torch.set_num_threads(1)
+gc.set_threshold(50_000, 20, 20)
 fast_composition.install()
 register_schemas = app.register_schemas
 

@@ -221,8 +221,8 @@ def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
 
 
 def test_large_value_of_many_rows_is_read_once_at_a_time(tmp_path: Path) -> None:
-    """Three hundred rows of 8 MiB in each column, in a file of a few kilobytes."""
-    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 300), ["x" * 2**23])
+    """Forty rows of 8 MiB in each column, in a file of a few kilobytes."""
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 40), ["x" * 2**23])
     table = pyarrow.table(
         {"image": column.cast(pyarrow.dictionary(pyarrow.int64(), pyarrow.binary())), "label": column}
     )
