@@ -14,16 +14,17 @@ START_METHOD = "forkserver"
 multiprocessing.set_forkserver_preload(["ddpm_cli.training.start", "torch._dynamo"])
 
 
-def _one(rank: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+def _one(rank: int, work: Callable[..., Any], folder: Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    found = work(*args)
+    found = work(*torch.load(folder / "args.pt", weights_only=False))
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def in_two(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """Return the results of `work(*args)`, a module-level function, in each of two processes, by rank."""
-    multiprocessing.start_processes(_one, (work, folder, args), nprocs=2, start_method=START_METHOD)
+    torch.save(args, folder / "args.pt")  # a forked process is sent a file for each tensor, up to 256 of them
+    multiprocessing.start_processes(_one, (work, folder), nprocs=2, start_method=START_METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]

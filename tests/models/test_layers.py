@@ -1,6 +1,8 @@
 """Layers, compared with their definitions in loops or NumPy."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from ddpm_cli.models.layers import (
     GroupNorm,
     LinearAttention,
     WeightStandardizedConv2d,
+    class_vectors,
     group_norm_by_channel,
     make_dropout_repeatable,
     sinusoidal_embedding,
@@ -144,3 +147,25 @@ def test_repeatable_dropout_draws_new_masks_unless_it_repeats() -> None:
     assert dropout(x[:3]).shape == (3, 64)
     dropout.eval()
     assert torch.equal(dropout(x), x)
+
+
+def test_class_vectors_are_initialised_as_by_torch() -> None:
+    torch.manual_seed(0)
+    theirs = nn.Embedding(11, 8)
+    torch.manual_seed(0)
+    ours = class_vectors(10, 8)
+    assert ours is not None
+    assert torch.equal(ours.weight, theirs.weight)
+    assert ours.weight.requires_grad
+
+
+def test_class_vectors_on_the_meta_device_do_not_import_dynamo() -> None:
+    """Loading a checkpoint builds its network there. Importing torch._dynamo takes longer than that."""
+    code = """
+import sys, torch
+from ddpm_cli.models.layers import class_vectors
+with torch.device("meta"):
+    assert class_vectors(10, 8).weight.shape == (11, 8)
+print("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
