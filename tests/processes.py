@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 START_METHOD = "forkserver"
-"""Processes are forked from one that has imported torch and ddpm_cli once, in place of each importing them."""
+"""Processes are forked from a server that has imported torch and ddpm_cli, so that they need not import them."""
 multiprocessing.set_forkserver_preload(["ddpm_cli.training.start", "torch._dynamo"])
 
 
@@ -25,6 +25,6 @@ def _one(rank: int, work: Callable[..., Any], folder: Path) -> None:
 
 def in_two(work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """Return the results of `work(*args)`, a module-level function, in each of two processes, by rank."""
-    torch.save(args, folder / "args.pt")  # a forked process is sent a file for each tensor, up to 256 of them
+    torch.save(args, folder / "args.pt")  # the server takes at most 256 file descriptors, and each tensor needs one
     multiprocessing.start_processes(_one, (work, folder), nprocs=2, start_method=START_METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]

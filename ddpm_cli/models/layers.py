@@ -48,7 +48,7 @@ def class_vectors(classes: int, dim: int) -> nn.Embedding | None:
     if not classes:
         return None
     table = torch.empty(classes + 1, dim)
-    if not table.is_meta:  # there it would import torch._dynamo, which takes longer than loading a checkpoint
+    if not table.is_meta:  # where this would import torch._dynamo, which takes longer than loading a checkpoint
         table.normal_()
     return nn.Embedding.from_pretrained(table, freeze=False)
 

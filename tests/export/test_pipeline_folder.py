@@ -142,7 +142,11 @@ SCHEDULERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     ("scheduler", "flat"),
-    [*((scheduler, False) for scheduler in SCHEDULERS), (SCHEDULERS[0], True)],
+    [
+        *((scheduler, False) for scheduler in SCHEDULERS),
+        (SCHEDULERS[0], True),
+        *(pytest.param(scheduler, True, marks=pytest.mark.slow) for scheduler in SCHEDULERS[1:]),
+    ],
     ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else "flat" if given else "folders",
 )
 def test_imported_pipeline_generates_the_same_images(scheduler: dict[str, Any], flat: bool, tmp_path: Path) -> None:
