@@ -18,6 +18,7 @@ def _one(rank: int, work: Callable[..., Any], folder: Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.barrier()  # a process that ended at once would close connections that the other still opens
     found = work(*torch.load(folder / "args.pt", weights_only=False))
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -229,7 +229,7 @@ def _exit_with_launcher(launcher: int) -> None:
 
 @contextmanager
 def _process_group(device: str) -> Iterator[None]:
-    """Initialise the default process group from the environment variables."""
+    """Initialise the default process group from the environment variables, and wait until all ranks have done so."""
     import torch
     from torch import distributed as dist
 
@@ -245,6 +245,7 @@ def _process_group(device: str) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     try:
+        collectives.all_reduce_max(0)  # a rank that ended at once would close connections that others still open
         if not collectives.is_rank_zero():
             logging.getLogger("ddpm_cli").setLevel(logging.WARNING)
         yield

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
+from torch import multiprocessing
 
 from ddpm_cli.distributed import collectives, launch
 from ddpm_cli.distributed.launch import (
@@ -76,6 +79,24 @@ def test_error_in_two_processes_is_one_line(trained: Path, run: Run) -> None:
     result = run("sample", f"ckpt={trained}", "device=cpu", "devices=2", f"out={trained}")
     assert result.code == 2
     assert result.err == f"ddpm-sample: out={trained}: already contains files; choose another folder\n"
+
+
+def _enter_slowly(rank: int, folder: Path) -> None:
+    initialise = dist.init_process_group
+
+    def slowly(backend: str) -> None:
+        initialise(backend, f"file://{folder}/meet", rank=rank, world_size=2)
+        if rank == 1:
+            time.sleep(0.5)
+            (folder / "connected").touch()
+
+    dist.init_process_group = slowly
+    with launch._process_group("cpu"):
+        assert (folder / "connected").exists()
+
+
+def test_work_begins_when_all_ranks_are_connected(tmp_path: Path) -> None:
+    multiprocessing.start_processes(_enter_slowly, (tmp_path,), nprocs=2, start_method=START_METHOD)
 
 
 def _kill_rank_one() -> None:
