@@ -104,11 +104,12 @@ class P2(Weighting):
 class EdmWeighting(Weighting):
     vanishes: ClassVar[bool] = False
     name: str = "edm"
-    sigma_data: float
+    sigma_data: float | None  # None: sigma_data of the run; a run that has started has a number
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.sigma_data <= 100, "weighting.sigma_data", self.sigma_data, "in (0, 100]")
+        ok = self.sigma_data is None or 0 < self.sigma_data <= 100
+        check(ok, "weighting.sigma_data", self.sigma_data, "in (0, 100], or null")
 
 
 @dataclass(kw_only=True)

@@ -198,7 +198,7 @@ class TrainConfig:
     conditioning: Conditioning
     model: Model
     prediction: str
-    sigma_data: Any  # standard deviation of the data, for prediction=edm and weighting=edm, or auto
+    sigma_data: Any  # standard deviation of the data, for prediction=edm, weighting=edm and loss.weight=edm, or auto
     variance: str  # of the reverse process
     sampler: Sampler  # of the milestones' pictures, as guidance_scale is
     guidance_scale: float

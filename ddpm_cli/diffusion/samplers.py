@@ -127,8 +127,10 @@ def edm(
 
     Before a step from a noise level sigma / signal in [s_tmin, s_tmax], noise raises the level by the factor
     1 + gamma, gamma = min(s_churn / steps, sqrt(2) - 1). The network knows the timesteps of the process only, so the
-    noise is added up to exactly the first timestep whose level is as high, or the last one that has signal; with
-    T = 1000 it is at most a few percent higher. Where that is the timestep itself, as at T-1, no noise is added.
+    noise is added up to exactly the first timestep whose level is as high, or the last one that has signal. With
+    T = 1000 it is 2% higher on the schedule edm, and up to a tenth on flow and cosine. On the linear schedule it is up
+    to a third higher in the last steps, where its levels lie far apart. Where that is the timestep itself, as at T-1,
+    no noise is added.
     """
     gamma = min(s_churn / len(pairs), math.sqrt(2) - 1)
     x0 = None

@@ -31,7 +31,7 @@ from ddpm_cli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-FROM_INIT = ("model", "schedule", "prediction", "variance", "conditioning", "loss", "weighting")
+FROM_INIT = ("model", "schedule", "prediction", "sigma_data", "variance", "conditioning", "loss", "weighting")
 """Keys and groups that a run takes from the one that init= names, unless they are typed."""
 PATH_KEYS = tuple(f"dataset.{key}" for key in PATHS)
 RECOMPUTE = "model.gradient_checkpointing"

@@ -19,7 +19,7 @@ from ddpm_cli.checkpoints.notes import key_of, note_resume, note_start
 from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_checkpoints
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.sharded import SHARDED, check_supported
-from ddpm_cli.config import MEASURED, ClassLabels, ImageDataset, TrainConfig, UserImages
+from ddpm_cli.config import MEASURED, ClassLabels, Ect, EdmWeighting, ImageDataset, TrainConfig, UserImages
 from ddpm_cli.data.sources import check_labels, check_trained, open_examples
 from ddpm_cli.data.stream import batches_of
 from ddpm_cli.data.table import Batches, fingerprint, numbered_by
@@ -127,8 +127,8 @@ def train(job: TrainingJob) -> float | None:
             config = state["config"]
         device = resolve_device(config.device)
         table, data = _load_data(config, device, str(job.resume), state)
-        if state is None and config.prediction == "edm" and config.sigma_data == "auto":
-            config = replace(config, sigma_data=table.std())
+        if state is None:
+            config = _with_sigma_data(config, table)
         with status("building the network"):
             trainer = Trainer(config, table, device)
         if state is None:  # the folder is created as late as possible, so that a mistake leaves none
@@ -152,6 +152,17 @@ def train(job: TrainingJob) -> float | None:
                 log_format(state["written_format"])
                 log_resume(trainer, state, folder)
         return _run_loop(job, trainer, folder, data, state)
+
+
+def _with_sigma_data(config: TrainConfig, table: Batches) -> TrainConfig:
+    """Return the config with the standard deviation of the data as a number wherever it is used."""
+    weighting, loss = config.weighting, config.loss
+    by_edm = isinstance(weighting, EdmWeighting) or (isinstance(loss, Ect) and loss.weight == "edm")
+    if config.sigma_data == "auto" and (by_edm or config.prediction == "edm"):
+        config = replace(config, sigma_data=table.std())
+    if isinstance(weighting, EdmWeighting) and weighting.sigma_data is None:
+        config = replace(config, weighting=replace(weighting, sigma_data=float(config.sigma_data)))
+    return config
 
 
 def _note_resume(job: TrainingJob, trainer: Trainer, folder: Path, before: TrainConfig) -> None:

@@ -31,13 +31,14 @@ def checkpoint(folder: str, step: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def test_train_tune_resume_and_sample(run: Run) -> None:
-    more = ["schedule=edm", "schedule.timesteps=50", "prediction=edm", "model.dropout=0.2"]
+    more = ["schedule=edm", "schedule.timesteps=50", "prediction=edm", "sigma_data=0.5", "model.dropout=0.2"]
     assert run("train", *TINY, *more, "train.steps=10", "out=base").code == 0
     tune = [*OWN, "init=base", *TUNED, "train.milestone_every=2", "train.log_every=2", "train.report=val_loss"]
     result = run("train", *tune, "train.steps=4", "out=whole")
     assert result.code == 0, result.err
     assert "warning" not in result.err.lower()
     assert "loss       ect, prediction=edm, variance=fixed_small" in result.err
+    assert torch.load("whole/checkpoints/last.pt", weights_only=True)["config"]["sigma_data"] == 0.5  # that of the base
 
     shutil.copytree("whole", "part")
     result = run("train", "resume=part/checkpoints/step_00000002.pt")

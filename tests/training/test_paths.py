@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY, Result
+from ddpm_cli.config import EdmWeighting
+from ddpm_cli.training.start import _with_sigma_data
+from tests.conftest import TINY, Result, composed
 
 Run = Callable[..., Result]
 
@@ -51,3 +55,22 @@ def test_sigma_data_is_that_of_the_data(run: Run) -> None:
         run("train", *TINY, "schedule=edm", "prediction=edm", "sigma_data=0.5", "train.steps=1", "out=given").code == 0
     )
     assert torch.load("given/checkpoints/last.pt", weights_only=True)["config"]["sigma_data"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("typed", "run_wide", "of_weighting"),
+    [
+        (["prediction=v"], "auto", None),
+        (["prediction=edm"], 0.7, None),
+        (["weighting=edm"], 0.7, 0.7),
+        (["weighting=edm", "sigma_data=0.3"], 0.3, 0.3),
+        (["weighting=edm", "weighting.sigma_data=0.4", "prediction=edm"], 0.7, 0.4),
+        (["loss=ect", "loss.weight=edm", "sampler=consistency"], 0.7, None),
+        (["loss=ect", "sampler=consistency"], "auto", None),
+    ],
+)
+def test_what_depends_on_sigma_data_has_a_number(typed: list[str], run_wide: Any, of_weighting: float | None) -> None:
+    table: Any = SimpleNamespace(std=lambda: 0.7)
+    config = _with_sigma_data(composed(*TINY, *typed), table)
+    assert config.sigma_data == run_wide
+    assert (config.weighting.sigma_data if isinstance(config.weighting, EdmWeighting) else None) == of_weighting
