@@ -33,8 +33,9 @@ REQUIRED_BY_OPTION = {
     "schedule=edm": ["prediction=edm"],
     "schedule=flow": ["prediction=flow"],
     "loss=hybrid": ["variance=learned_range"],
+    "weighting=edm": ["weighting.sigma_data=0.5"],  # which is null until the data are read
 }
-"""Overrides without which some options are invalid."""
+"""Overrides without which some options are invalid or incomplete."""
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -18,7 +18,7 @@ Run = Callable[..., Result]
 PATHS = {
     "edm": ["schedule=edm", "prediction=edm", "timestep_sampler=log_normal"],
     "flow": ["schedule=flow", "prediction=flow", "timestep_sampler=logit_normal", "schedule.shift=2"],
-    "preconditioned": ["prediction=edm", "timestep_sampler=low_discrepancy"],
+    "preconditioned": ["prediction=edm", "timestep_sampler=low_discrepancy", "weighting=edm"],
 }
 FEW = ["schedule.timesteps=40", "train.milestone_every=2", "train.steps=4"]
 
