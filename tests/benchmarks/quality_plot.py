@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ddpm_cli.files import write
 
@@ -24,15 +24,17 @@ def save_quality_plot(
         minutes, distances, lows, highs = np.array(points).T
         spans = np.maximum((distances - lows, highs - distances), 0)
         axes.errorbar(minutes, distances, yerr=spans, fmt="o-", markersize=4, capsize=3, label=name)
-    for epochs, distance in marks.items():
+    for number, (epochs, distance) in enumerate(marks.items(), start=1):
         axes.axhline(distance, color="gray", linestyle=":", linewidth=1)
-        at = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "bottom", "fontsize": 8}
-        axes.annotate(f"annotated, {epochs} epoch{'s' * (epochs > 1)}", (0.4, distance), **at)
+        at = {"xycoords": ("axes fraction", "data"), "ha": "center", "fontsize": 8}
+        at["va"] = "top" if number == len(marks) else "bottom"
+        axes.annotate(f"annotated, {epochs} epoch{'s' * (epochs > 1)}", (0.17 * number, distance), **at)
     axes.set(xlabel="minutes of training", ylabel="fd_classifier", xscale="log", yscale="log")
     axes.grid(which="both", alpha=0.3)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axis.set_minor_formatter(NullFormatter())
     axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
