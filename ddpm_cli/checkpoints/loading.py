@@ -64,7 +64,12 @@ def load_weights(key: str, path: Path, kind: str) -> Weights:
         size, tensors = state["stored_bytes"], state[kind if length is None else "ema"]
         weights = Weights(state["config"], state["classes"], state["step"], kind, tensors, state["phases"])
     if weights.kind != kind:
-        raise UserError(f"weights={kind}: {path} contains only the {weights.kind} weights; use weights={weights.kind}")
+        if key == "guidance.guide":
+            raise UserError(f"{key}={path}: contains only the {weights.kind} weights; name the run that it came from")
+        setting = "init_weights" if key == "init" else "weights"
+        raise UserError(
+            f"{setting}={kind}: {path} contains only the {weights.kind} weights; use {setting}={weights.kind}"
+        )
     config = with_noted_paths(weights.config, path)
     check_classes(key, path, config, weights.classes)
     like = weights_like(config, weights.classes)

@@ -49,6 +49,7 @@ def run(config: TrainConfig, folder: Path) -> float | None:
     """
     from ddpm_cli.training.start import TrainingJob, launch_training
 
+    _check_sweep()
     overrides, pruner = typed_overrides(), _pruner(config)
     if config.sweep.resume is not None:
         _check_job(config, folder, overrides)
@@ -61,6 +62,13 @@ def run(config: TrainConfig, folder: Path) -> float | None:
         return job.value
     started = RunFolder(folder).last_checkpoint.is_file()
     return launch_training(TrainingJob(config, folder, overrides, str(folder) if started else None, (), pruner))
+
+
+def _check_sweep() -> None:
+    """Raise `UserError` if sweep=… was typed for a single run."""
+    for text in HydraConfig.get().overrides.task:
+        if text.startswith("sweep=") and text != "sweep=null" and not _is_in_sweep():
+            raise UserError(f"{text}: chooses the runs of a sweep; add -m, or leave it out")
 
 
 def _pruner(config: TrainConfig) -> Pruner | None:

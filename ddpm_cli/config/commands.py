@@ -146,6 +146,8 @@ class EvaluateConfig(CheckpointConfig):
         one = (self.ckpt == "") != (self.samples is None)
         check(one, "ckpt", self.ckpt, "a run folder or a checkpoint, or samples=… instead, but not both")
         self._check_samples()
+        if not self.distances:
+            self._check_no_drawing("with metrics=[nll], for which no samples are drawn")
 
     @property
     def distances(self) -> list[str]:
@@ -159,15 +161,7 @@ class EvaluateConfig(CheckpointConfig):
             return
         if "nll" in self.metrics:
             raise UserError("metrics=[nll]: needs a network; give ckpt=… instead of samples=…")
-        for key in ("sampler", "variance", "guidance_scale"):
-            if getattr(self, key) is not None:
-                raise UserError(f"{key}: has no effect on samples=…, which are drawn already; leave it out")
-        for key in ("interval", "rescale", "guide"):
-            if getattr(self.guidance, key) is not None:
-                raise UserError(f"guidance.{key}: has no effect on samples=…, which are drawn already; leave it out")
-        if self.sampler_changes:
-            key = f"sampler.{next(iter(self.sampler_changes))}"
-            raise UserError(f"{key}: has no effect on samples=…, which are drawn already; leave it out")
+        self._check_no_drawing("on samples=…, which are drawn already")
         check(self.dataset is not None, "dataset", None, "set with samples=…, as in dataset=fashion_mnist")
         check(
             isinstance(self.dataset, ImageDataset),
@@ -175,6 +169,14 @@ class EvaluateConfig(CheckpointConfig):
             getattr(self.dataset, "name", None),
             "a dataset of images",
         )
+
+    def _check_no_drawing(self, why: str) -> None:
+        """Raise `UserError` for a key that says how to draw samples."""
+        keys = [key for key in ("sampler", "variance", "guidance_scale") if getattr(self, key) is not None]
+        keys += [f"guidance.{key}" for key, value in vars(self.guidance).items() if value is not None]
+        keys += [f"sampler.{key}" for key in self.sampler_changes or {}]
+        if keys:
+            raise UserError(f"{keys[0]}: has no effect {why}; leave it out")
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,9 @@ from ddpm_cli.config.registry import Option
 from ddpm_cli.config.schedule import Schedule
 from ddpm_cli.errors import check
 
+LEAST_SIGMA_DATA = 1e-3
+"""Smallest standard deviation of data, in [-1, 1]; pixels differ by 2 / 255."""
+
 
 @dataclass(kw_only=True)
 class Loss(Option):
@@ -108,8 +111,8 @@ class EdmWeighting(Weighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ok = self.sigma_data is None or 0 < self.sigma_data <= 100
-        check(ok, "weighting.sigma_data", self.sigma_data, "in (0, 100], or null")
+        ok = self.sigma_data is None or LEAST_SIGMA_DATA <= self.sigma_data <= 100
+        check(ok, "weighting.sigma_data", self.sigma_data, f"in [{LEAST_SIGMA_DATA}, 100], or null")
 
 
 @dataclass(kw_only=True)

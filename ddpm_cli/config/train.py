@@ -10,6 +10,7 @@ from ddpm_cli.config.dataset import Dataset
 from ddpm_cli.config.guidance import GuidanceOptions, check_guidance
 from ddpm_cli.config.model import Model
 from ddpm_cli.config.objective import (
+    LEAST_SIGMA_DATA,
     Conditioning,
     Hybrid,
     Loss,
@@ -221,8 +222,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.prediction in PREDICTIONS, "prediction", self.prediction, one_of(PREDICTIONS))
-        ok = self.sigma_data == "auto" or (type(self.sigma_data) in (int, float) and 0 < self.sigma_data <= 100)
-        check(ok, "sigma_data", self.sigma_data, "in (0, 100], or auto")
+        number = type(self.sigma_data) in (int, float)
+        ok = self.sigma_data == "auto" or (number and LEAST_SIGMA_DATA <= self.sigma_data <= 100)
+        check(ok, "sigma_data", self.sigma_data, f"in [{LEAST_SIGMA_DATA}, 100], or auto")
         check(self.variance in VARIANCES, "variance", self.variance, one_of(VARIANCES))
         self.model.check_against(self.dataset)
         self.model.check_augmentation(self.dataset)
@@ -278,6 +280,7 @@ class TrainConfig:
             raise UserError(
                 f"prediction={prediction}: not with schedule={schedule.name}, which needs "
                 f"prediction={one_of(schedule.predictions)}"
+                + ("; prediction=flow needs schedule=flow" if prediction == "flow" else "")
             )
         if schedule.ends_without_signal and self.weighting.vanishes:
             raise UserError(

@@ -224,7 +224,7 @@ class Batches(ABC):
         """Return the standard deviation of the values of some examples, to three digits. All ranks must call it."""
         x0 = self.batch(0, min(len(self), STD_EXAMPLES)).x0.double()
         mean, square = collectives.all_reduce_mean(torch.stack([x0.mean(), x0.square().mean()])).tolist()
-        return float(f"{math.sqrt(square - mean**2):.3g}")
+        return float(f"{math.sqrt(max(square - mean**2, 0.0)):.3g}")  # rounding may give less than 0
 
     def _on_device(self, part: Tensor) -> Tensor:
         """Return `part` on the training device.

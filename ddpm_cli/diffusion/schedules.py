@@ -97,8 +97,8 @@ def flow(timesteps: int, shift: float) -> Path:
     `shift` moves the levels u towards noise, as Esser et al. 2024 (arXiv:2403.03206), eq. 23, do for large images.
     """
     u = _linspace(1 / timesteps, 1, timesteps)
-    sigma = shift * u / (1 + (shift - 1) * u)
-    return Path(1 - sigma, sigma)
+    whole = 1 + (shift - 1) * u
+    return Path((1 - u) / whole, shift * u / whole)  # the signal at T-1 is exactly 0
 
 
 def _zero_terminal_snr(betas: Tensor) -> Tensor:

@@ -40,11 +40,14 @@ def check_start(process: Process, sampler: Sampler) -> None:
     share, of_last = _signal_share(process, start), _signal_share(process, last)
     if start == last or (of_last > 0 and share <= max(LARGEST_SIGNAL, TOLERANCE * of_last)):
         return
-    choice = f"spacing={sampler.spacing}" if sampler.sections is None else f"sections={sampler.sections}"
+    if sampler.sections is not None:
+        choice, advice = f"sections={sampler.sections}", "2 or more in the last section, or sampler.sections=null"
+    else:  # quadratic steps start at 0.8 T for any number of steps
+        choice, advice = f"spacing={sampler.spacing}", "sampler.spacing=trailing or time"
+        advice += "" if sampler.spacing == "quadratic" else ", or more steps"
     why = "only the last one is pure noise" if of_last == 0 else f"{share:.1%} of the amplitude of x_t is signal"
     raise UserError(
-        f"sampler.{choice}: these steps start at t={start} of T={process.timesteps}, but {why}; use "
-        "sampler.spacing=trailing or time, or more steps"
+        f"sampler.{choice}: these steps start at t={start} of T={process.timesteps}, but {why}; use {advice}"
     )
 
 

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint or samples, and write the results. Implements ddpm-evaluate."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -195,13 +196,17 @@ def _compared(
 
 
 def _sampling(config: EvaluateConfig, drawn: GeneratedSamples) -> dict[str, Any]:
-    generator = drawn.generator
+    generator, rule = drawn.generator, drawn.generator.rule
     return {
         "precision": _precision_of_samples(config, drawn.n, generator.device),
         "sampler": asdict(generator.sampler),
         "variance": generator.denoiser.variance,
-        "guidance_scale": generator.rule.scale,
-        "guidance": asdict(config.guidance),
+        "guidance_scale": rule.scale,
+        "guidance": {
+            "interval": None if rule.interval == (0.0, math.inf) else list(rule.interval),
+            "rescale": rule.rescale,
+            "guide": config.guidance.guide,
+        },
         "nfe": drawn.nfe,
     }
 

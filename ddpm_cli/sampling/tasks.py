@@ -69,6 +69,11 @@ def _wanted_for_editing(config: SampleConfig, trained: Trained) -> list[int]:
             )
         if config.guidance_scale not in (None, 0, 1):
             raise UserError(f"guidance_scale={config.guidance_scale}: task={config.task} needs a class to be guided to")
+        for name, value in vars(config.guidance).items():
+            if value is not None:
+                raise UserError(
+                    f"guidance.{name}={value}: has no effect with task={config.task} and without a class; leave it out"
+                )
     if config.task == "interpolate":
         check(len(wanted) < 2, "class", config.classes, "a single class with task=interpolate")
     return wanted

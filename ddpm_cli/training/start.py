@@ -20,6 +20,7 @@ from ddpm_cli.checkpoints.run_checkpoints import find_checkpoint, move_later_che
 from ddpm_cli.checkpoints.run_folder import RunFolder, claimed, log_into, reopened
 from ddpm_cli.checkpoints.sharded import SHARDED, check_supported
 from ddpm_cli.config import MEASURED, ClassLabels, Ect, EdmWeighting, ImageDataset, TrainConfig, UserImages
+from ddpm_cli.config.objective import LEAST_SIGMA_DATA
 from ddpm_cli.data.sources import check_labels, check_trained, open_examples
 from ddpm_cli.data.stream import batches_of
 from ddpm_cli.data.table import Batches, fingerprint, numbered_by
@@ -159,10 +160,19 @@ def _with_sigma_data(config: TrainConfig, table: Batches) -> TrainConfig:
     weighting, loss = config.weighting, config.loss
     by_edm = isinstance(weighting, EdmWeighting) or (isinstance(loss, Ect) and loss.weight == "edm")
     if config.sigma_data == "auto" and (by_edm or config.prediction == "edm"):
-        config = replace(config, sigma_data=table.std())
+        config = replace(config, sigma_data=_std(table))
     if isinstance(weighting, EdmWeighting) and weighting.sigma_data is None:
         config = replace(config, weighting=replace(weighting, sigma_data=float(config.sigma_data)))
     return config
+
+
+def _std(table: Batches) -> float:
+    std = table.std()
+    if std < LEAST_SIGMA_DATA:
+        raise UserError(
+            "sigma_data=auto: the values of the data hardly differ; set a number, for example sigma_data=0.5"
+        )
+    return std
 
 
 def _note_resume(job: TrainingJob, trainer: Trainer, folder: Path, before: TrainConfig) -> None:

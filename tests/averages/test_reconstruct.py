@@ -186,6 +186,10 @@ def test_export_and_init_take_an_average(
     assert "ema:0.07" in Path("exported/README.md").read_text()
     result = run("sample", "ckpt=exported", "n=2", "device=cpu")
     assert "contains only the ema:0.07 weights; use weights=ema:0.07" in result.err
+    result = run("sample", f"ckpt={folder}", "guidance_scale=2", "guidance.guide=exported", "n=2", "device=cpu")
+    assert "contains only the ema:0.07 weights; name the run that it came from" in result.err
+    result = run("train", *POINTS, "init=exported", "train.steps=1", "out=other")
+    assert "contains only the ema:0.07 weights; use init_weights=ema:0.07" in result.err
     result = run("train", *POINTS, f"init={folder}", "init_weights=ema:0.07", "train.steps=1", "out=new")
     assert result.code == 0, result.err
     assert f"ema:0.07 of step {STEPS}" in Path("new/train.log").read_text()

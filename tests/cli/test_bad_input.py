@@ -60,12 +60,13 @@ TRAIN = {
     "distributed.rdzv_endpoint=host": "distributed.rdzv_endpoint=host: must be host:port",
     "distributed.max_restarts=-1": "distributed.max_restarts=-1: must be in 0..10000",
     "prediction=noise": "prediction=noise: must be eps, x0, v, edm or flow",
-    "prediction=flow": "prediction=flow: not with schedule=cosine, which needs prediction=eps, x0, v or edm",
+    "prediction=flow": "prediction=flow: not with schedule=cosine, which needs prediction=eps, x0, v or edm; "
+    "prediction=flow needs schedule=flow",
     "schedule=flow": "prediction=v: not with schedule=flow, which needs prediction=flow or x0",
     "schedule=edm": "prediction=v: not with schedule=edm, which needs prediction=edm",
     "schedule=edm prediction=edm schedule.sigma_min=90": "schedule.sigma_max=80.0: must be above",
     "schedule=edm prediction=edm schedule.rho=0": "schedule.rho=0.0: must be in [1, 100]",
-    "schedule=edm prediction=edm sigma_data=0": "sigma_data=0: must be in (0, 100], or auto",
+    "schedule=edm prediction=edm sigma_data=0": "sigma_data=0: must be in [0.001, 100], or auto",
     "schedule=flow prediction=flow schedule.shift=0": "schedule.shift=0.0: must be in [0.01, 100]",
     "schedule=flow prediction=flow weighting=sigmoid": "weighting=sigmoid: must be none or edm with schedule=flow",
     "prediction=edm schedule.zero_terminal_snr=true": "zero_terminal_snr=true: not with prediction=edm",
@@ -92,12 +93,18 @@ TRAIN = {
     "conditioning=": "conditioning=: must be class or none",
     "conditioning.dropout=0.1": "conditioning.dropout: only conditioning=class has this key",
     "sampler=ddim sampler.spacing=stride sampler.steps=2": "sampler.spacing=stride: these steps start at t=500 of",
-    "sampler=ddim sampler.sections=[10,1]": "sampler.sections=[10, 1]: these steps start at t=500 of T=1000, but",
+    "sampler=ddim sampler.sections=[10,1]": "sampler.sections=[10, 1]: these steps start at t=500 of T=1000, but 70.7% "
+    "of the amplitude of x_t is signal; use 2 or more in the last section, or sampler.sections=null",
     "sampler=ddim sampler.spacing=stride sampler.steps=20": "sampler.spacing=stride: these steps start at t=950 of "
     "T=1000, but 7.6% of the amplitude of x_t is signal; use sampler.spacing=trailing or time, or more steps",
     "sampler=ddim sampler.spacing=stride schedule.zero_terminal_snr=true": "sampler.spacing=stride: these steps start "
     "at t=980 of T=1000, but only the last one is pure noise; use sampler.spacing=trailing",
-    "sampler=ddim sampler.spacing=quadratic schedule=flow prediction=flow": "sampler.spacing=quadratic: these steps",
+    "sampler=ddim sampler.spacing=quadratic schedule=flow prediction=flow": "sampler.spacing=quadratic: these steps "
+    "start at t=800 of T=1000, but only the last one is pure noise; use sampler.spacing=trailing or time\n",
+    "sampler=ddim sampler.spacing=stride schedule=flow prediction=flow schedule.shift=0.3": "sampler.spacing=stride: ",
+    "prediction=edm sigma_data=1e-9": "sigma_data=1e-09: must be in [0.001, 100], or auto",
+    "weighting=edm weighting.sigma_data=0": "weighting.sigma_data=0.0: must be in [0.001, 100], or null",
+    "sweep=recipes": "sweep=recipes: chooses the runs of a sweep; add -m, or leave it out",
     "sampler=ddim sampler.rho=0.5": "sampler.rho=0.5: must be in [1, 100]",
     "sampler=edm sampler.s_churn=-1": "sampler.s_churn=-1.0: must be 0 or more",
     "sampler=edm sampler.s_tmin=2": "sampler.s_tmax=1.0: must be above sampler.s_tmin=2.0",
@@ -298,6 +305,8 @@ SAMPLE = {
     "classes class=": "class=: must be a number in 0..9",
     "classes class=[]": "class=[]: must be a class or a list of some",
     f"classes {INTERPOLATE} guidance_scale=3": "guidance_scale=3.0: task=interpolate needs a class",
+    f"classes {INTERPOLATE} guidance.rescale=0.5": "guidance.rescale=0.5: has no effect with task=interpolate and "
+    "without a class; leave it out",
     "plain resamplings=7": "resamplings=7: only with task=inpaint",
     "plain root=/data": "root=/data: task=generate reads no data",
     f"always {INTERPOLATE}": "class=null: task=interpolate needs a class, because this network was never trained",
@@ -366,6 +375,14 @@ def test_sample_option_that_the_run_does_not_support_is_refused(
         (["ckpt=x", "metrics=nll"], "metrics=nll: must be a list"),
         (["ckpt=x", "metric=[nll]"], "metric: no such key; did you mean metrics?"),
         (["ckpt=x", "metrics=[nll]", "n=0"], "n=0: must be at least 1 for these metrics, or null"),
+        (
+            ["ckpt=x", "metrics=[nll]", "guidance.guide=y"],
+            "guidance.guide: has no effect with metrics=[nll], for which no samples are drawn; leave it out",
+        ),
+        (
+            ["ckpt=x", "metrics=[nll]", "sampler.steps=3"],
+            "sampler.steps: has no effect with metrics=[nll], for which no",
+        ),
         (["ckpt=x", "n=9"], "n=9: must be at least 10 for these metrics, or null"),
         (["ckpt=x", "n=some"], "n=some: must be a whole number"),
         (["ckpt=x", "features=clip"], "features=clip: must be auto, inception or classifier"),
@@ -421,6 +438,15 @@ def test_conditioning_on_a_folder_without_subfolders_is_refused(run: Run, tmp_pa
         "conditioning=class: dataset=image_folder has no labels (the sub-folders directly below",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_images_without_contrast_have_no_sigma_data(run: Run, tmp_path: Path) -> None:
+    for i in range(8):
+        save_image(tmp_path / f"gray/{i}.png", (41, 41, 41))
+    data = ["dataset=image_folder", f"dataset.root={tmp_path}/gray", "dataset.image_size=8", "dataset.test_fraction=0"]
+    result = run("train", *data, *TINY[1:], "prediction=edm", "train.steps=1", "out=new")
+    assert_refused(result, "sigma_data=auto: the values of the data hardly differ; set a number, for example")
+    assert not Path("new").exists()
 
 
 def test_folder_with_a_broken_image_is_refused_unless_it_is_skipped(run: Run, tmp_path: Path) -> None:

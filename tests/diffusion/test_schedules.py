@@ -1,12 +1,13 @@
 """Compare schedules with their formulas, written out with Python's math module alone."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 
-from ddpm_cli.config import Constant, Cosine, Linear, Quadratic, Sigmoid
-from ddpm_cli.diffusion.schedules import betas_of
+from ddpm_cli.config import Constant, Cosine, FlowPath, Linear, Quadratic, Sigmoid
+from ddpm_cli.diffusion.schedules import betas_of, path_of
 from ddpm_cli.errors import UserError
 
 RAMP = {"beta_start": 1e-4, "beta_end": 0.02, "rescale": False}
@@ -85,3 +86,15 @@ def test_unscaled_betas_of_annotated_do_not_end_in_noise() -> None:
     """As its YAML comment states, x_T keeps more than a fifth of the image's amplitude."""
     betas = betas_of(Linear(timesteps=300, zero_terminal_snr=False, **RAMP))
     assert torch.cumprod(1 - betas, 0)[-1].item() == pytest.approx(0.048, abs=0.001)
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.05, 0.1, 0.2, 0.3, 1.0, 3.0, 100.0])
+def test_flow_ends_without_signal(shift: float) -> None:
+    """Compare with eq. 23 of Esser et al. 2024 in exact fractions."""
+    path = path_of(FlowPath(timesteps=50, shift=shift))
+    assert path.signal[-1] == 0
+    assert path.sigma[-1].item() == pytest.approx(1, rel=1e-12)
+    u, s = Fraction(7, 50), Fraction(shift)
+    sigma = s * u / (1 + (s - 1) * u)
+    assert path.sigma[6].item() == pytest.approx(float(sigma), rel=1e-12)
+    assert path.signal[6].item() == pytest.approx(float(1 - sigma), rel=1e-12)
