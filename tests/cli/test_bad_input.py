@@ -93,7 +93,7 @@ TRAIN = {
     "conditioning=": "conditioning=: must be class or none",
     "conditioning.dropout=0.1": "conditioning.dropout: only conditioning=class has this key",
     "sampler=ddim sampler.spacing=stride sampler.steps=2": "sampler.spacing=stride: these steps start at t=500 of",
-    "sampler=ddim sampler.sections=[10,1]": "sampler.sections=[10, 1]: these steps start at t=500 of T=1000, but 70.7% "
+    "sampler=ddim sampler.sections=[10,1]": "sampler.sections=[10, 1]: these steps start at t=500 of T=1000, but 70.2% "
     "of the amplitude of x_t is signal; use 2 or more in the last section, or sampler.sections=null",
     "sampler=ddim sampler.spacing=stride sampler.steps=20": "sampler.spacing=stride: these steps start at t=950 of "
     "T=1000, but 7.6% of the amplitude of x_t is signal; use sampler.spacing=trailing or time, or more steps",
@@ -305,7 +305,7 @@ SAMPLE = {
     "classes class=": "class=: must be a number in 0..9",
     "classes class=[]": "class=[]: must be a class or a list of some",
     f"classes {INTERPOLATE} guidance_scale=3": "guidance_scale=3.0: task=interpolate needs a class",
-    f"classes {INTERPOLATE} guidance.rescale=0.5": "guidance.rescale=0.5: has no effect with task=interpolate and "
+    f"classes {INTERPOLATE} guidance_scale=0 guidance.rescale=0.5": "guidance.rescale=0.5: has no effect with task=interpolate and "
     "without a class; leave it out",
     "plain resamplings=7": "resamplings=7: only with task=inpaint",
     "plain root=/data": "root=/data: task=generate reads no data",
