@@ -305,8 +305,8 @@ SAMPLE = {
     "classes class=": "class=: must be a number in 0..9",
     "classes class=[]": "class=[]: must be a class or a list of some",
     f"classes {INTERPOLATE} guidance_scale=3": "guidance_scale=3.0: task=interpolate needs a class",
-    f"classes {INTERPOLATE} guidance_scale=0 guidance.rescale=0.5": "guidance.rescale=0.5: has no effect with task=interpolate and "
-    "without a class; leave it out",
+    f"classes {INTERPOLATE} guidance_scale=0 guidance.rescale=0.5": "guidance.rescale=0.5: has no effect with "
+    "task=interpolate and without a class; leave it out",
     "plain resamplings=7": "resamplings=7: only with task=inpaint",
     "plain root=/data": "root=/data: task=generate reads no data",
     f"always {INTERPOLATE}": "class=null: task=interpolate needs a class, because this network was never trained",
