@@ -206,6 +206,7 @@ def test_sample_metrics_and_their_files(run: Run, trained: Path) -> None:
     assert record["floor"].keys() == record["metrics"].keys() - {"nll"}
     assert (record["n"], record["floor_n"], record["nfe"], record["sampler"]["steps"]) == (12, 12, 3, 3)
     assert record["precision"] == record["nll"]["precision"] == "fp32"
+    assert record["guidance"] == {"interval": None, "rescale": 0.0, "guide": None}  # of the run, as nothing is typed
     assert record["command"].startswith(f"ddpm-evaluate ckpt={trained} 'metrics=[fid,kid,is,prc,nll]' n=12")
     assert f"fd_classifier {record['metrics']['fd_classifier']:.4g} (95% interval of the mean at this n: " in result.err
     assert "classes found: 0 " in result.err
